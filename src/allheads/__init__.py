@@ -1,0 +1,68 @@
+"""allheads: a pretrained transformer as its attention-only twin.
+
+>>> import allheads as ah
+>>> source = ah.load("smollm2-135m")  # doctest: +SKIP
+>>> twin = ah.convert(source)  # doctest: +SKIP
+>>> print(ah.verify(source, twin, "The quick brown fox jumps over the lazy dog."))  # doctest: +SKIP
+
+Names are imported when they are first used: importing the package is cheap and has no side effects.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from allheads import plots as plots
+    from allheads.banks.bank import HeadBank as HeadBank
+    from allheads.errors import AllHeadsError as AllHeadsError
+    from allheads.models.bridge import TwinBridge as TwinBridge
+    from allheads.models.load import load as load
+    from allheads.proof.report import Report as Report
+    from allheads.proof.report import Thresholds as Thresholds
+    from allheads.proof.verify import verify as verify
+    from allheads.theory.approximate import approximate as approximate
+    from allheads.theory.gates import Gate as Gate
+    from allheads.theory.gates import GateSum as GateSum
+    from allheads.twin.convert import convert as convert
+    from allheads.twin.heads import Head as Head
+    from allheads.twin.heads import head as head
+    from allheads.twin.heads import heads as heads
+    from allheads.twin.labels import Label as Label
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AllHeadsError": "errors",
+    "Gate": "theory.gates",
+    "GateSum": "theory.gates",
+    "Head": "twin.heads",
+    "HeadBank": "banks.bank",
+    "Label": "twin.labels",
+    "Report": "proof.report",
+    "Thresholds": "proof.report",
+    "TwinBridge": "models.bridge",
+    "approximate": "theory.approximate",
+    "convert": "twin.convert",
+    "head": "twin.heads",
+    "heads": "twin.heads",
+    "load": "models.load",
+    "verify": "proof.verify",
+}
+
+__all__ = [*_HOME, "plots"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "plots":
+        return import_module("allheads.plots")
+    if name not in _HOME:
+        raise AttributeError(f"module 'allheads' has no attribute {name!r}")
+    value = getattr(import_module(f"allheads.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,54 @@
+"""Weights that may be read, and not written by accident."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from allheads.errors import AllHeadsError
+
+#: Writing operations whose names do not end in an underscore.
+_WRITES = {"__setitem__", "__set__"}
+
+
+class SharedWeight(Tensor):
+    """A view of a source model's weights that refuses to be written in place.
+
+    Ordinary tensors come out of every operation; views of it stay guarded.
+
+    >>> guarded = torch.zeros(2).as_subclass(SharedWeight)
+    >>> type(guarded + 1) is Tensor
+    True
+    >>> guarded[0] = 1.0
+    Traceback (most recent call last):
+    ...
+    allheads.errors.AllHeadsError: Expected weights of an edited bank, got a write to weights that are shared ...
+    """
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run ``func`` on plain tensors; refuse it if it would write into a guarded one."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        in_place = name in _WRITES or name.startswith("__i") or (name[-1:] == "_" and name[-2:] != "__")
+        if (in_place and isinstance(args[0], cls)) or isinstance(kwargs.get("out"), cls):
+            raise AllHeadsError(
+                "weights of an edited bank",
+                "a write to weights that are shared with the source model",
+                "Write inside `with bank.edit() as heads:`, which copies this layer first.",
+            )
+        with torch._C.DisableTorchFunctionSubclass():
+            return _marked(func(*args, **kwargs), args, cls)
+
+
+def _marked(result: Any, args: Any, guard: type[Tensor]) -> Any:
+    """Guard the results that share memory with a guarded argument, and no others."""
+    if isinstance(result, (tuple, list)):
+        return type(result)(_marked(item, args, guard) for item in result) if type(result) in (tuple, list) else result
+    if not isinstance(result, Tensor):
+        return result
+    memory = result.untyped_storage().data_ptr()
+    shared = any(isinstance(a, guard) and a.untyped_storage().data_ptr() == memory for a in args)
+    return result.as_subclass(guard if shared else Tensor)

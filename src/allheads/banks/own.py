@@ -1,0 +1,79 @@
+"""The heads of a bank once somebody edits them: one explicit copy, in TransformerLens orientations."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from allheads.banks.weights import HeadWeights
+
+
+class OwnHeads(nn.Module):
+    """``W_Q, W_K, W_V [head d_model d_head]``, ``W_O [head d_head d_model]``, biases and bias tokens, to write to.
+
+    The value coefficients of the gates are folded into ``W_V`` and ``b_V``, so that a head is all there is.
+    """
+
+    W_Q: Tensor
+    b_Q: Tensor
+    W_K: Tensor
+    b_K: Tensor
+    W_V: Tensor
+    b_V: Tensor
+    W_O: Tensor
+    b_O: Tensor
+    bias_keys: Tensor
+    bias_offsets: Tensor
+
+    def __init__(self, shared: HeadWeights) -> None:
+        super().__init__()
+        trained = shared.W_Q.requires_grad
+        for name, tensor in self.layout(shared).items():
+            self.register_parameter(name, nn.Parameter(tensor.detach().clone(), requires_grad=trained))
+
+    @staticmethod
+    def layout(shared: HeadWeights) -> dict[str, Tensor]:
+        """The weights of every head, expanded: views where nothing has to be multiplied."""
+        parts, neurons, d_model = shared.parts, shared.neurons, shared.W_Q.shape[2]
+
+        def per_head(tensor: Tensor) -> Tensor:
+            return tensor.expand(parts, neurons, -1).flatten(0, 1)
+
+        dtype = shared.W_Q.dtype
+        zeros = shared.W_Q.new_zeros(()).expand(parts, neurons)
+        b_Q = zeros if shared.b_Q is None else shared.b_Q.expand(parts, neurons)
+        value, b_value = (shared.W_Q, b_Q) if shared.W_V is None else (shared.W_V, shared.b_V)
+        b_value = zeros if b_value is None else b_value.expand(parts, neurons)
+        alpha, delta = shared.alpha.to(dtype)[:, None], shared.delta.to(dtype)[:, None]
+        return {
+            "W_Q": per_head(shared.W_Q)[..., None],
+            "b_Q": b_Q.flatten()[:, None],
+            "W_K": zeros[..., None].expand(-1, -1, d_model).flatten(0, 1)[..., None],
+            "b_K": zeros.flatten()[:, None],
+            "W_V": per_head(alpha[..., None] * value)[..., None],
+            "b_V": (alpha * b_value + delta).flatten()[:, None],
+            "W_O": per_head(shared.W_O)[:, None],
+            "b_O": shared.W_Q.new_zeros(d_model) if shared.b_O is None else shared.b_O,
+            "bias_keys": per_head(shared.bias_keys)[..., None],
+            "bias_offsets": per_head(shared.bias_offsets),
+        }
+
+    def weights(self, parts: int) -> HeadWeights:
+        """Views of the parameters, as the evaluations read them."""
+
+        def split(tensor: Tensor) -> Tensor:
+            return tensor.unflatten(0, (parts, -1))
+
+        return HeadWeights(
+            W_Q=split(self.W_Q[..., 0]),
+            b_Q=split(self.b_Q[:, 0]),
+            W_K=split(self.W_K[..., 0]),
+            b_K=split(self.b_K[:, 0]),
+            W_V=split(self.W_V[..., 0]),
+            b_V=split(self.b_V[:, 0]),
+            W_O=split(self.W_O[:, 0]),
+            b_O=self.b_O,
+            bias_keys=split(self.bias_keys[..., 0]),
+            bias_offsets=split(self.bias_offsets),
+            alpha=self.bias_keys.new_ones(parts),
+            delta=self.bias_keys.new_zeros(parts),
+        )

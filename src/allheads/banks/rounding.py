@@ -1,0 +1,168 @@
+r"""How far rounding can take an evaluation from exact arithmetic: an a-priori bound, written down.
+
+Let u be the unit roundoff (half of eps) of the projections, p that of the patterns, and gamma_n = n u / (1 - n u),
+the bound on the relative error of n roundings in a row (Higham 2002, ch. 3). Hats are computed values.
+
+1. Projections (dot products of length d_model plus a bias, in any order of summation), by Cauchy-Schwarz:
+   |t^ - t| <= e_t = gamma_{d+1} (||x|| ||W_Q|| + |b_Q|), and e_u, e_k likewise for values and self keys.
+2. Scores s_j = a_j + k_j t, coefficients rounded once, a product, a sum, and the maximum taken off. With
+   K = max |k_j| and A = max |a_j| over the bias tokens, and |s_j - max s| weighed by its own small pattern,
+   the pattern-weighted error of the scores is at most
+   E = K e_t + p (4 K |t| + 3 A + B + 1), plus e_own = |t| e_k + |k| e_t + e_t e_k + 4 p |t k| for a self key k.
+3. Patterns: P^ / P lies between 1 / (P + (1 - P) e^E) and 1 / (P + (1 - P) e^-E), so
+   |P^ - P| <= e_P = min(1, P (1 - P) (e^E - 1) e^E) + (B + 10) p P,
+   the last term for B + 1 exponentials of two ulp, their sum, a logarithm and one more exponential.
+4. Values v = alpha u + delta: e_v = |alpha| e_u + p (4 |alpha u| + 2 |delta|).
+5. z = P v: e_z = |v| e_P + P e_v + e_P e_v + p |z|; the sum over a neuron's H heads and the cast to the dtype of
+   the stream add (H p + u) sum |z|.
+6. Output, a dot product over all heads and a bias, by Cauchy-Schwarz again:
+   e_out = || e_post + gamma_{M+1} (|post| + e_post) || ||W_O|| + gamma_{M+1} |b_O|.
+
+The literal `attention` sums its softmax over N + B slots instead of B + 1; masked slots have weight exactly zero, so
+only the count in step 3 changes. The `closed` evaluation replaces steps 2 to 5 by f itself, see `closed_rounding`.
+The bound is rigorous up to terms below the smallest normal number, and pessimistic by one to two orders of
+magnitude, because roundings cancel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from allheads.banks.evaluate import patterns_on_self
+from allheads.banks.weights import HeadWeights
+from allheads.theory.activations import Activation
+
+#: Roundings in one evaluation of an activation function, in ulps of its result and of its argument.
+_ACTIVATION_ULPS = 16
+
+
+@dataclass(frozen=True)
+class Projections:
+    """Exact query and value inputs, ``[batch pos part|1 neuron]``, and how far rounding can take them."""
+
+    t: Tensor
+    e_t: Tensor
+    u: Tensor
+    e_u: Tensor
+
+
+def project(heads: HeadWeights, x: Float[Tensor, "batch pos d_model"], dtype: torch.dtype) -> Projections:
+    """Step 1, for heads and input given in float64."""
+    roundoff = _roundoff(dtype)
+    t, e_t = _project(heads.W_Q, heads.b_Q, x, roundoff)
+    if heads.W_V is None:
+        return Projections(t, e_t, t, e_t)
+    return Projections(t, e_t, *_project(heads.W_V, heads.b_V, x, roundoff))
+
+
+def heads_rounding(
+    heads: HeadWeights,
+    x: Float[Tensor, "batch pos d_model"],
+    dtype: torch.dtype,
+    pattern_dtype: torch.dtype,
+    *,
+    slots: int | None = None,
+    projections: Projections | None = None,
+) -> Float[Tensor, "batch pos d_model"]:
+    """Bound on ``|slots or attention, computed, - exact|`` for heads and input given in float64.
+
+    ``slots`` is how many scores each softmax takes: one plus the bias tokens by default, N + B for `attention`.
+    """
+    u, p = _roundoff(dtype), _roundoff(pattern_dtype)
+    read = projections or project(heads, x, dtype)
+    key = None if heads.W_K is None else _project(heads.W_K, heads.b_K, x, u)
+    patterns = patterns_on_self(heads, x, read.t)
+    post, e_post = [], []
+    for part in range(heads.parts):
+        alpha, delta, P = heads.alpha[part], heads.delta[part], patterns[..., part, :]
+        e_P = _pattern_error(heads, part, P, _pick(read.t, part), _pick(read.e_t, part), key, p, slots)
+        scaled = alpha * _pick(read.u, part)
+        v = scaled + delta
+        e_v = alpha.abs() * _pick(read.e_u, part) + p * (4 * scaled.abs() + 2 * delta.abs())
+        z = P * v
+        post.append(z)
+        e_post.append(v.abs() * e_P + P * e_v + e_P * e_v + p * z.abs() + (heads.parts * p + u) * z.abs())
+    return _output(heads, post, e_post, u)
+
+
+def closed_rounding(
+    heads: HeadWeights,
+    x: Float[Tensor, "batch pos d_model"],
+    dtype: torch.dtype,
+    activation: Activation,
+    *,
+    projections: Projections | None = None,
+) -> Float[Tensor, "batch pos d_model"]:
+    """Bound on ``|closed, computed, - f in exact arithmetic|``.
+
+    Every activation here has ``|f'| <= 1.13``, except squared ReLU, whose slope is ``2 |t|``.
+    """
+    u, read = _roundoff(dtype), projections or project(heads, x, dtype)
+    t, e_t = _pick(read.t, 0), _pick(read.e_t, 0)
+    slope = 2 * t.abs() + 2 * e_t if activation.squared else 1.13
+    f = activation(t)
+    e_f = slope * e_t + _ACTIVATION_ULPS * u * (f.abs() + t.abs())
+    if heads.W_V is not None:
+        value, e_u = _pick(read.u, 0), _pick(read.e_u, 0)
+        f, e_f = f * value, value.abs() * e_f + f.abs() * e_u + e_f * e_u + u * (f * value).abs()
+    return _output(heads, [f], [e_f], u)
+
+
+def _roundoff(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps / 2
+
+
+def _pick(tensor: Tensor, part: int) -> Float[Tensor, "batch pos neuron"]:
+    return tensor[..., part % tensor.shape[2], :]
+
+
+def _gamma(count: int, u: float) -> float:
+    return count * u / (1 - count * u)
+
+
+def _project(weight: Tensor, bias: Tensor | None, x: Tensor, u: float) -> tuple[Tensor, Tensor]:
+    """Exact value and error bound, ``[batch pos part|1 neuron]``."""
+    flat = weight.flatten(0, 1)
+    exact = x @ flat.T
+    size = x.norm(dim=-1, keepdim=True) * flat.norm(dim=-1)
+    if bias is not None:
+        exact, size = exact + bias.flatten(), size + bias.flatten().abs()
+    shape = weight.shape[:2]
+    return exact.unflatten(-1, shape), (_gamma(x.shape[-1] + 1, u) * size).unflatten(-1, shape)
+
+
+def _pattern_error(
+    heads: HeadWeights,
+    part: int,
+    P: Tensor,
+    t: Tensor,
+    e_t: Tensor,
+    key: tuple[Tensor, Tensor] | None,
+    p: float,
+    slots: int | None,
+) -> Float[Tensor, "batch pos neuron"]:
+    """Steps 2 and 3."""
+    count = heads.tokens(part)
+    if not count:
+        return torch.zeros_like(P)
+    K = heads.bias_keys[part, :, :count].abs().amax(-1)
+    A = heads.bias_offsets[part, :, :count].abs().amax(-1)
+    E = K * e_t + p * (4 * K * t.abs() + 3 * A + count + 1)
+    if key is not None:
+        k, e_k = _pick(key[0], part), _pick(key[1], part)
+        E = E + t.abs() * e_k + k.abs() * e_t + e_t * e_k + 4 * p * (t * k).abs()
+    operations = (count if slots is None else slots - 1) + 10
+    return (P * (1 - P) * torch.expm1(E) * torch.exp(E)).clamp_max(1.0) + operations * p * P
+
+
+def _output(heads: HeadWeights, post: list[Tensor], e_post: list[Tensor], u: float) -> Tensor:
+    gamma = _gamma(heads.parts * heads.neurons + 1, u)
+    total = torch.zeros_like(post[0][..., :1]) if heads.b_O is None else gamma * heads.b_O.abs()
+    for part, (z, e_z) in enumerate(zip(post, e_post, strict=True)):
+        W_O = heads.W_O[part % heads.W_O.shape[0]]
+        total = total + (e_z + gamma * (z.abs() + e_z)).norm(dim=-1, keepdim=True) * W_O.norm(dim=0)
+    return total

@@ -1,0 +1,160 @@
+"""The command line: thin, every line of work is a call into the package."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from allheads.errors import AllHeadsError
+
+if TYPE_CHECKING:
+    from allheads.models.bridge import TwinBridge
+    from allheads.proof.report import Report
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+_progress = Console(stderr=True)
+
+
+@app.callback()
+def main() -> None:
+    """Turn a pretrained transformer into its attention-only twin."""
+
+
+@app.command()
+def convert(
+    model: Annotated[str, typer.Argument(help="A model's name, folder, .gguf file or hub id.")] = "smollm2-135m",
+    text: Annotated[str | None, typer.Option(help="Verify on this text.")] = None,
+    file: Annotated[Path | None, typer.Option(help="Verify on the paragraphs of this text file.")] = None,
+    tolerance: Annotated[float | None, typer.Option(help="Certified error of the scalar activation.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Convert MODEL, verify its twin, and say whether they are the same. Exit code 1 if they are not."""
+    with _explained():
+        texts = _texts(text, file)
+        if report is not None and not report.absolute().parent.is_dir():
+            raise AllHeadsError("a report in an existing folder", str(report), "Create the folder first.")
+        verdict = _convert(model, texts, tolerance, report, as_json)
+    raise typer.Exit(0 if verdict.passed else 1)
+
+
+def _convert(
+    model: str, texts: list[str] | None, tolerance: float | None, report: Path | None, as_json: bool
+) -> Report:
+    with _step("Importing torch, transformers and TransformerLens"):
+        import allheads as ah
+        from allheads.proof.samples import sample_texts
+
+        _ = ah.load, ah.convert, ah.verify
+    texts = texts or sample_texts()
+    started = time.perf_counter()
+    with _step(f"Loading {model}"):
+        source = ah.load(model)
+    loaded = time.perf_counter()
+    with _step("Turning every MLP neuron into attention heads"):
+        twin = ah.convert(source) if tolerance is None else ah.convert(source, tolerance=tolerance)
+    converted = time.perf_counter()
+    with _step(f"Running both on {len(texts)} texts and proving every layer"):
+        verdict = ah.verify(source, twin, texts)
+    if report is not None:
+        with _step(f"Writing {report}"):
+            from allheads.plots.report import write_report
+
+            write_report(twin, verdict, source.to_tokens(texts[0]), report)
+    facts = _facts(model, twin, loaded - started, converted - loaded)
+    if as_json:
+        figures = verdict.to_dict()
+        typer.echo(json.dumps(facts | {name: figures[name] for name in _FIGURES}))
+    else:
+        _print(facts, verdict, report)
+    return verdict
+
+
+_FIGURES = (
+    "max_logit_error",
+    "max_logit_error_closed",
+    "mean_kl",
+    "max_kl",
+    "loss_source",
+    "loss_twin",
+    "top1_agreement",
+    "noise_floor",
+    "domain_violations",
+    "passed",
+)
+
+
+def _facts(model: str, twin: TwinBridge, load: float, convert: float) -> dict[str, Any]:
+    """Counts; ``bias_tokens`` is per head of a neuron, the largest over layers where they differ."""
+    banks = twin.banks
+    return {
+        "model": model,
+        "n_layers": len(banks),
+        "n_attention_heads": len(banks) * twin.cfg.n_heads,
+        "n_neurons": sum(bank.d_mlp for bank in banks),
+        "n_neuron_heads": sum(bank.d_mlp * bank.gates.heads for bank in banks),
+        "bias_tokens": list(max(bank.gates.bias_tokens for bank in banks)),
+        "seconds_load": round(load, 2),
+        "seconds_convert": round(convert, 2),
+    }
+
+
+def _print(facts: dict[str, Any], verdict: Report, report: Path | None) -> None:
+    console = Console()
+    console.print(
+        f"{facts['n_neurons']:,} neurons of {facts['n_layers']} layers are now {facts['n_neuron_heads']:,} heads "
+        f"(bias tokens per head: {', '.join(map(str, facts['bias_tokens']))}), "
+        f"beside {facts['n_attention_heads']} ordinary ones. "
+        f"Loaded in {facts['seconds_load']} s, converted in {facts['seconds_convert']} s."
+    )
+    console.print(verdict)
+    if report is not None:
+        console.print(f"Report: {report}")
+
+
+def _texts(text: str | None, file: Path | None) -> list[str] | None:
+    if text is not None and file is not None:
+        raise AllHeadsError("one of --text and --file", "both", "Leave one out.")
+    if text is not None:
+        return [text]
+    if file is None:
+        return None
+    try:
+        content = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AllHeadsError("a readable UTF-8 text file", f"{file} ({error})", "Check the path.") from error
+    paragraphs = [part for part in content.split("\n\n") if part.strip()]
+    return paragraphs or [content]
+
+
+@contextmanager
+def _step(what: str) -> Iterator[None]:
+    """Say on standard error what takes time; silent where that is not a terminal."""
+    if not _progress.is_terminal:
+        yield
+        return
+    started = time.perf_counter()
+    _progress.print(f"{what} ...")
+    yield
+    _progress.print(f"  {time.perf_counter() - started:.1f} s")
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """One clear line and exit code 2 for bad input; exit code 130 when interrupted."""
+    try:
+        yield
+    except AllHeadsError as error:
+        typer.echo(f"allheads: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("allheads: interrupted", err=True)
+        sys.exit(130)

@@ -1,0 +1,117 @@
+"""Load a pretrained model as a TransformerLens bridge.
+
+1. Where is it? A packaged model, a GGUF file, a model folder or a Hugging Face id.
+2. A GGUF file becomes a model folder in the cache (`allheads.models.sources`, `allheads.models.gguf`).
+3. transformers reads the model, in safetensors only and without custom code; the weights must be complete
+   and finite.
+4. TransformerLens wraps it, and text is tokenised as the model's own tokenizer does it.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.sources import build_bridge_from_module
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from allheads.errors import AllHeadsError
+from allheads.models.hf import explained, no_progress_bars, read_model, require_finite
+from allheads.models.sources import Source, find_source
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "special_tokens_map.json")
+
+
+def load(
+    name_or_path: str | Path = "smollm2-135m",
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> TransformerBridge:
+    """Load a pretrained model, ready for hooks and for conversion.
+
+    Args:
+        name_or_path: a packaged model's short name (``"smollm2-135m"``), a Hugging Face model folder, a
+            ``.gguf`` file, or a Hugging Face id ``"org/name"``, the only kind that needs a network.
+        dtype: float32, float64, bfloat16 or float16; the weights are cast to it.
+        device: where the weights go.
+
+    Returns:
+        The model in evaluation mode. ``to_tokens(text)`` gives the ids that the model's own tokenizer gives,
+        so a beginning-of-sequence token is there only if that tokenizer adds one.
+
+    Raises:
+        AllHeadsError: there is no such model; it is incomplete, damaged or holds NaN or infinite weights;
+            its format is not read here (pickles, custom code, unknown architectures); or the dtype or
+            device cannot be used.
+
+    Example:
+        >>> model = load()  # doctest: +SKIP
+        >>> model.to_str_tokens("Nothing but heads")  # doctest: +SKIP
+        ['Nothing', ' but', ' heads']
+    """
+    _check_target(dtype, device)
+    source = find_source(name_or_path)
+    # Download bars are worth seeing, so only local reading is quiet.
+    with no_progress_bars() if source.local else nullcontext():
+        model, tokenizer = _read(source, dtype)
+        require_finite(model)
+        return _bridge(source, model.to(device), tokenizer, dtype)
+
+
+def _check_target(dtype: torch.dtype, device: str | torch.device) -> None:
+    if dtype not in DTYPES:
+        raise AllHeadsError(f"a dtype among {', '.join(map(str, DTYPES))}", repr(dtype), "Try torch.float32.")
+    with explained("a device that this PyTorch can use", 'Try device="cpu".'):
+        torch.empty(1, device=device)
+
+
+def _read(source: Source, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    if source.local:
+        expected = f"a readable model in the folder {source.name}"
+        remedy = "A file there may be damaged or incomplete: save or fetch the model again."
+    else:
+        expected = f"the model {source.name} from the Hugging Face Hub or a folder of that name"
+        remedy = "Check the spelling and the network, or fetch it elsewhere and pass its folder."
+    options = {"local_files_only": source.local, "trust_remote_code": False}
+    with explained(expected, remedy):
+        config = AutoConfig.from_pretrained(source.where, **options)
+        # Eager attention is what TransformerLens needs to show patterns.
+        model = read_model(
+            source.where,
+            config,
+            dtype=dtype,
+            use_safetensors=True,
+            attn_implementation="eager",
+            local_files_only=source.local,
+        )
+        if source.local and not any(any(Path(source.where).glob(name)) for name in _TOKENIZER_FILES):
+            return model, None
+        return model, AutoTokenizer.from_pretrained(source.where, **options)
+
+
+def _bridge(
+    source: Source, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype
+) -> TransformerBridge:
+    with explained("a model that TransformerLens can wrap", "Its documentation lists the architectures."):
+        if tokenizer is None:  # token ids still work
+            bridge = build_bridge_from_module(model, type(model).__name__, hf_config=model.config)
+        else:
+            # Asked of the original: TransformerLens swaps in a tokenizer that always adds the token, and
+            # removes it again where the default says so.
+            adds_bos = _adds_bos(tokenizer)
+            bridge = TransformerBridge.boot_transformers(
+                source.where, hf_model=model, tokenizer=tokenizer, device=model.device, dtype=dtype
+            )
+            bridge.cfg.default_prepend_bos = adds_bos
+    bridge.cfg.model_name = source.name
+    return bridge
+
+
+def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    first_ids = {tokenizer.bos_token_id, getattr(tokenizer, "cls_token_id", None)} - {None}
+    ids = tokenizer("a").input_ids
+    return bool(ids) and ids[0] in first_ids

@@ -1,0 +1,76 @@
+"""How far a normalised input can push a preactivation: the domain as a theorem.
+
+RMSNorm and LayerNorm write ``x = gain * n + shift`` with ``||n|| <= sqrt(d_model)`` (and n orthogonal to 1 for
+LayerNorm), whatever comes in. So, for every input,
+
+    |w . x + b|  <=  |w . shift + b| + sqrt(d_model) ||gain * w||.
+
+Gain and shift are measured on the norm itself, not read from its weights: architectures store them in many ways.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Norm:
+    """``x = gain * n + shift``, with n of length at most ``sqrt(d_model)``, centred or not."""
+
+    gain: Float[Tensor, " d_model"]
+    shift: Float[Tensor, " d_model"]
+    centred: bool
+    slack: float
+
+    def reach(self, W: Float[Tensor, "d_model d_mlp"], b: Float[Tensor, " d_mlp"] | None) -> Float[Tensor, " d_mlp"]:
+        """The largest ``|x @ W + b|`` that any input can cause, per neuron.
+
+        Computed in float32 or better; the slack covers its rounding.
+
+        >>> norm = Norm(torch.ones(4).double(), torch.zeros(4).double(), centred=False, slack=1.0)
+        >>> norm.reach(torch.eye(4), None).tolist()
+        [2.0, 2.0, 2.0, 2.0]
+        """
+        weight = W.detach().to(torch.promote_types(W.dtype, torch.float32))
+        direction = self.gain.to(weight)[:, None] * weight
+        if self.centred:
+            direction = direction - direction.mean(0)
+        offset = self.shift.to(weight) @ weight if b is None else self.shift.to(weight) @ weight + b.detach().to(weight)
+        return self.slack * (offset.abs() + math.sqrt(len(self.gain)) * direction.norm(dim=0))
+
+
+def measure_norm(module: nn.Module, d_model: int) -> Norm | None:
+    """Recognise an RMSNorm or LayerNorm by what it computes; None if it is neither.
+
+    A signal of +1 and -1 (and one 2 if d_model is odd) has mean zero, so both norms only scale it; its mirror
+    image tells gain from shift. Random signals at three scales then confirm or refute.
+    """
+    parameter = next(module.parameters(), torch.zeros(()))
+    dtype, device = parameter.dtype, parameter.device
+    signal = torch.ones(d_model, dtype=torch.float64)
+    signal[1::2] = -1.0
+    if d_model % 2:
+        signal[-3:] = torch.tensor([1.0, 1.0, -2.0])
+    unit = signal / signal.square().mean().sqrt()
+
+    def run(x: Tensor) -> Tensor:
+        return module(x.to(device, dtype)).double().cpu()
+
+    with torch.no_grad():
+        plus, minus = run(unit[None])[0], run(-unit[None])[0]
+        gain, shift = (plus - minus) / (2 * unit), (plus + minus) / 2
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(3, d_model, generator=generator, dtype=torch.float64) + 0.5
+        x = x * torch.tensor([[1.0], [30.0], [1000.0]])
+        seen, eps = run(x), torch.finfo(dtype).eps
+        for centred in (False, True):
+            n = x - x.mean(-1, keepdim=True) if centred else x
+            expected = gain * n / n.square().mean(-1, keepdim=True).sqrt() + shift
+            if torch.allclose(seen, expected, rtol=1e-3 + 8 * eps, atol=float(gain.abs().max()) * (1e-3 + 8 * eps)):
+                return Norm(gain.to(device), shift.to(device), centred, slack=1.0 + 1e-3 + 16 * eps)
+    return None

@@ -1,0 +1,72 @@
+"""Where a model is: a packaged file, a GGUF file, a model folder, or a name on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from allheads.errors import AllHeadsError
+from allheads.models.gguf import unpacked
+from allheads.models.registry import PACKAGED, packaged_gguf, unknown_name
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where transformers finds a model (a folder or a Hub id), and what people call it."""
+
+    where: str
+    name: str
+    local: bool
+
+
+def find_source(name_or_path: str | Path) -> Source:
+    """Find a model: a short name, a GGUF file, a folder, a Hugging Face id, in this order.
+
+    Raises:
+        AllHeadsError: there is nothing of that name, or no model that can be read safely.
+
+    >>> find_source("org/name")
+    Source(where='org/name', name='org/name', local=False)
+    """
+    if isinstance(name_or_path, str) and name_or_path in PACKAGED:
+        return Source(str(unpacked(packaged_gguf(name_or_path))), name_or_path, local=True)
+    if not isinstance(name_or_path, str | Path):
+        raise AllHeadsError("a name or a path", repr(type(name_or_path)), 'Try "smollm2-135m".')
+    path = Path(name_or_path).expanduser()
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        return Source(str(unpacked(path)), path.stem, local=True)
+    if path.is_dir():
+        _check_folder(path)
+        return Source(str(path), path.resolve().name, local=True)
+    if path.exists():
+        remedy = "Pass the folder it is in."
+        raise AllHeadsError("a model folder or a .gguf file", f"the file {path.name}", remedy)
+    if isinstance(name_or_path, Path) or path.suffix.lower() == ".gguf" or path.is_absolute():
+        raise AllHeadsError("an existing model folder or .gguf file", str(name_or_path), "Check the path.")
+    if _HUB_ID.fullmatch(name_or_path):
+        return Source(name_or_path, name_or_path, local=False)
+    raise unknown_name(name_or_path)
+
+
+def _check_folder(path: Path) -> None:
+    """Refuse a folder that is clearly not a safetensors model, before transformers says so at length."""
+    names = sorted(item.name for item in path.iterdir())
+    content = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "") if names else "nothing"
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    hint = f"Pass the file itself, e.g. {ggufs[0]}." if ggufs else "Save one there with save_pretrained."
+    if "config.json" not in names:
+        raise AllHeadsError("a model folder with config.json", f"{path.resolve().name} with {content}", hint)
+    if any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names):
+        return
+    if any(name.endswith(_PICKLES) for name in names):
+        raise AllHeadsError(
+            f"safetensors weights in {path.name}",
+            f"pickled weights ({content}), which can run any code when read",
+            "If you trust them, convert them once: load the model with transformers and "
+            "use_safetensors=False, and call save_pretrained(new_folder) on it and on its tokenizer.",
+        )
+    raise AllHeadsError(f"weights (*.safetensors) in {path.name}", content, hint)

@@ -1,0 +1,123 @@
+r"""Gates: how far each neuron is open at each token, and how much it writes.
+
+A neuron is one or more heads; its *gate* here is the pattern on self of one of them: of those that open as
+the preactivation grows, the one with the fewest bias tokens. For SiLU, SwiGLU and their kin it is the logistic
+function itself, exactly. What the neuron writes is the sum over its heads, ``sum_h z_h W_O[h]``, and its size
+the norm of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from allheads.banks.bank import HeadBank
+from allheads.errors import AllHeadsError
+from allheads.models.bridge import TwinBridge
+from allheads.plots.patterns import read
+from allheads.plots.style import heat_map
+from allheads.plots.texts import one_text, token_names
+from allheads.proof.inputs import Texts
+from allheads.theory.gates import GateSum
+from allheads.twin.labels import Label
+
+TOP = 24
+
+
+@dataclass(frozen=True)
+class GateReading:
+    """One layer on one text: each neuron's gate in [0, 1], and the norm of what it writes."""
+
+    layer: int
+    gate: Float[Tensor, "pos d_mlp"]
+    size: Float[Tensor, "pos d_mlp"]
+
+    def top(self, count: int = TOP) -> list[int]:
+        """The neurons that write most at any one token, most first."""
+        largest = self.size.amax(0)
+        return largest.topk(min(count, len(largest))).indices.tolist()
+
+
+def gates(twin: TwinBridge, tokens: Texts) -> go.Figure:
+    """Layers against tokens: how far a layer's neurons are open, on average."""
+    row = one_text(twin, tokens)
+    return mean_gate_map(read_gates(twin, row, range(len(twin.blocks))), token_names(twin, row))
+
+
+def neurons(twin: TwinBridge, tokens: Texts, layer: int, *, top: int = TOP) -> go.Figure:
+    """The gates of a layer's neurons that write most, against tokens.
+
+    Raises `AllHeadsError` for a layer the twin does not have.
+    """
+    row = one_text(twin, tokens)
+    return neuron_map(read_gates(twin, row, [layer])[0], token_names(twin, row), top)
+
+
+def gate_part(gates: GateSum) -> int:
+    """Which head of a neuron is its gate: of those that open with t, the one with the fewest bias tokens.
+
+    >>> from allheads.theory.approximate import approximate
+    >>> gate_part(approximate("silu"))
+    0
+    """
+    opening = [part for part, gate in enumerate(gates.gates) if min(gate.slopes, default=0.0) > 0]
+    return min(opening or range(gates.heads), key=lambda part: gates.gates[part].bias_tokens)
+
+
+def read_gates(twin: TwinBridge, tokens: Int[Tensor, "1 pos"], layers: Sequence[int]) -> list[GateReading]:
+    """Gates and sizes of every neuron in these layers, from one run."""
+    outside = [layer for layer in layers if not 0 <= layer < len(twin.blocks)]
+    if outside:
+        raise AllHeadsError(f"a layer from 0 to {len(twin.blocks) - 1}", f"{outside[0]}", "Layers count from 0.")
+    names = [f"blocks.{layer}.mlp.{name}" for layer in layers for name in ("hook_pattern_self", "hook_z")]
+    seen = read(twin, tokens, names)
+    return [
+        _reading(layer, twin.banks[layer], pattern[0], z[0, ..., 0])
+        for layer, pattern, z in zip(layers, seen[::2], seen[1::2], strict=True)
+    ]
+
+
+def _reading(
+    layer: int, bank: HeadBank, pattern: Float[Tensor, "head pos"], z: Float[Tensor, "pos head"]
+) -> GateReading:
+    """The size in float64: the heads of a neuron nearly cancel where it is closed."""
+    start = gate_part(bank.gates) * bank.d_mlp
+    written = z.double().unflatten(1, (-1, bank.d_mlp))
+    weights = bank.W_O.as_subclass(Tensor)[:, 0].cpu().double().unflatten(0, (-1, bank.d_mlp))
+    products = torch.einsum("h n d, i n d -> n h i", weights, weights)
+    size = torch.einsum("p h n, n h i, p i n -> p n", written, products, written).clamp(min=0).sqrt()
+    return GateReading(layer, pattern[start : start + bank.d_mlp].T, size.float())
+
+
+def mean_gate_map(readings: Sequence[GateReading], names: Sequence[str]) -> go.Figure:
+    """Layers against tokens, coloured from the least to the most open."""
+    mean = torch.stack([reading.gate.mean(1) for reading in readings])
+    return heat_map(
+        mean,
+        "Mean gate of all neurons of a layer",
+        columns=("token", names),
+        rows=("layer", [f"L{reading.layer}" for reading in readings]),
+        value="mean gate",
+        limits=(float(mean.min()), float(mean.max())),
+    )
+
+
+def neuron_map(reading: GateReading, names: Sequence[str], top: int = TOP) -> go.Figure:
+    """The neurons of a layer that write most, the loudest at the top; hovering tells how much."""
+    chosen = reading.top(top)
+    drawn = heat_map(
+        reading.gate[:, chosen].T,
+        f"Layer {reading.layer}",
+        columns=("token", names),
+        rows=("neuron", [str(Label(reading.layer, "N", neuron)) for neuron in chosen]),
+        value="gate",
+    )
+    heat = drawn.data[0]
+    heat.customdata = reading.size[:, chosen].T.tolist()
+    heat.hovertemplate = f"size of its output %{{customdata:.3g}}<br>{heat.hovertemplate}"
+    return drawn.update_yaxes(autorange="reversed")

@@ -1,0 +1,141 @@
+"""write_report: a twin, what was verified of it, and one text, as one HTML file that needs nothing else.
+
+1. See that the file can be written, before any work.
+2. Run the text: attention patterns of the ordinary heads, gates of the neurons.
+3. Build the figures, and the views that can be chosen in them.
+4. Write the page beside its place, and move it there.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from allheads.errors import AllHeadsError
+from allheads.models.bridge import TwinBridge
+from allheads.plots.gate_maps import GateReading, mean_gate_map, neuron_map, read_gates
+from allheads.plots.layer_errors import errors
+from allheads.plots.page import Plot, html_page, options, packed, rounding
+from allheads.plots.patterns import ordinary_patterns, pattern_map
+from allheads.plots.texts import one_text, token_names
+from allheads.proof.inputs import Texts
+from allheads.proof.report import Report
+from allheads.twin.labels import Label
+
+#: Tokens of the text that are drawn, and bytes that all attention patterns may take, a byte a weight.
+LONGEST, BUDGET = 128, 4_500_000
+
+
+def write_report(
+    twin: TwinBridge,
+    report: Report,
+    tokens: Texts,
+    path: str | Path,
+    *,
+    layers: Sequence[int] | None = None,
+) -> Path:
+    """Write one self-contained HTML file and return its path.
+
+    ``tokens`` is one text, or ids ``[pos]`` or ``[1 pos]``; its first 128 tokens are drawn, fewer where a model has
+    so many heads that the file would grow beyond some 12 MB. The page says so. ``layers`` are those whose
+    attention patterns and neurons can be chosen, all unless said.
+
+    Raises `AllHeadsError` if the file cannot be written (nothing is left behind then), for a layer the twin does
+    not have, for a report of another model, or for a text it cannot read.
+    """
+    target = _checked_path(path)
+    shown = _checked_layers(twin, report, layers)
+    whole = one_text(twin, tokens)
+    row = whole[:, : min(LONGEST, math.isqrt(BUDGET // (len(shown) * twin.cfg.n_heads)))]
+    plots, fields = report_plots(twin, report, row, shown)
+    fields["tokens"] = f"{row.shape[1]} tokens"
+    if row.shape[1] < whole.shape[1]:
+        fields["tokens"] = f"the first {row.shape[1]} of {whole.shape[1]} tokens"
+    _write(target, html_page(report, plots, fields))
+    return target
+
+
+def report_plots(
+    twin: TwinBridge, report: Report, tokens: Int[Tensor, "1 pos"], layers: Sequence[int]
+) -> tuple[dict[str, Plot], dict[str, str]]:
+    """The page's plots by name, and what its template needs to offer their views."""
+    names = token_names(twin, tokens)
+    patterns = torch.stack(ordinary_patterns(twin, tokens, layers))
+    readings = read_gates(twin, tokens, range(len(twin.blocks)))
+    chosen = [readings[layer] for layer in layers]
+    plots = {
+        "attention": _attention_plot(patterns, names, layers),
+        "gates": Plot(mean_gate_map(readings, names)),
+        "neurons": _neuron_plot(chosen, names),
+        "errors": Plot(errors(report)),
+    }
+    largest = max(rounding(patterns), *(rounding(reading.gate) for reading in chosen))
+    layer_names = [f"layer {layer}" for layer in layers]
+    return plots, {
+        "attention_layers": options(layer_names, patterns.shape[1]),
+        "attention_heads": options(f"head {head}" for head in range(patterns.shape[1])),
+        "neuron_layers": options(layer_names),
+        "rounding": f"{largest:.4f}",
+    }
+
+
+def _attention_plot(patterns: Tensor, names: Sequence[str], layers: Sequence[int]) -> Plot:
+    views = tuple(
+        {"title": str(Label(layer, "A", head)), "z": packed(pattern)}
+        for layer, of_layer in zip(layers, patterns, strict=True)
+        for head, pattern in enumerate(of_layer)
+    )
+    return Plot(pattern_map(patterns[0, 0], names, views[0]["title"]), views)
+
+
+def _neuron_plot(readings: Sequence[GateReading], names: Sequence[str]) -> Plot:
+    drawn = [neuron_map(reading, names) for reading in readings]
+    views = tuple(
+        {
+            "title": figure.layout.title.text,
+            "y": list(figure.data[0].y),
+            "z": packed(torch.tensor(figure.data[0].z)),
+            "customdata": [[float(f"{size:.3g}") for size in row] for row in figure.data[0].customdata],
+        }
+        for figure in drawn
+    )
+    return Plot(drawn[0], views)
+
+
+def _checked_path(path: str | Path) -> Path:
+    target = Path(path)
+    if target.is_dir():
+        raise AllHeadsError("a file to write to", f"the folder {target}", "Add a file name, such as report.html.")
+    if not target.parent.is_dir():
+        raise AllHeadsError("a path in a folder that exists", str(target), f"Create {target.parent} first.")
+    return target
+
+
+def _checked_layers(twin: TwinBridge, report: Report, layers: Sequence[int] | None) -> list[int]:
+    count = len(twin.blocks)
+    if [proof.layer for proof in report.layers] != list(range(count)):
+        raise AllHeadsError(
+            f"a report of this twin, with {count} layers", f"{len(report.layers)}", "Make it with ah.verify."
+        )
+    shown = list(range(count)) if layers is None else list(layers)
+    if not shown or len(set(shown)) < len(shown) or not all(0 <= layer < count for layer in shown):
+        raise AllHeadsError(f"different layers from 0 to {count - 1}", f"{layers}", "Leave layers out for all.")
+    return shown
+
+
+def _write(target: Path, text: str) -> None:
+    """All or nothing: into a new file beside the target, then in its place."""
+    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(target)
+    except OSError as error:
+        raise AllHeadsError(f"to write {target}", f"{error.strerror}", "Choose a path that can be written.") from error
+    finally:
+        beside.unlink(missing_ok=True)

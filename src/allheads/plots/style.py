@@ -1,0 +1,72 @@
+"""How every picture looks: transparent, so that it is readable on a light and on a dark page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from jaxtyping import Float
+from torch import Tensor
+
+#: Nothing is drawn for the lowest value, whatever the page's colour; hue and density both grow.
+SCALE = [
+    [0.0, "rgba(47,129,247,0)"],
+    [0.12, "rgba(47,129,247,0.40)"],
+    [0.45, "rgba(124,92,255,0.85)"],
+    [1.0, "rgba(255,64,110,1)"],
+]
+#: Legible on white and on black; a page that knows its colours sets its own.
+INK = "#808893"
+LINE = "rgba(128,136,147,0.25)"
+GOOD, LIMIT, BAD = "#2f81f7", "#e08a1e", "#ff406e"
+
+
+def figure(data: Sequence[Any], title: str, *, height: int, x: str, y: str) -> go.Figure:
+    """A figure with a title and two named axes, in the common style."""
+    axis = {"gridcolor": LINE, "linecolor": LINE, "zeroline": False}
+    return go.Figure(
+        data,
+        layout={
+            "template": "none",
+            "title": {"text": title, "x": 0, "xref": "paper", "font": {"size": 15}},
+            "font": {"color": INK, "size": 12, "family": "system-ui, sans-serif"},
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "hoverlabel": {"bgcolor": "#1c2330", "font": {"color": "#f0f3f6"}, "bordercolor": "#1c2330"},
+            "margin": {"l": 20, "r": 20, "t": 45, "b": 20},
+            "height": height,
+            "xaxis": axis | {"title": {"text": x}, "automargin": True},
+            "yaxis": axis | {"title": {"text": y}, "automargin": True},
+        },
+    )
+
+
+def heat_map(
+    values: Float[Tensor, "row column"],
+    title: str,
+    *,
+    columns: tuple[str, Sequence[str]],
+    rows: tuple[str, Sequence[str]],
+    value: str,
+    limits: tuple[float, float] = (0.0, 1.0),
+) -> go.Figure:
+    """Rows against columns, each given as (name of the axis, names of its entries); hovering tells all three.
+
+    The names are taken as they are: plotly reads them as its small HTML, so they come escaped.
+    """
+    (x, column_names), (y, row_names) = columns, rows
+    trace = go.Heatmap(
+        z=values.tolist(),
+        x=list(column_names),
+        y=list(row_names),
+        zmin=limits[0],
+        zmax=limits[1],
+        colorscale=SCALE,
+        colorbar={"title": {"text": value, "side": "right"}, "thickness": 12, "outlinewidth": 0},
+        hovertemplate=f"{x} %{{x}}<br>{y} %{{y}}<br>{value} %{{z:.3f}}<extra></extra>",
+    )
+    drawn = figure([trace], title, height=min(1000, max(360, 150 + 10 * len(row_names))), x=x, y=y)
+    drawn.update_xaxes(type="category", tickangle=-60, showgrid=False, tickfont={"size": 10})
+    drawn.update_yaxes(type="category", showgrid=False, tickfont={"size": 10})
+    return drawn

@@ -1,0 +1,75 @@
+"""What a verification is run on: texts or token ids, checked before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from allheads.errors import AllHeadsError
+
+Texts = str | Sequence[str] | Tensor | Sequence[Tensor]
+
+
+def token_rows(model: TransformerBridge, texts: Texts) -> list[Int[Tensor, "1 pos"]]:
+    """One row of token ids for each text, tokenised as the model's own tokenizer does.
+
+    Raises `AllHeadsError` for empty text, more tokens than ``n_ctx``, ids outside the vocabulary, or another type.
+    """
+    items = [texts] if isinstance(texts, (str, Tensor)) else list(texts)
+    if not items:
+        raise AllHeadsError("at least one text", "none", "Pass a string, a list of strings or token ids.")
+    rows = [row for item in items for row in _rows(model, item)]
+    for row in rows:
+        _check(model, row)
+    return rows
+
+
+def _rows(model: TransformerBridge, item: object) -> list[Tensor]:
+    if isinstance(item, str):
+        if not item.strip():
+            raise AllHeadsError("text", f"the empty string {item!r}", "Pass at least one word.")
+        if model.tokenizer is None:
+            raise AllHeadsError("token ids", "text, for a model without a tokenizer", "Pass a tensor of ids.")
+        return [model.to_tokens(item, truncate=False)]
+    if isinstance(item, Tensor) and item.ndim in (1, 2) and not item.is_floating_point():
+        return list(item.to(model.cfg.device).long().reshape(-1, 1, item.shape[-1]))
+    got = f"{type(item).__name__} of shape {tuple(item.shape)}" if isinstance(item, Tensor) else type(item).__name__
+    raise AllHeadsError("a string or integer ids [pos] or [batch pos]", got, "Tokenise with model.to_tokens.")
+
+
+def _check(model: TransformerBridge, row: Tensor) -> None:
+    length, n_ctx, d_vocab = row.shape[-1], model.cfg.n_ctx, model.cfg.d_vocab
+    if length == 0:
+        raise AllHeadsError("at least one token", "none", "Pass a longer text.")
+    if length > n_ctx:
+        raise AllHeadsError(f"at most n_ctx = {n_ctx} tokens", f"{length}", "Split the text.")
+    low, high = int(row.min()), int(row.max())
+    if low < 0 or high >= d_vocab:
+        raise AllHeadsError(
+            f"token ids from 0 to {d_vocab - 1}",
+            f"ids from {low} to {high}",
+            "Use the model's own tokenizer.",
+        )
+
+
+def check_pair(source: TransformerBridge, twin: TransformerBridge) -> None:
+    """Refuse a twin that was not made from this source: other sizes, or another embedding."""
+    fields = ("architecture", "n_layers", "d_model", "d_mlp", "n_heads", "d_vocab")
+    for field in fields:
+        mine, theirs = getattr(source.cfg, field, None), getattr(twin.cfg, field, None)
+        if mine != theirs:
+            raise AllHeadsError(
+                f"a twin of the source, with {field} = {mine}",
+                f"{theirs}",
+                "Verify a twin against its own source.",
+            )
+    if not torch.equal(source.embed.weight, twin.embed.weight):
+        raise AllHeadsError(
+            "a twin of the source, with the same token embedding",
+            "another embedding",
+            "Verify a twin against its own source.",
+        )

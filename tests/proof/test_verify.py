@@ -1,0 +1,184 @@
+"""verify passes for twins, and fails, naming the layer, for anything else."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+import torch
+
+import allheads as ah
+from allheads.models.bridge import TwinBridge
+from allheads.proof.samples import sample_texts
+
+KINDS = ["gpt2", "opt", "llama"]
+EDITS = ["W_Q", "W_K", "W_V", "W_O", "b_Q", "b_V", "bias_keys", "bias_offsets", "swap", "drop", "nan"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-6])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_layer_is_within_its_certified_bound(tiny, tokens, kind, tolerance, dtype):
+    source = tiny(kind, dtype=dtype)
+    twin = ah.convert(source, tolerance=tolerance)
+    report = ah.verify(source, twin, tokens)
+    assert report.passed, report.failures
+    for layer in report.layers:
+        assert 0 < layer.error <= layer.bound
+        assert layer.violations == 0
+    assert report.domain_violations == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_preactivations_span_the_interesting_range(tiny, tokens, kind):
+    source = tiny(kind)
+    twin = ah.convert(source)
+    names = [f"blocks.{layer}.mlp.hook_pre" for layer in range(len(source.blocks))]
+    _, cache = twin.run_with_cache(tokens, names_filter=names)
+    for name in names:
+        assert cache[name].min() < -6
+        assert cache[name].max() > 6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_literal_attention_passes_too(tiny, tokens, kind):
+    source = tiny(kind)
+    report = ah.verify(source, ah.convert(source), tokens, evaluation="attention", pattern_dtype=torch.float64)
+    assert report.passed, report.failures
+    assert (report.evaluation, report.pattern_dtype) == ("attention", "float64")
+
+
+@pytest.mark.parametrize(("kind", "wrong"), [("gpt2", "gelu"), ("gpt2", "relu"), ("opt", "gelu"), ("opt", "silu")])
+def test_a_twin_with_the_wrong_activation_fails(tiny, tokens, kind, wrong):
+    source = tiny(kind)
+    twin = ah.convert(source)
+    for bank in twin.banks:
+        bank.gates = ah.approximate(wrong)
+        bank._tables.clear()
+    report = ah.verify(source, twin, tokens)
+    assert not report.passed
+    assert all(not layer.passed for layer in report.layers)
+
+
+def _layer_output_change(bank, x, change) -> float:
+    """How far ``change`` of one entry by 1 moves the bank's output on x."""
+    return float((change - bank).abs().max()) if x is None else 0.0
+
+
+def _tamper(twin: TwinBridge, layer: int, what: str, amount: float) -> None:
+    bank = twin.banks[layer]
+    head, other = 1, 5
+    with bank.edit() as heads:
+        if what == "swap":
+            heads.W_O[[head, other]] = heads.W_O[[other, head]]
+        elif what == "drop":
+            heads.W_O[head] = 0.0
+        elif what == "nan":
+            heads.W_V[head, 2] = float("nan")
+        else:
+            getattr(heads, what)[head].view(-1)[0] += amount
+
+
+@pytest.mark.parametrize("what", EDITS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_wrong_entry_fails_and_names_the_layer(tiny, tokens, kind, what):
+    source = tiny(kind)
+    layer = random.Random(f"{kind}{what}").randrange(len(source.blocks))
+    inputs = f"blocks.{layer}.mlp.hook_in"
+    x = source.run_with_cache(tokens, names_filter=inputs)[1][inputs]
+    honest = ah.verify(source, ah.convert(source), tokens)
+    threshold = honest.layers[layer].bound
+    amount = 1e-6
+    while True:
+        twin = ah.convert(source)
+        before = twin.banks[layer](x)
+        _tamper(twin, layer, what, amount)
+        moved = float((twin.banks[layer](x) - before).abs().max())
+        if not moved < 10 * threshold:
+            break
+        amount *= 10
+        assert amount < 1e6, f"{what} has no effect"
+    report = ah.verify(source, twin, tokens)
+    assert not report.passed
+    assert [p.layer for p in report.layers if not p.passed and p.layer <= layer] == [layer]
+    assert any(failure.startswith(f"layer {layer}:") for failure in report.failures)
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_an_edit_that_changes_nothing_still_passes(tiny, tokens):
+    source = tiny("llama")
+    twin = ah.convert(source)
+    with twin.banks[1].edit():
+        pass
+    assert ah.verify(source, twin, tokens).passed
+
+
+def test_leaving_the_domain_is_counted(tiny, tokens):
+    source = tiny("llama")
+    twin = ah.convert(source)
+    twin.banks[2].gates = ah.approximate("silu", gated=True, domain=1.0)
+    object.__setattr__(twin.banks[2].gates, "domain", 1.0)
+    twin.banks[2]._tables.clear()
+    report = ah.verify(source, twin, tokens)
+    assert report.domain_violations > 0
+    assert "outside the certified domain" in " ".join(report.failures)
+
+
+def test_the_report(tiny, tokens):
+    source = tiny("gpt2")
+    report = ah.verify(source, ah.convert(source), [tokens[0], tokens[1:]])
+    assert (report.texts, report.tokens) == (2, tokens.numel())
+    figures = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert figures["passed"] is True
+    assert len(figures["layers"]) == 2
+    assert "the same" in str(report)
+    assert 0 <= report.mean_kl <= report.max_kl
+    assert report.noise_floor is not None
+    assert abs(report.loss_source - float(source(tokens, return_type="loss"))) < 1e-5
+
+
+def test_single_tokens_have_no_loss(tiny):
+    source = tiny("gpt2")
+    report = ah.verify(source, ah.convert(source), torch.tensor([5]))
+    assert report.passed
+    assert report.to_dict()["loss_source"] is None
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], "at least one text"),
+        ("  ", "text, got the empty string"),
+        (torch.zeros(0, dtype=torch.long), "at least one token"),
+        (torch.zeros(65, dtype=torch.long), "at most n_ctx = 64 tokens, got 65"),
+        (torch.tensor([95, 96]), "token ids from 0 to 95, got ids from 95 to 96"),
+        (torch.tensor([-1]), "ids from -1"),
+        (torch.zeros(3), "a string or integer ids"),
+        (3, "not iterable|a string or integer ids"),
+        ("words", "token ids, got text"),
+    ],
+)
+def test_bad_texts(tiny, texts, message):
+    source = tiny("gpt2")
+    twin = ah.convert(source)
+    with pytest.raises((ah.AllHeadsError, TypeError), match=message):
+        ah.verify(source, twin, texts)
+
+
+def test_pairs_that_do_not_belong_together(tiny, tokens):
+    source = tiny("gpt2")
+    with pytest.raises(ah.AllHeadsError, match="an attention-only twin"):
+        ah.verify(source, source, tokens)
+    with pytest.raises(ah.AllHeadsError, match="architecture"):
+        ah.verify(source, ah.convert(tiny("opt")), tokens)
+    with pytest.raises(ah.AllHeadsError, match="n_layers"):
+        ah.verify(source, ah.convert(tiny("gpt2", n_layer=3)), tokens)
+    with pytest.raises(ah.AllHeadsError, match="another embedding"):
+        ah.verify(source, ah.convert(tiny("gpt2", seed=1)), tokens)
+
+
+def test_the_sample_texts_are_long_enough(smollm):
+    texts = sample_texts()
+    assert len(set(texts)) == 4
+    assert all(smollm.to_tokens(text).shape[1] >= 128 for text in texts)

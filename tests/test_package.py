@@ -1,0 +1,33 @@
+"""Importing the package is cheap, and its names are where they are said to be."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import allheads as ah
+
+
+def test_importing_loads_nothing_heavy():
+    code = "import sys, allheads; print(sorted({'torch', 'transformers', 'plotly', 'numpy'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_every_public_name_exists():
+    assert set(dir(ah)) == set(ah.__all__)
+    for name in ah.__all__:
+        assert getattr(ah, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = ah.nothing
+
+
+def test_modules_never_shadow_functions():
+    import allheads.models.load
+    import allheads.proof.verify
+    import allheads.twin.convert
+    import allheads.twin.heads  # noqa: F401
+
+    assert all(callable(getattr(ah, name)) for name in ("load", "convert", "verify", "heads", "approximate"))

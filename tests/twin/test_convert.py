@@ -1,0 +1,152 @@
+"""The twin is the model, the source is untouched, and the banks are what the twin runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import allheads as ah
+from allheads.banks.bank import HeadBank
+
+KINDS = ["gpt2", "opt", "llama"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def pair(request, tiny):
+    source = tiny(request.param)
+    return source, ah.convert(source)
+
+
+def test_the_source_is_untouched(tiny, tokens):
+    for kind in KINDS:
+        source = tiny(kind)
+        before = source(tokens)
+        twin = ah.convert(source)
+        assert torch.equal(source(tokens), before)
+        assert torch.allclose(twin(tokens), before, atol=1e-5)
+
+
+def test_every_mlp_is_a_bank(pair):
+    source, twin = pair
+    assert [type(bank) for bank in twin.banks] == [HeadBank] * len(source.blocks)
+    names = {type(module).__name__ for module in twin.original_model.modules()}
+    assert not names & {"GPT2MLP", "LlamaMLP", "NewGELUActivation", "ReLU", "SiLU"}
+
+
+@pytest.mark.parametrize("evaluation", ["slots", "attention", "closed"])
+def test_logits(pair, tokens, evaluation):
+    source, twin = pair
+    with torch.no_grad(), twin.evaluated(evaluation):
+        assert (twin(tokens) - source(tokens)).abs().max() < 1e-4
+
+
+def test_zeroing_the_heads_of_any_layer_moves_the_logits(pair, tokens):
+    _, twin = pair
+    with torch.no_grad():
+        before = twin(tokens)
+        for layer in range(len(twin.blocks)):
+            hooks = [(f"blocks.{layer}.mlp.hook_pattern_self", lambda pattern, hook: 0 * pattern)]
+            assert (twin.run_with_hooks(tokens, fwd_hooks=hooks) - before).abs().max() > 1e-3
+
+
+def test_caches_compare_key_by_key(pair, tokens):
+    source, twin = pair
+    with torch.no_grad():
+        _, mine = source.run_with_cache(tokens)
+        _, theirs = twin.run_with_cache(tokens)
+    inside = (".mlp.in.", ".mlp.out.", ".mlp.gate.")
+    for key in mine:
+        if any(part in key for part in inside):
+            continue
+        assert theirs[key].shape == mine[key].shape, key
+        if theirs[key].is_floating_point():
+            assert torch.allclose(theirs[key], mine[key], atol=1e-4), key
+    for layer in range(len(twin.blocks)):
+        for name in ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_mlp_out", "attn.hook_pattern"):
+            assert f"blocks.{layer}.{name}" in theirs
+        pattern = theirs[f"blocks.{layer}.mlp.hook_pattern_self"]
+        bank = twin.banks[layer]
+        assert pattern.shape == (*tokens.shape[:1], bank.gates.heads * bank.d_mlp, tokens.shape[1])
+
+
+def test_large_patterns_are_cached_by_name(pair, tokens):
+    _, twin = pair
+    _, cache = twin.run_with_cache(tokens)
+    assert "blocks.0.mlp.hook_pattern" not in cache
+    name = "blocks.0.mlp.hook_pattern"
+    _, cache = twin.run_with_cache(tokens, names_filter=name)
+    assert torch.allclose(cache[name].sum(-1), torch.ones(()))
+
+
+def test_generation_with_a_cache(pair, tokens):
+    source, twin = pair
+    settings = {"max_new_tokens": 8, "do_sample": False, "verbose": False, "return_type": "tokens"}
+    assert torch.equal(twin.generate(tokens[:1], **settings), source.generate(tokens[:1], **settings))
+
+
+def test_losses(pair, tokens):
+    source, twin = pair
+    assert torch.allclose(twin(tokens, return_type="loss"), source(tokens, return_type="loss"))
+
+
+def test_casting_and_training_the_twin_leaves_the_source_alone(tiny, tokens):
+    source = tiny("llama")
+    before = source(tokens)
+    twin = ah.convert(source)
+    twin.train()
+    twin(tokens, return_type="loss").backward()
+    assert all(p.grad is None for p in source.original_model.parameters())
+    assert twin.banks[0].W_out.grad.abs().max() > 0
+    twin.original_model.double()
+    source.eval()
+    assert torch.equal(source(tokens), before)
+
+
+def test_every_layer_is_on_its_domain_by_theorem(tiny):
+    source = tiny("llama")
+    twin = ah.convert(source)
+    generator = torch.Generator().manual_seed(0)
+    for layer, (bank, domain) in enumerate(zip(twin.banks, twin.domains, strict=True)):
+        assert domain.by_theorem
+        assert domain.limit <= bank.gates.domain
+        x = source.blocks[layer].ln2(100 * torch.randn(500, source.cfg.d_model, generator=generator))
+        assert (x @ bank.W_gate).abs().max() <= domain.limit
+
+
+def test_a_smaller_tolerance_is_nearer(tiny, tokens):
+    source = tiny("llama", dtype=torch.float64)
+    errors = []
+    for tolerance in (1e-3, 1e-6):
+        twin = ah.convert(source, tolerance=tolerance, evaluation="slots")
+        assert all(bank.gates.max_error <= tolerance for bank in twin.banks)
+        x = torch.randn(1, 5, source.cfg.d_model, dtype=torch.float64)
+        plain = torch.nn.functional.silu(x @ twin.banks[0].W_gate) * (x @ twin.banks[0].W_in) @ twin.banks[0].W_out
+        errors.append(float((twin.banks[0](x) - plain).detach().abs().max()))
+    assert errors[1] < 0.05 * errors[0]
+
+
+def test_bad_input(tiny):
+    source = tiny("gpt2")
+    with pytest.raises(ah.AllHeadsError, match="Expected a TransformerBridge, got GPT2LMHeadModel"):
+        ah.convert(source.original_model)
+    with pytest.raises(ah.AllHeadsError, match="an attention-only twin"):
+        ah.convert(ah.convert(source))
+    with pytest.raises(ah.AllHeadsError, match="tolerance"):
+        ah.convert(source, tolerance=0.0)
+    with pytest.raises(ah.AllHeadsError, match="best"):
+        ah.convert(tiny("gpt2", dtype=torch.float64), tolerance=1e-14)
+    with pytest.raises(ah.AllHeadsError, match="rounding"):
+        ah.convert(tiny("opt"), tolerance=1e-12)
+    assert ah.convert(tiny("opt", dtype=torch.float64), tolerance=1e-12).tolerance == 1e-12
+    processed = tiny("gpt2")
+    processed.enable_compatibility_mode(no_processing=True)
+    with pytest.raises(ah.AllHeadsError, match="compatibility mode"):
+        ah.convert(processed)
+
+
+def test_unsupported_activations_are_named_before_any_work(tiny, tokens):
+    source = tiny("gpt2", activation_function="mish")
+    before = source(tokens)
+    with pytest.raises(ah.AllHeadsError, match="in layer 0"):
+        ah.convert(source)
+    assert torch.equal(source(tokens), before)

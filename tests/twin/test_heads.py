@@ -1,0 +1,57 @@
+"""One grammar of labels, and every head of a twin under its label."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import allheads as ah
+
+
+@given(layer=st.integers(0, 200), index=st.integers(0, 10**6), kind=st.sampled_from("AN"), part=st.integers(0, 9))
+def test_labels_round_trip(layer, index, kind, part):
+    label = ah.Label(layer, kind, index, part if kind == "N" else None)
+    assert ah.Label.parse(str(label)) == label
+
+
+@pytest.mark.parametrize("text", ["", "L3", "3.A5", "L3.A5.0", "L3.B5", "L3.N812.", "L-1.A0", "L3.N812.0 ", "l3.a5"])
+def test_everything_else_is_refused(text):
+    with pytest.raises(ah.AllHeadsError, match="a label such as"):
+        ah.Label.parse(text)
+
+
+def test_all_heads_of_a_twin(tiny, tokens):
+    source = tiny("llama")
+    twin = ah.convert(source)
+    listed = list(ah.heads(twin))
+    parts = twin.banks[0].gates.heads
+    assert len(listed) == 3 * (4 + parts * 64)
+    assert len({str(head) for head in listed}) == len(listed)
+    for head in listed[:: len(listed) // 25]:
+        assert [str(one) for one in ah.head(twin, str(head))] == [str(head)]
+        assert head.W_Q.shape == head.W_K.shape == head.W_V.shape
+        assert f"{head.hook_prefix}hook_pattern" in twin.hook_dict
+    assert [str(one) for one in ah.head(twin, "L1.N7")] == [f"L1.N7.{part}" for part in range(parts)]
+
+
+def test_a_heads_weights_are_the_models(tiny, tokens):
+    source = tiny("llama")
+    twin = ah.convert(source)
+    assert torch.equal(ah.head(twin, "L2.A3")[0].W_Q, source.blocks[2].attn.W_Q[3])
+    # Four query heads share two key heads.
+    assert torch.equal(ah.head(twin, "L2.A3")[0].W_K, source.blocks[2].attn.W_K[1])
+    assert torch.equal(ah.head(twin, "L2.N9.1")[0].W_Q[:, 0], source.blocks[2].mlp.W_gate[:, 9])
+    assert torch.equal(ah.head(twin, "L2.N9.1")[0].W_O[0], source.blocks[2].mlp.W_out[9])
+
+
+@pytest.mark.parametrize("label", ["L9.A0", "L0.A4", "L0.N64", "L0.N0.7"])
+def test_labels_outside_the_twin_are_refused(tiny, label):
+    with pytest.raises(ah.AllHeadsError, match=label.replace(".", r"\.")):
+        ah.head(ah.convert(tiny("llama")), label)
+
+
+def test_only_twins_have_neuron_heads(tiny):
+    with pytest.raises(ah.AllHeadsError, match="an attention-only twin"):
+        next(ah.heads(tiny("llama")))
