@@ -9,7 +9,26 @@ from typer.testing import CliRunner
 
 from allheads.cli import app
 
-KEYS = ["model", "n_layers", "n_attention_heads", "n_neurons", "n_neuron_heads", "bias_tokens", "seconds_load", "seconds_convert", "max_logit_error", "max_logit_error_closed", "mean_kl", "max_kl", "loss_source", "loss_twin", "top1_agreement", "noise_floor", "domain_violations", "passed"]
+KEYS = [
+    "model",
+    "n_layers",
+    "n_attention_heads",
+    "n_neurons",
+    "n_neuron_heads",
+    "bias_tokens",
+    "seconds_load",
+    "seconds_convert",
+    "max_logit_error",
+    "max_logit_error_closed",
+    "mean_kl",
+    "max_kl",
+    "loss_source",
+    "loss_twin",
+    "top1_agreement",
+    "noise_floor",
+    "domain_violations",
+    "passed",
+]
 
 
 def _run(*arguments):
@@ -23,7 +42,7 @@ def test_json_of_the_real_model(tmp_path):
     figures = json.loads(result.stdout)
     assert list(figures) == KEYS
     assert figures["passed"] is True
-    assert figures["n_layers"], figures["n_attention_heads"] == (30, 270)
+    assert (figures["n_layers"], figures["n_attention_heads"]) == (30, 270)
     assert figures["n_neurons"] == 46_080
     assert figures["n_neuron_heads"] == 46_080 * len(figures["bias_tokens"])
     assert figures["domain_violations"] == 0

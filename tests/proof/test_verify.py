@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import allheads as ah
-from allheads.models.bridge import TwinBridge
+from allheads.banks.bank import HeadBank
 from allheads.proof.samples import sample_texts
 
 KINDS = ["gpt2", "opt", "llama"]
@@ -25,7 +25,9 @@ def test_every_layer_is_within_its_certified_bound(tiny, tokens, kind, tolerance
     report = ah.verify(source, twin, tokens)
     assert report.passed, report.failures
     for layer in report.layers:
-        assert 0 < layer.error <= layer.bound
+        assert layer.error <= layer.bound
+        # A ReLU's error is gone at any distance from its kink; the others ripple everywhere.
+        assert layer.error > 0 or kind == "opt"
         assert layer.violations == 0
     assert report.domain_violations == 0
 
@@ -61,14 +63,17 @@ def test_a_twin_with_the_wrong_activation_fails(tiny, tokens, kind, wrong):
     assert all(not layer.passed for layer in report.layers)
 
 
-def _layer_output_change(bank, x, change) -> float:
-    """How far ``change`` of one entry by 1 moves the bank's output on x."""
-    return float((change - bank).abs().max()) if x is None else 0.0
+def _busiest(bank: HeadBank, x: torch.Tensor) -> list[int]:
+    """The two neurons that vary most: one that is always shut, or open, could be changed without any effect."""
+    seen = []
+    handle = bank.hooks.hook_post.add_hook(lambda post, hook: seen.append(post))
+    bank(x)
+    handle.hook.remove()
+    return seen[0].flatten(0, 1).std(0).topk(2).indices.tolist()
 
 
-def _tamper(twin: TwinBridge, layer: int, what: str, amount: float) -> None:
-    bank = twin.banks[layer]
-    head, other = 1, 5
+def _tamper(bank: HeadBank, heads_to_change: list[int], what: str, amount: float) -> None:
+    head, other = heads_to_change
     with bank.edit() as heads:
         if what == "swap":
             heads.W_O[[head, other]] = heads.W_O[[other, head]]
@@ -92,13 +97,14 @@ def test_one_wrong_entry_fails_and_names_the_layer(tiny, tokens, kind, what):
     amount = 1e-6
     while True:
         twin = ah.convert(source)
-        before = twin.banks[layer](x)
-        _tamper(twin, layer, what, amount)
-        moved = float((twin.banks[layer](x) - before).abs().max())
+        with torch.no_grad():
+            before, busiest = twin.banks[layer](x), _busiest(twin.banks[layer], x)
+            _tamper(twin.banks[layer], busiest, what, amount)
+            moved = float((twin.banks[layer](x) - before).abs().max())
         if not moved < 10 * threshold:
             break
-        amount *= 10
-        assert amount < 1e6, f"{what} has no effect"
+        amount *= -10
+        assert abs(amount) < 1e9, f"{what} has no effect"
     report = ah.verify(source, twin, tokens)
     assert not report.passed
     assert [p.layer for p in report.layers if not p.passed and p.layer <= layer] == [layer]
@@ -135,7 +141,7 @@ def test_the_report(tiny, tokens):
     assert "the same" in str(report)
     assert 0 <= report.mean_kl <= report.max_kl
     assert report.noise_floor is not None
-    assert abs(report.loss_source - float(source(tokens, return_type="loss"))) < 1e-5
+    assert abs(report.loss_source - source(tokens, return_type="loss").item()) < 1e-5
 
 
 def test_single_tokens_have_no_loss(tiny):
@@ -155,14 +161,14 @@ def test_single_tokens_have_no_loss(tiny):
         (torch.tensor([95, 96]), "token ids from 0 to 95, got ids from 95 to 96"),
         (torch.tensor([-1]), "ids from -1"),
         (torch.zeros(3), "a string or integer ids"),
-        (3, "not iterable|a string or integer ids"),
+        (3, "texts or token ids, got int"),
         ("words", "token ids, got text"),
     ],
 )
 def test_bad_texts(tiny, texts, message):
     source = tiny("gpt2")
     twin = ah.convert(source)
-    with pytest.raises((ah.AllHeadsError, TypeError), match=message):
+    with pytest.raises(ah.AllHeadsError, match=message):
         ah.verify(source, twin, texts)
 
 

@@ -27,12 +27,11 @@ class _PerHead:
         self.name = name
 
     def __get__(self, bank: HeadBank | None, owner: type) -> Any:
-        """Writable once the bank was edited; a guarded view or copy before."""
+        """To read, in the dtype of the model: a guarded view, or a guarded copy where a factor is folded in."""
         if bank is None:
             return self
-        if bank.own is not None:
-            return getattr(bank.own, self.name)
-        return OwnHeads.layout(bank.weights())[self.name].detach().as_subclass(SharedWeight)
+        layout = dict(bank.own.named_parameters()) if bank.own is not None else OwnHeads.layout(bank.weights())
+        return layout[self.name].detach().to(bank.dtype).as_subclass(SharedWeight)
 
     def __set__(self, bank: HeadBank, value: Tensor) -> None:
         raise AllHeadsError(
@@ -52,7 +51,7 @@ class HeadBank(nn.Module):
     The weights are views of the tensors given, in the orientations of TransformerLens: ``W_in [d_model d_mlp]``,
     ``W_out [d_mlp d_model]``. Seen as heads they are ``W_Q, W_K, W_V [head d_model d_head]``,
     ``W_O [head d_head d_model]``, ``b_Q, b_K, b_V [head d_head]``, ``b_O [d_model]``,
-    ``bias_keys [head token d_head]`` and ``bias_offsets [head token]`` with d_head = 1, read-only until `edit`.
+    ``bias_keys [head token d_head]`` and ``bias_offsets [head token]`` with d_head = 1, to read; `edit` hands them over for writing.
 
     >>> from allheads.theory.approximate import approximate
     >>> W = torch.eye(2)
@@ -107,6 +106,11 @@ class HeadBank(nn.Module):
         self._tables: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the residual stream the weights are made for."""
+        return self.W_in.dtype if self.own is None else self.own.W_Q.dtype
+
+    @property
     def evaluation(self) -> Evaluation:
         """``closed``, ``slots`` or ``attention``; see `allheads.banks.evaluate`."""
         return self._evaluation
@@ -134,7 +138,7 @@ class HeadBank(nn.Module):
         if self.own is not None:
             return self.own.weights(self.gates.heads)
         query_weight, query_bias = (self.W_gate, self.b_gate) if self.gated else (self.W_in, self.b_in)
-        keys, offsets, alpha, delta = self._gate_tables(gate_dtype or self._pattern_dtype(self.W_in.dtype))
+        keys, offsets, alpha, delta = self._gate_tables(gate_dtype or self._pattern_dtype(self.dtype))
         return HeadWeights(
             W_Q=cast(Tensor, query_weight).T[None],
             b_Q=None if query_bias is None else query_bias[None],
@@ -164,7 +168,7 @@ class HeadBank(nn.Module):
         True
         """
         if self.own is None:
-            self.own = OwnHeads(self.weights())
+            self.own = OwnHeads(self.weights(torch.float64))
             for name in ("W_in", "b_in", "W_gate", "b_gate", "W_out", "b_out"):
                 self._parameters[name] = None
         with torch.no_grad():

@@ -71,7 +71,7 @@ def attention(
         mask = torch.cat([torch.eye(length), torch.ones(length, count)], 1).bool().to(x.device)
         key = heads.bias_keys[part, :, :count].expand(heads.neurons, count)
         offset = heads.bias_offsets[part, :, :count].expand(heads.neurons, count)
-        bias_keys = torch.stack([key, offset], -1).expand(x.shape[0], -1, -1, -1)
+        bias_keys = torch.stack([key, offset], -1).to(pattern_dtype).expand(x.shape[0], -1, -1, -1)
         query = t[..., part % t.shape[2], :]
         # An added coordinate of 1 carries the offset from the mask into the keys.
         queries = rearrange(torch.stack([query, torch.ones_like(query)], -1), "b p n d -> b n p d")
@@ -100,7 +100,7 @@ def _projections(heads: HeadWeights, x: Tensor, at: HeadHooks) -> tuple[Tensor, 
 
 
 def _project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Float[Tensor, "batch pos part|1 neuron"]:
-    flat = F.linear(x, weight.flatten(0, 1), None if bias is None else bias.flatten())
+    flat = F.linear(x, weight.flatten(0, 1).to(x.dtype), None if bias is None else bias.flatten().to(x.dtype))
     return flat.unflatten(-1, weight.shape[:2])
 
 

@@ -10,7 +10,8 @@ from allheads.banks.weights import HeadWeights
 class OwnHeads(nn.Module):
     """``W_Q, W_K, W_V [head d_model d_head]``, ``W_O [head d_head d_model]``, biases and bias tokens, to write to.
 
-    The value coefficients of the gates are folded into ``W_V`` and ``b_V``, so that a head is all there is.
+    What carries a coefficient of the gates, ``W_V, b_V, bias_keys`` and ``bias_offsets``, is kept in float64, so that
+    a copied bank is certified like a shared one. Evaluations cast it to the dtype of the stream.
     """
 
     W_Q: Tensor
@@ -38,12 +39,11 @@ class OwnHeads(nn.Module):
         def per_head(tensor: Tensor) -> Tensor:
             return tensor.expand(parts, neurons, -1).flatten(0, 1)
 
-        dtype = shared.W_Q.dtype
         zeros = shared.W_Q.new_zeros(()).expand(parts, neurons)
         b_Q = zeros if shared.b_Q is None else shared.b_Q.expand(parts, neurons)
         value, b_value = (shared.W_Q, b_Q) if shared.W_V is None else (shared.W_V, shared.b_V)
         b_value = zeros if b_value is None else b_value.expand(parts, neurons)
-        alpha, delta = shared.alpha.to(dtype)[:, None], shared.delta.to(dtype)[:, None]
+        alpha, delta = shared.alpha.double()[:, None], shared.delta.double()[:, None]
         return {
             "W_Q": per_head(shared.W_Q)[..., None],
             "b_Q": b_Q.flatten()[:, None],
@@ -53,8 +53,8 @@ class OwnHeads(nn.Module):
             "b_V": (alpha * b_value + delta).flatten()[:, None],
             "W_O": per_head(shared.W_O)[:, None],
             "b_O": shared.W_Q.new_zeros(d_model) if shared.b_O is None else shared.b_O,
-            "bias_keys": per_head(shared.bias_keys)[..., None],
-            "bias_offsets": per_head(shared.bias_offsets),
+            "bias_keys": per_head(shared.bias_keys.double())[..., None],
+            "bias_offsets": per_head(shared.bias_offsets.double()),
         }
 
     def weights(self, parts: int) -> HeadWeights:

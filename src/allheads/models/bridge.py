@@ -89,9 +89,13 @@ def share(source: TransformerBridge) -> nn.Module:
         )
     # Children before parents: a copied module then meets its unwrapped children in the memo.
     for module in reversed(list(model.modules())):
-        original = getattr(module, "original_component", None) if isinstance(module, GeneralizedComponent) else None
-        if original is not None:
-            memo[id(module)] = copy.deepcopy(original, memo)
+        # A component without a name stands for parts of the layer it sits in, and wraps that layer.
+        if (
+            isinstance(module, GeneralizedComponent)
+            and module.name is not None
+            and module.original_component is not None
+        ):
+            memo[id(module)] = copy.deepcopy(module.original_component, memo)
     return copy.deepcopy(model, memo)
 
 

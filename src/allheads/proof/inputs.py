@@ -19,6 +19,8 @@ def token_rows(model: TransformerBridge, texts: Texts) -> list[Int[Tensor, "1 po
 
     Raises `AllHeadsError` for empty text, more tokens than ``n_ctx``, ids outside the vocabulary, or another type.
     """
+    if not isinstance(texts, (str, Tensor, Sequence)):
+        raise AllHeadsError("texts or token ids", type(texts).__name__, "Pass a string, a tensor, or a list of them.")
     items = [texts] if isinstance(texts, (str, Tensor)) else list(texts)
     if not items:
         raise AllHeadsError("at least one text", "none", "Pass a string, a list of strings or token ids.")
@@ -36,7 +38,8 @@ def _rows(model: TransformerBridge, item: object) -> list[Tensor]:
             raise AllHeadsError("token ids", "text, for a model without a tokenizer", "Pass a tensor of ids.")
         return [model.to_tokens(item, truncate=False)]
     if isinstance(item, Tensor) and item.ndim in (1, 2) and not item.is_floating_point():
-        return list(item.to(model.cfg.device).long().reshape(-1, 1, item.shape[-1]))
+        ids = item.to(model.cfg.device).long()
+        return [ids[None]] if ids.ndim == 1 else list(ids[:, None])
     got = f"{type(item).__name__} of shape {tuple(item.shape)}" if isinstance(item, Tensor) else type(item).__name__
     raise AllHeadsError("a string or integer ids [pos] or [batch pos]", got, "Tokenise with model.to_tokens.")
 

@@ -97,10 +97,8 @@ def _measure(mlp: MLP, bank: HeadBank, x: Float[Tensor, "1 row d_model"]) -> _Me
         certified, read_by_gate = (bank.gates.bound(g) * t.abs()) @ weight, g
     else:
         certified, read_by_gate = bank.gates.bound(t) @ weight, t
-    # Heads that were copied to be edited hold the gates' coefficients in the precision of the model.
-    coefficients = torch.float64 if bank.own is None else torch.float32
     read_by_heads = project(heads, x, torch.float64)
-    rounding = heads_rounding(heads, x, torch.float64, coefficients, projections=read_by_heads)
+    rounding = heads_rounding(heads, x, torch.float64, torch.float64, projections=read_by_heads)
     rounding = rounding + closed_rounding(heads, x, torch.float64, mlp.activation, projections=read_by_heads)
     tightness = (error / (certified + rounding)).max()
     outside = (read_by_gate.abs() > bank.gates.domain).sum()

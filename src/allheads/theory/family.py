@@ -49,6 +49,19 @@ class Family:
     def linear(self) -> int:
         return int(np.abs(self.tie[: 2 * self.heads]).any(0).sum())
 
+    @cached_property
+    def multiplicative(self) -> NDArray[np.bool_]:
+        """Which entries of z are slopes; these keep their sign and move by factors."""
+        return np.abs(self.tie[2 * self.heads + self.total_tokens :]).any(0)
+
+    def moved(self, z: Array, step: Array) -> Array:
+        """``z + step``, where a slope's step is that of its logarithm."""
+        return np.where(self.multiplicative, z * np.exp(np.clip(step, -1.0, 1.0)), z + step)
+
+    def units(self, z: Array) -> Array:
+        """``dz / dstep`` at step 0."""
+        return np.where(self.multiplicative, z, 1.0)
+
     def theta(self, z: Array) -> Array:
         return self.constant + self.tie @ z
 

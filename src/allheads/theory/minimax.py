@@ -36,9 +36,9 @@ class Problem:
         return float(np.abs(self.residual(family, z)).max())
 
 
-def _admissible(slopes: Array, signs: Array) -> bool:
+def _admissible(slopes: Array) -> bool:
     low, high = SLOPE_RANGE
-    size = slopes * signs
+    size = np.abs(slopes)
     return bool(np.all(np.isfinite(size)) and np.all(size > low) and np.all(size < high))
 
 
@@ -53,7 +53,8 @@ def _project(family: Family, z: Array, problem: Problem, ridge: float) -> tuple[
     z[:k] = np.linalg.solve(r, q.T @ np.r_[(problem.target - start) / problem.scale, np.zeros(k)]) / norms
     value, jacobian = family.jacobian(z, problem.t)
     residual = np.r_[(value - problem.target) / problem.scale, ridge * z[:k] * norms]
-    gates = np.vstack([jacobian[:, k:] / problem.scale[:, None], np.zeros((k, len(z) - k))])
+    gates = jacobian[:, k:] * family.units(z)[k:] / problem.scale[:, None]
+    gates = np.vstack([gates, np.zeros((k, len(z) - k))])
     return z, residual, gates - q @ (q.T @ gates)
 
 
@@ -68,7 +69,7 @@ def least_squares(
     progress: float = 1e-3,
 ) -> Array:
     """Minimise ``sum r^2``; stop when 15 steps gain less than ``progress`` of it. Slopes keep their signs."""
-    k, signs = family.linear, np.sign(family.slopes(z))
+    k = family.linear
     z, residual, jacobian = _project(family, z, problem, ridge)
     cost, history = float(residual @ residual), []
     unknowns = len(z) - k
@@ -77,9 +78,8 @@ def least_squares(
         while True:
             matrix = np.vstack([jacobian / norms, np.sqrt(damping) * np.eye(unknowns)])
             step = -np.linalg.lstsq(matrix, np.r_[residual, np.zeros(unknowns)], rcond=None)[0] / norms
-            trial = z.copy()
-            trial[k:] += np.clip(step, -1.0, 1.0)
-            if _admissible(family.slopes(trial), signs):
+            trial = family.moved(z, np.r_[np.zeros(k), np.clip(step, -1.0, 1.0)])
+            if _admissible(family.slopes(trial)):
                 trial, new_residual, new_jacobian = _project(family, trial, problem, ridge)
                 new_cost = float(new_residual @ new_residual)
                 if new_cost < cost:
@@ -118,12 +118,12 @@ def minimax(
     gain: float = 1e-4,
 ) -> tuple[Array, float]:
     """Minimise ``max |r|``; stop after three steps that gain less than the fraction ``gain``."""
-    signs, small = np.sign(family.slopes(z)), 0
+    small = 0
     residual = problem.residual(family, z)
     error = float(np.abs(residual).max())
     for _ in range(iterations):
         jacobian = family.jacobian(z, problem.t)[1] / problem.scale[:, None]
-        units = np.maximum(np.abs(z), 0.05)
+        units = np.where(family.multiplicative, z, np.maximum(np.abs(z), 1.0))
         # Scaling by the present error keeps the solver's absolute tolerances meaningful at 1e-8.
         solution = _linear_step(jacobian * units / error, residual / error, radius)
         if solution is None or solution[-1] > 1.0 - 1e-9:
@@ -131,9 +131,9 @@ def minimax(
             if radius < 1e-9:
                 break
             continue
-        trial = z + solution[:-1] * units
+        trial = family.moved(z, solution[:-1] * np.where(family.multiplicative, 1.0, units))
         new_error = np.inf
-        if _admissible(family.slopes(trial), signs):
+        if _admissible(family.slopes(trial)):
             new_residual = problem.residual(family, trial)
             new_error = float(np.abs(new_residual).max())
         ratio = (error - new_error) / (error * (1.0 - solution[-1]))
