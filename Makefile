@@ -21,7 +21,7 @@ static: $(VENV)/.dev ## Format, lint, types, import layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 suite: $(VENV)/.dev ## Tests, doctests and notebooks, with coverage
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 --cov --cov-report=term:skip-covered --cov-fail-under=95 src tests notebooks

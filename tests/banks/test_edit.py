@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -54,12 +56,16 @@ def test_shared_weights_refuse_writes(bank):
         lambda w: w.data.zero_(),
         lambda w: torch.add(w, 1.0, out=w),
         lambda w: w.unbind(0)[0].fill_(3.0),
+        lambda w: torch.nn.functional.relu(w, inplace=True),
+        lambda w: torch._foreach_add_([w], 1.0),
     ):
         with pytest.raises(ah.AllHeadsError, match=r"with bank\.edit\(\)"):
             write(made.W_Q)
     with pytest.raises(ah.AllHeadsError, match="an assignment to W_Q"):
         made.W_Q = torch.zeros(3)
+    made.W_Q.numpy()[:] = 9.0
     assert torch.equal(made.W_in, before)
+    assert int(torch.floor(made.W_Q[0, 0, 0])) == int(torch.floor(made.W_gate[0, 0]))
     assert type(made.W_Q + 1) is torch.Tensor
 
 
@@ -92,3 +98,38 @@ def test_edited_heads_evaluate_alike(kind, bank, stream):
     literal = made(x)
     made.evaluation = "slots"
     assert torch.allclose(made(x), literal, rtol=1e-9, atol=1e-8)
+
+
+def test_casting_keeps_the_gates_coefficients(bank):
+    made = bank("silu", True)
+    with made.edit() as heads:
+        exact = heads.bias_offsets.clone()
+    made.to(torch.bfloat16)
+    assert made.own.W_Q.dtype == torch.bfloat16
+    assert torch.equal(made.own.bias_offsets, exact)
+
+
+def test_masking_one_bias_token_leaves_the_others():
+    made = HeadBank(torch.eye(1), torch.eye(1), ah.approximate("silu"), evaluation="slots")
+    doubled = replace(made.gates, gates=(ah.Gate((0.0, 0.0), (1.0, 1.0)),))
+    made.gates = doubled
+    with made.edit() as heads:
+        heads.bias_offsets[:, 0] = -torch.inf
+    x = torch.ones(1, 1, 1)
+    assert torch.allclose(made(x), torch.nn.functional.silu(x))
+
+
+def test_one_head_is_the_same_alone(kind, bank):
+    made = bank(*kind)
+    number = made.d_mlp * (made.gates.heads - 1) + 4
+    alone = made.head(number)
+    for name in NAMES:
+        whole = getattr(made, name)
+        assert torch.allclose(alone[name], whole if name == "b_O" else whole[number]), name
+
+
+def test_gates_of_the_other_kind_are_refused(bank):
+    with pytest.raises(ah.AllHeadsError, match="gates for a plain neuron, got gates for a gated neuron"):
+        bank("silu", False).gates = ah.approximate("silu", gated=True)
+    with pytest.raises(ah.AllHeadsError, match=r"\[batch pos d_model\]"):
+        bank("silu", False)(torch.zeros(3, 12))

@@ -125,3 +125,31 @@ def test_gradients_flow_and_agree(kind, bank, stream):
 def test_unknown_evaluations_are_refused(bank):
     with pytest.raises(ah.AllHeadsError, match="an evaluation out of"):
         bank("silu", False).evaluation = "guess"
+
+
+def test_the_bound_survives_hard_input(bank):
+    """Rows from tiny to huge, a slope of 3e5, patterns of exactly 0 and 1: finite, and never exceeded."""
+    made = bank("relu", False, dtype=torch.float32, d_model=64, d_mlp=32)
+    x = torch.randn(1, 400, 64, generator=torch.Generator().manual_seed(0))
+    x = x * torch.logspace(-4, 3, 400)[:, None]
+    heads = _exact(made)
+    exact = slots(heads, x.double(), HeadHooks(), torch.float64)
+    bound = heads_rounding(heads, x.double(), torch.float32, torch.float32)
+    with torch.no_grad():
+        assert ((made(x).double() - exact).abs() <= bound).all()
+    wide, x = bank("relu", False, d_model=200), torch.ones(1, 1, 200)
+    with pytest.raises(ah.AllHeadsError, match="short enough"):
+        heads_rounding(_exact(wide), x.double(), torch.bfloat16, torch.float32)
+
+
+def test_the_bound_holds_for_a_self_key_at_the_edge():
+    """A large score on self with a bias token just below it: the softmax must not lose what lies between."""
+    made = HeadBank(torch.eye(1), torch.eye(1), ah.approximate("silu"), evaluation="slots")
+    with made.edit() as heads:
+        heads.W_K[:] = 2.0**17
+        heads.bias_keys[:] = 2.0**17 - 5.0
+    x = torch.ones(1, 1, 1)
+    weights = _exact(made)
+    exact = slots(weights, x.double(), HeadHooks(), torch.float64)
+    bound = heads_rounding(weights, x.double(), torch.float32, torch.float32)
+    assert (made(x).double() - exact).abs() <= bound

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
 import allheads as ah
 from allheads.banks.bank import HeadBank
+from allheads.proof.logits import logit_gap
 from allheads.proof.samples import sample_texts
 
 KINDS = ["gpt2", "opt", "llama"]
@@ -57,7 +59,6 @@ def test_a_twin_with_the_wrong_activation_fails(tiny, tokens, kind, wrong):
     twin = ah.convert(source)
     for bank in twin.banks:
         bank.gates = ah.approximate(wrong)
-        bank._tables.clear()
     report = ah.verify(source, twin, tokens)
     assert not report.passed
     assert all(not layer.passed for layer in report.layers)
@@ -125,7 +126,6 @@ def test_leaving_the_domain_is_counted(tiny, tokens):
     twin = ah.convert(source)
     twin.banks[2].gates = ah.approximate("silu", gated=True, domain=1.0)
     object.__setattr__(twin.banks[2].gates, "domain", 1.0)
-    twin.banks[2]._tables.clear()
     report = ah.verify(source, twin, tokens)
     assert report.domain_violations > 0
     assert "outside the certified domain" in " ".join(report.failures)
@@ -188,3 +188,64 @@ def test_the_sample_texts_are_long_enough(smollm):
     texts = sample_texts()
     assert len(set(texts)) == 4
     assert all(smollm.to_tokens(text).shape[1] >= 128 for text in texts)
+
+
+def test_a_masked_token_cannot_buy_a_wider_bound(tiny, tokens):
+    """An offset of -inf, or one so low that it says nothing, makes heads wrong and no bound infinite."""
+    source = tiny("llama")
+    for offset in (-torch.inf, -1e30):
+        twin = ah.convert(source)
+        with twin.banks[1].edit() as heads:
+            heads.bias_offsets[:40, 0] = offset
+        proof = ah.verify(source, twin, tokens).layers[1]
+        assert not proof.passed
+        assert proof.tightness > 10
+
+
+def test_a_wrong_closed_form_fails(tiny, tokens):
+    source = tiny("gpt2")
+    twin = ah.convert(source)
+    for bank in twin.banks:
+        bank.gates = replace(bank.gates, activation=ah.approximate("quick_gelu").activation)
+    report = ah.verify(source, twin, tokens)
+    assert not any(layer.passed for layer in report.layers)
+
+
+def test_a_bank_that_is_gone_around_is_refused(tiny, tokens):
+    source = tiny("gpt2")
+    twin = ah.convert(source)
+    vars(twin.blocks[0].mlp)["forward"] = source.blocks[0].mlp.original_component.forward
+    with pytest.raises(ah.AllHeadsError, match=r"runs every bank once, got layers \[0\]"):
+        ah.verify(source, twin, tokens)
+
+
+def test_nothing_but_heads_counts_as_proof(tiny, tokens):
+    source = tiny("gpt2")
+    twin = ah.convert(source)
+    with pytest.raises(ah.AllHeadsError, match="slots or attention"):
+        ah.verify(source, twin, tokens, evaluation="closed")
+    with pytest.raises(ah.AllHeadsError, match="patterns in float32 or float64"):
+        ah.verify(source, twin, tokens, pattern_dtype=torch.bfloat16)
+
+
+def test_a_dead_output_coordinate_is_no_failure(tiny, tokens):
+    source = tiny("gpt2")
+    with torch.no_grad():
+        projection = source.blocks[0].mlp.out
+        projection.weight[:, 3] = 0.0
+        projection.bias[3] = 0.0
+    assert ah.verify(source, ah.convert(source), tokens).passed
+
+
+def test_infinite_logits_on_both_sides_are_equal():
+    logits = torch.tensor([[[0.0, -torch.inf, 1.0]]])
+    gap = logit_gap(logits, logits)
+    assert (gap.largest, gap.kl.tolist()) == (0.0, [0.0])
+    assert logit_gap(logits, torch.zeros(1, 1, 3)).largest == float("inf")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_thresholds_stay_meaningful_in_half_precision(dtype):
+    limits = ah.Thresholds.default(dtype, 1e-6)
+    assert limits.max_logit_error <= 0.5
+    assert limits.mean_kl <= 1e-3

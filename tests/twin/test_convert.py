@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -122,7 +124,7 @@ def test_a_smaller_tolerance_is_nearer(tiny, tokens):
         x = torch.randn(1, 5, source.cfg.d_model, dtype=torch.float64)
         plain = torch.nn.functional.silu(x @ twin.banks[0].W_gate) * (x @ twin.banks[0].W_in) @ twin.banks[0].W_out
         errors.append(float((twin.banks[0](x) - plain).detach().abs().max()))
-    assert errors[1] < 0.05 * errors[0]
+    assert errors[1] < 0.2 * errors[0]
 
 
 def test_bad_input(tiny):
@@ -138,6 +140,10 @@ def test_bad_input(tiny):
     with pytest.raises(ah.AllHeadsError, match="rounding"):
         ah.convert(tiny("opt"), tolerance=1e-12)
     assert ah.convert(tiny("opt", dtype=torch.float64), tolerance=1e-12).tolerance == 1e-12
+    training = tiny("gpt2")
+    training.train()
+    with pytest.raises(ah.AllHeadsError, match="training mode"):
+        ah.convert(training)
     processed = tiny("gpt2")
     processed.enable_compatibility_mode(no_processing=True)
     with pytest.raises(ah.AllHeadsError, match="compatibility mode"):
@@ -150,3 +156,30 @@ def test_unsupported_activations_are_named_before_any_work(tiny, tokens):
     with pytest.raises(ah.AllHeadsError, match="in layer 0"):
         ah.convert(source)
     assert torch.equal(source(tokens), before)
+
+
+def test_a_gate_that_is_squared_is_refused(tiny):
+    with pytest.raises(ah.AllHeadsError, match="relu2 in layer 0"):
+        ah.convert(tiny("llama", hidden_act="relu2"))
+
+
+def test_converting_in_inference_mode(tiny, tokens):
+    source = tiny("llama")
+    with torch.inference_mode():
+        twin = ah.convert(source)
+        before = twin(tokens)
+    with twin.banks[0].edit() as heads:
+        heads.W_O[0] += 1.0
+    assert (twin(tokens) - before).abs().max() > 0
+
+
+def test_a_twin_can_be_copied(tiny, tokens):
+    twin = ah.convert(tiny("gpt2"))
+    copied = copy.deepcopy(twin)
+    assert torch.equal(copied(tokens), twin(tokens))
+
+
+def test_the_cache_takes_its_filter_by_position(pair, tokens):
+    _, twin = pair
+    _, cache = twin.run_with_cache(tokens, True, False, ["blocks.0.mlp.hook_z"])
+    assert list(cache) == ["blocks.0.mlp.hook_z"]

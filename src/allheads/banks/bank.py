@@ -51,7 +51,8 @@ class HeadBank(nn.Module):
     The weights are views of the tensors given, in the orientations of TransformerLens: ``W_in [d_model d_mlp]``,
     ``W_out [d_mlp d_model]``. Seen as heads they are ``W_Q, W_K, W_V [head d_model d_head]``,
     ``W_O [head d_head d_model]``, ``b_Q, b_K, b_V [head d_head]``, ``b_O [d_model]``,
-    ``bias_keys [head token d_head]`` and ``bias_offsets [head token]`` with d_head = 1, to read; `edit` hands them over for writing.
+    ``bias_keys [head token d_head]`` and ``bias_offsets [head token]`` with d_head = 1, to read; `edit` hands them over
+    for writing.
 
     >>> from allheads.theory.approximate import approximate
     >>> W = torch.eye(2)
@@ -84,8 +85,9 @@ class HeadBank(nn.Module):
         evaluation: Evaluation = "closed",
     ) -> None:
         super().__init__()
-        self.gates = gates
         self.gated = W_gate is not None
+        self._tables: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
+        self.gates = gates
         self.d_mlp = W_in.shape[1]
         self.hooks = HeadHooks()
         self.evaluation = evaluation
@@ -103,7 +105,19 @@ class HeadBank(nn.Module):
             # Parameters of its own over the same memory: casting or moving the bank leaves the source alone.
             view = None if tensor is None else nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
             self.register_parameter(name, view)
-        self._tables: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
+
+    @property
+    def gates(self) -> GateSum:
+        """The sum of heads that every neuron is."""
+        return self._gates
+
+    @gates.setter
+    def gates(self, gates: GateSum) -> None:
+        if gates.gated != self.gated:
+            kinds = ["gates for a plain neuron", "gates for a gated neuron"]
+            raise AllHeadsError(kinds[self.gated], kinds[gates.gated], "Use ah.approximate(..., gated=...).")
+        self._gates = gates
+        self._tables.clear()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -123,6 +137,8 @@ class HeadBank(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """The MLP's output, by the chosen evaluation, or by ``slots`` where a hook needs the heads one by one."""
+        if x.ndim != 3:
+            raise AllHeadsError("a residual stream [batch pos d_model]", f"shape {tuple(x.shape)}", "Add a batch axis.")
         if self.evaluation == "closed" and self.own is None and not self.hooks.watched(*HeadHooks.PER_HEAD):
             return evaluate.closed(self.weights(), x, self.hooks, self.gates.activation)
         pattern_dtype = self._pattern_dtype(x.dtype)
@@ -173,6 +189,12 @@ class HeadBank(nn.Module):
                 self._parameters[name] = None
         with torch.no_grad():
             yield self.own
+
+    def head(self, number: int) -> dict[str, Tensor]:
+        """The weights of one head by name, without expanding those of all the others."""
+        part, neuron = divmod(number, self.d_mlp)
+        layout = OwnHeads.layout(self.weights(torch.float64).only(neuron))
+        return {name: tensor if name == "b_O" else tensor[part].to(self.dtype) for name, tensor in layout.items()}
 
     def _pattern_dtype(self, stream: torch.dtype) -> torch.dtype:
         return self.pattern_dtype or torch.promote_types(stream, torch.float32)

@@ -44,9 +44,10 @@ def slots(
     heads: HeadWeights, x: Float[Tensor, "batch pos d_model"], at: HeadHooks, pattern_dtype: torch.dtype
 ) -> Float[Tensor, "batch pos d_model"]:
     """Softmax over self and bias tokens, in ``pattern_dtype``."""
+    stream, x = x.dtype, _read_in(heads, x, pattern_dtype)
     t, u = _projections(heads, x, at)
     q = _per_head(t.to(pattern_dtype), heads.parts, at.hook_q)
-    v = heads.alpha[:, None] * u.to(pattern_dtype) + heads.delta[:, None]
+    v = heads.alpha.to(pattern_dtype)[:, None] * u.to(pattern_dtype) + heads.delta.to(pattern_dtype)[:, None]
     v = _per_head(v, heads.parts, at.hook_v)
     if at.watched("hook_attn_scores", "hook_pattern"):
         pattern = _watched_patterns(heads, x, q, at)
@@ -55,15 +56,15 @@ def slots(
     if at.watched("hook_pattern_self"):
         pattern = _split(at.hook_pattern_self(rearrange(pattern, "b p h n -> b (h n) p")), heads.parts)
     z = _per_head(pattern * v, heads.parts, at.hook_z)
-    return _write(heads, z.to(x.dtype), at)
+    return _write(heads, z, at, stream)
 
 
 def attention(
     heads: HeadWeights, x: Float[Tensor, "batch pos d_model"], at: HeadHooks, pattern_dtype: torch.dtype
 ) -> Float[Tensor, "batch pos d_model"]:
     """Every head over every position, masked: what an attention layer would literally do."""
-    t, u = _projections(heads, x, at)
-    t, u, length = t.to(pattern_dtype), u.to(pattern_dtype), x.shape[1]
+    stream, x, length = x.dtype, _read_in(heads, x, pattern_dtype), x.shape[1]
+    t, u = (projected.to(pattern_dtype) for projected in _projections(heads, x, at))
     keys = _self_keys(heads, x, pattern_dtype)
     z = []
     for part in range(heads.parts):
@@ -77,13 +78,18 @@ def attention(
         queries = rearrange(torch.stack([query, torch.ones_like(query)], -1), "b p n d -> b n p d")
         self_key = torch.zeros_like(query) if keys is None else keys[..., part, :]
         own_keys = rearrange(torch.stack([self_key, torch.zeros_like(query)], -1), "b p n d -> b n p d")
-        value = heads.alpha[part] * u[..., part % u.shape[2], :] + heads.delta[part]
+        value = heads.alpha[part].to(pattern_dtype) * u[..., part % u.shape[2], :] + heads.delta[part].to(pattern_dtype)
         values = F.pad(rearrange(value, "b p n -> b n p 1"), (0, 0, 0, count))
         out = F.scaled_dot_product_attention(
             queries, torch.cat([own_keys, bias_keys], 2), values, attn_mask=mask, scale=1.0
         )
         z.append(rearrange(out, "b n p 1 -> b p n"))
-    return _write(heads, torch.stack(z, 2).to(x.dtype), at)
+    return _write(heads, torch.stack(z, 2), at, stream)
+
+
+def _read_in(heads: HeadWeights, x: Tensor, pattern_dtype: torch.dtype) -> Tensor:
+    """Edited heads have the gates' large coefficients folded into their values: they read in the patterns' dtype."""
+    return x.to(pattern_dtype) if heads.edited else x
 
 
 def _projections(heads: HeadWeights, x: Tensor, at: HeadHooks) -> tuple[Tensor, Tensor]:
@@ -120,9 +126,10 @@ def _split(per_head: Float[Tensor, "batch head pos"], parts: int) -> Float[Tenso
     return rearrange(per_head, "b (h n) p -> b p h n", h=parts)
 
 
-def _slot_scores(
+def slot_scores(
     heads: HeadWeights, part: int, q: Float[Tensor, "row neuron"], self_key: Tensor | None
 ) -> Float[Tensor, "slot row neuron"]:
+    """Scores of one part's heads: of the token itself (0 without a key), then of its bias tokens."""
     count = heads.tokens(part)
     offsets = F.pad(heads.bias_offsets[part, :, :count].to(q.dtype), (1, 0)).T[:, None]
     keys = F.pad(heads.bias_keys[part, :, :count].to(q.dtype), (1, 0)).T[:, None]
@@ -132,7 +139,7 @@ def _slot_scores(
 
 
 def patterns_on_self(heads: HeadWeights, x: Tensor, q: Tensor) -> Float[Tensor, "batch pos part neuron"]:
-    """``exp(score of self - logsumexp of all)``, a few rows at a time: no N x slots tensor is kept."""
+    """The softmax's weight on self, a few rows at a time: no N x slots tensor is kept."""
     self_keys = _self_keys(heads, x, q.dtype)
     rows = max(1, CHUNK // (heads.neurons * (1 + heads.bias_keys.shape[2])))
     parts = []
@@ -142,8 +149,8 @@ def patterns_on_self(heads: HeadWeights, x: Tensor, q: Tensor) -> Float[Tensor, 
         chunks = []
         for start in range(0, len(query), rows):
             span = slice(start, start + rows)
-            scores = _slot_scores(heads, part, query[span], None if key is None else key[span])
-            chunks.append(torch.exp(scores[0] - scores.logsumexp(0)))
+            scores = slot_scores(heads, part, query[span], None if key is None else key[span])
+            chunks.append(scores.softmax(0)[0])
         parts.append(torch.cat(chunks).unflatten(0, q.shape[:2]))
     return torch.stack(parts, 2)
 
@@ -155,20 +162,27 @@ def _watched_patterns(heads: HeadWeights, x: Tensor, q: Tensor, at: HeadHooks) -
     parts = []
     for part in range(heads.parts):
         key = None if self_keys is None else self_keys[..., part, :].flatten(0, 1)
-        scores = _slot_scores(heads, part, q[..., part % q.shape[2], :].flatten(0, 1), key)
+        scores = slot_scores(heads, part, q[..., part % q.shape[2], :].flatten(0, 1), key)
         parts.append(F.pad(scores.movedim(0, -1), (0, width - len(scores)), value=-torch.inf))
     scores = rearrange(torch.stack(parts), "h (b p) n s -> b (h n) p s", b=x.shape[0])
     pattern = at.hook_pattern(at.hook_attn_scores(scores).softmax(-1))
     return _split(pattern[..., 0], heads.parts)
 
 
-def _write(heads: HeadWeights, z: Float[Tensor, "batch pos part neuron"], at: HeadHooks) -> Tensor:
+def _write(
+    heads: HeadWeights, z: Float[Tensor, "batch pos part neuron"], at: HeadHooks, stream: torch.dtype
+) -> Float[Tensor, "batch pos d_model"]:
+    """Sum a neuron's heads in the dtype of their patterns, then write in that of the stream."""
+    if at.watched("hook_result"):
+        W_O = heads.W_O.expand(heads.parts, -1, -1).flatten(0, 1).to(z.dtype)
+        out = at.hook_result(z.flatten(2)[..., None] * W_O).sum(2).to(stream)
+        out = out if heads.b_O is None else out + heads.b_O
+        if heads.edited:
+            return out
+        # The results are the heads' own; what a hook changes in their sum comes on top.
+        post = z.sum(2).to(stream)
+        return out + F.linear(at.hook_post(post) - post, heads.W_O[0].T)
     if heads.edited:
-        out = F.linear(z.flatten(2), heads.W_O.flatten(0, 1).T, heads.b_O)
-    else:
-        out = F.linear(at.hook_post(z.sum(2)), heads.W_O[0].T, heads.b_O)
-    if not at.watched("hook_result"):
-        return out
-    # What the hook changes is added to the output, so that hooks before and after this one count as well.
-    result = z.flatten(2)[..., None] * heads.W_O.expand(heads.parts, -1, -1).flatten(0, 1)
-    return out + (at.hook_result(result) - result).sum(2)
+        out = F.linear(z.flatten(2), heads.W_O.flatten(0, 1).T.to(z.dtype)).to(stream)
+        return out if heads.b_O is None else out + heads.b_O
+    return F.linear(at.hook_post(z.sum(2).to(stream)), heads.W_O[0].T, heads.b_O)

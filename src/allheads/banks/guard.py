@@ -9,14 +9,16 @@ from torch import Tensor
 
 from allheads.errors import AllHeadsError
 
-#: Writing operations whose names do not end in an underscore.
-_WRITES = {"__setitem__", "__set__"}
+#: Writing operations whose names do not end in a single underscore.
+_WRITES = {"__setitem__", "__set__"} | {
+    f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
+}
 
 
 class SharedWeight(Tensor):
-    """A view of a source model's weights that refuses to be written in place.
+    """A view of a source model's weights that refuses torch's writing operations, against accidents.
 
-    Ordinary tensors come out of every operation; views of it stay guarded.
+    Ordinary tensors come out of every operation; views of it stay guarded, and NumPy gets a copy.
 
     >>> guarded = torch.zeros(2).as_subclass(SharedWeight)
     >>> type(guarded + 1) is Tensor
@@ -32,13 +34,16 @@ class SharedWeight(Tensor):
         """Run ``func`` on plain tensors; refuse it if it would write into a guarded one."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        in_place = name in _WRITES or name.startswith("__i") or (name[-1:] == "_" and name[-2:] != "__")
-        if (in_place and isinstance(args[0], cls)) or isinstance(kwargs.get("out"), cls):
+        in_place = name in _WRITES or (name[-1:] == "_" and name[-2:] != "__") or kwargs.get("inplace", False)
+        first = args[0] if args and isinstance(args[0], (list, tuple)) else args[:1]
+        if (in_place and any(isinstance(item, cls) for item in first)) or isinstance(kwargs.get("out"), cls):
             raise AllHeadsError(
                 "weights of an edited bank",
                 "a write to weights that are shared with the source model",
                 "Write inside `with bank.edit() as heads:`, which copies this layer first.",
             )
+        if name in ("numpy", "__array__", "__dlpack__"):
+            args = (args[0].as_subclass(Tensor).clone(), *args[1:])
         with torch._C.DisableTorchFunctionSubclass():
             return _marked(func(*args, **kwargs), args, cls)
 

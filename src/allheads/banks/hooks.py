@@ -24,8 +24,9 @@ class HeadHooks(nn.Module):
     hook_post             batch pos d_mlp            sum of z over a neuron's heads: its activation
     ===================== ========================== ======================================================
 
-    ``hook_pre``, ``hook_pre_linear`` and ``hook_post`` exist while the heads of a neuron share the source's
-    projections; a bank whose heads were edited has them per head only. ``d_head`` is 1.
+    ``hook_pre``, ``hook_pre_linear`` and ``hook_post`` fire while the heads of a neuron share the source's
+    projections; a bank whose heads were edited has them per head only. Where hooks change both results and
+    ``hook_post``, the changes add up. ``d_head`` is 1; per-head tensors are in the dtype of the patterns.
     """
 
     #: A hook here needs the heads one by one, so the ``closed`` evaluation steps aside.

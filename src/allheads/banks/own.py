@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from allheads.banks.weights import HeadWeights
+
+#: What carries a coefficient of the gates.
+_EXACT = ("W_V", "b_V", "bias_keys", "bias_offsets")
 
 
 class OwnHeads(nn.Module):
@@ -30,6 +35,15 @@ class OwnHeads(nn.Module):
         trained = shared.W_Q.requires_grad
         for name, tensor in self.layout(shared).items():
             self.register_parameter(name, nn.Parameter(tensor.detach().clone(), requires_grad=trained))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OwnHeads:
+        """Move with the model, and keep the gates' coefficients in float64 when the model is cast."""
+        exact = {name: getattr(self, name).data for name in _EXACT}
+        super()._apply(fn, recurse)
+        for name, tensor in exact.items():
+            parameter = getattr(self, name)
+            parameter.data = tensor.to(parameter.device)
+        return self
 
     @staticmethod
     def layout(shared: HeadWeights) -> dict[str, Tensor]:

@@ -4,24 +4,23 @@ Let u be the unit roundoff (half of eps) of the projections, p that of the patte
 the bound on the relative error of n roundings in a row (Higham 2002, ch. 3). Hats are computed values.
 
 1. Projections (dot products of length d_model plus a bias, in any order of summation), by Cauchy-Schwarz:
-   |t^ - t| <= e_t = gamma_{d+1} (||x|| ||W_Q|| + |b_Q|), and e_u, e_k likewise for values and self keys.
-2. Scores s_j = a_j + k_j t, coefficients rounded once, a product, a sum, and the maximum taken off. With
-   K = max |k_j| and A = max |a_j| over the bias tokens, and |s_j - max s| weighed by its own small pattern,
-   the pattern-weighted error of the scores is at most
-   E = K e_t + p (4 K |t| + 3 A + B + 1), plus e_own = |t| e_k + |k| e_t + e_t e_k + 4 p |t k| for a self key k.
-3. Patterns: P^ / P lies between 1 / (P + (1 - P) e^E) and 1 / (P + (1 - P) e^-E), so
-   |P^ - P| <= e_P = min(1, P (1 - P) (e^E - 1) e^E) + (B + 10) p P,
-   the last term for B + 1 exponentials of two ulp, their sum, a logarithm and one more exponential.
-4. Values v = alpha u + delta: e_v = |alpha| e_u + p (4 |alpha u| + 2 |delta|).
-5. z = P v: e_z = |v| e_P + P e_v + e_P e_v + p |z|; the sum over a neuron's H heads and the cast to the dtype of
-   the stream add (H p + u) sum |z|.
+   |t^ - t| <= e_t = gamma_{d+2} (||x|| ||W_Q|| + |b_Q|), and e_u, e_k likewise for values and self keys.
+2. Scores s_j = a_j + k_j t: coefficients rounded once, a product, a sum, and the maximum taken off. With
+   K = max |k_j| and A = max |a_j| over the bias tokens that are not masked, every score is off by at most
+   E = K e_t + p (7 K |t| + 4 A), plus 2 (|t| e_k + |k| e_t + e_t e_k + 6 p |t k|) for a self key k.
+3. Patterns: with L = s_self - log sum_j exp(s_j), P = sigma(L) and P^ lies between sigma(L - E) and sigma(L + E):
+   |P^ - P| <= e_P = max(sigma(L + E) - P, P - sigma(L - E)) + (2 B + 10) p P,
+   the last term for B + 1 exponentials of two ulp, their sum and a quotient.
+4. Values v = alpha u + delta: e_v = |alpha| e_u + p (5 |alpha| (|u| + e_u) + 3 |delta|).
+5. z = P v: e_z = |v| e_P + P e_v + e_P e_v + p |z|; the sum over a neuron's H heads in the dtype of the patterns and
+   one cast to that of the stream add (H p + u) sum |z|.
 6. Output, a dot product over all heads and a bias, by Cauchy-Schwarz again:
    e_out = || e_post + gamma_{M+1} (|post| + e_post) || ||W_O|| + gamma_{M+1} |b_O|.
 
 The literal `attention` sums its softmax over N + B slots instead of B + 1; masked slots have weight exactly zero, so
 only the count in step 3 changes. The `closed` evaluation replaces steps 2 to 5 by f itself, see `closed_rounding`.
-The bound is rigorous up to terms below the smallest normal number, and pessimistic by one to two orders of
-magnitude, because roundings cancel.
+The bound leaves out terms of third order in the roundoff and what is below the smallest normal number, and is
+pessimistic by one to three orders of magnitude, because roundings cancel. It exists for float32 and float64.
 """
 
 from __future__ import annotations
@@ -32,9 +31,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from allheads.banks.evaluate import patterns_on_self
+from allheads.banks.evaluate import slot_scores
 from allheads.banks.weights import HeadWeights
+from allheads.errors import AllHeadsError
 from allheads.theory.activations import Activation
+
+#: The largest slope of GELU, in all its forms; SiLU's is 1.10.
+_SLOPE = 1.13
 
 #: Roundings in one evaluation of an activation function, in ulps of its result and of its argument.
 _ACTIVATION_ULPS = 16
@@ -75,14 +78,12 @@ def heads_rounding(
     u, p = _roundoff(dtype), _roundoff(pattern_dtype)
     read = projections or project(heads, x, dtype)
     key = None if heads.W_K is None else _project(heads.W_K, heads.b_K, x, u)
-    patterns = patterns_on_self(heads, x, read.t)
     post, e_post = [], []
     for part in range(heads.parts):
-        alpha, delta, P = heads.alpha[part], heads.delta[part], patterns[..., part, :]
-        e_P = _pattern_error(heads, part, P, _pick(read.t, part), _pick(read.e_t, part), key, p, slots)
-        scaled = alpha * _pick(read.u, part)
-        v = scaled + delta
-        e_v = alpha.abs() * _pick(read.e_u, part) + p * (4 * scaled.abs() + 2 * delta.abs())
+        alpha, delta, value = heads.alpha[part], heads.delta[part], _pick(read.u, part)
+        P, e_P = _pattern(heads, part, _pick(read.t, part), _pick(read.e_t, part), key, p, slots)
+        v, e_u = alpha * value + delta, _pick(read.e_u, part)
+        e_v = alpha.abs() * e_u + p * (5 * alpha.abs() * (value.abs() + e_u) + 3 * delta.abs())
         z = P * v
         post.append(z)
         e_post.append(v.abs() * e_P + P * e_v + e_P * e_v + p * z.abs() + (heads.parts * p + u) * z.abs())
@@ -99,11 +100,12 @@ def closed_rounding(
 ) -> Float[Tensor, "batch pos d_model"]:
     """Bound on ``|closed, computed, - f in exact arithmetic|``.
 
-    Every activation here has ``|f'| <= 1.13``, except squared ReLU, whose slope is ``2 |t|``.
+    ``|f'| <= 1.13`` for every activation of the registry, except squared ReLU, whose slope is ``2 |t|``, and
+    ``1.13 |a|`` for ``a t sigma(k t)``.
     """
     u, read = _roundoff(dtype), projections or project(heads, x, dtype)
     t, e_t = _pick(read.t, 0), _pick(read.e_t, 0)
-    slope = 2 * t.abs() + 2 * e_t if activation.squared else 1.13
+    slope = 2 * t.abs() + 2 * e_t if activation.squared else _SLOPE * abs((activation.silu_form or (1.0,))[0])
     f = activation(t)
     e_f = slope * e_t + _ACTIVATION_ULPS * u * (f.abs() + t.abs())
     if heads.W_V is not None:
@@ -121,6 +123,8 @@ def _pick(tensor: Tensor, part: int) -> Float[Tensor, "batch pos neuron"]:
 
 
 def _gamma(count: int, u: float) -> float:
+    if count * u >= 0.5:
+        raise AllHeadsError("sums short enough for their dtype", f"{count} terms", "Bound them in float32 or float64.")
     return count * u / (1 - count * u)
 
 
@@ -132,31 +136,36 @@ def _project(weight: Tensor, bias: Tensor | None, x: Tensor, u: float) -> tuple[
     if bias is not None:
         exact, size = exact + bias.flatten(), size + bias.flatten().abs()
     shape = weight.shape[:2]
-    return exact.unflatten(-1, shape), (_gamma(x.shape[-1] + 1, u) * size).unflatten(-1, shape)
+    return exact.unflatten(-1, shape), (_gamma(x.shape[-1] + 2, u) * size).unflatten(-1, shape)
 
 
-def _pattern_error(
+def _pattern(
     heads: HeadWeights,
     part: int,
-    P: Tensor,
     t: Tensor,
     e_t: Tensor,
     key: tuple[Tensor, Tensor] | None,
     p: float,
     slots: int | None,
-) -> Float[Tensor, "batch pos neuron"]:
-    """Steps 2 and 3."""
+) -> tuple[Float[Tensor, "batch pos neuron"], Float[Tensor, "batch pos neuron"]]:
+    """Steps 2 and 3: the exact pattern on self and its error bound."""
     count = heads.tokens(part)
     if not count:
-        return torch.zeros_like(P)
+        return torch.ones_like(t), torch.zeros_like(t)
+    offsets = heads.bias_offsets[part, :, :count]
     K = heads.bias_keys[part, :, :count].abs().amax(-1)
-    A = heads.bias_offsets[part, :, :count].abs().amax(-1)
-    E = K * e_t + p * (4 * K * t.abs() + 3 * A + count + 1)
+    A = torch.where(offsets > -torch.inf, offsets.abs(), 0).amax(-1)
+    E = K * e_t + p * (7 * K * t.abs() + 4 * A)
     if key is not None:
         k, e_k = _pick(key[0], part), _pick(key[1], part)
-        E = E + t.abs() * e_k + k.abs() * e_t + e_t * e_k + 4 * p * (t * k).abs()
-    operations = (count if slots is None else slots - 1) + 10
-    return (P * (1 - P) * torch.expm1(E) * torch.exp(E)).clamp_max(1.0) + operations * p * P
+        E = E + 2 * (t.abs() * e_k + k.abs() * e_t + e_t * e_k + 6 * p * (t * k).abs())
+    own_key = None if key is None else _pick(key[0], part).flatten(0, -2)
+    scores = slot_scores(heads, part, t.flatten(0, -2), own_key)
+    L = (scores[0] - scores[1:].logsumexp(0)).view_as(t)
+    P = torch.sigmoid(L)
+    spread = torch.maximum(torch.sigmoid(L + E) - P, P - torch.sigmoid(L - E))
+    operations = 2 * (count if slots is None else slots - 1) + 10
+    return P, spread + operations * p * P
 
 
 def _output(heads: HeadWeights, post: list[Tensor], e_post: list[Tensor], u: float) -> Tensor:

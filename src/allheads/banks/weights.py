@@ -54,8 +54,20 @@ class HeadWeights:
         return self.W_K is not None
 
     def tokens(self, part: int) -> int:
-        """Bias tokens that heads of this part can attend to: the others are masked by an offset of -inf."""
-        return int((self.bias_offsets[part] > -torch.inf).any(0).sum())
+        """Bias tokens up to the last one that a head of this part can attend to; an offset of -inf masks one."""
+        open_to_some = (self.bias_offsets[part] > -torch.inf).any(0).nonzero()
+        return int(open_to_some.max()) + 1 if len(open_to_some) else 0
+
+    def only(self, neuron: int) -> HeadWeights:
+        """The heads of one neuron."""
+
+        def narrowed(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[:, neuron : neuron + 1]
+
+        per_neuron = {name: narrowed(getattr(self, name)) for name in ("W_Q", "b_Q", "W_K", "b_K", "W_V", "b_V", "W_O")}
+        if self.bias_keys.shape[1] > 1:
+            per_neuron |= {"bias_keys": narrowed(self.bias_keys), "bias_offsets": narrowed(self.bias_offsets)}
+        return replace(self, **per_neuron)
 
     def to(self, dtype: torch.dtype) -> HeadWeights:
         """The same weights in another dtype: what a proof in float64 computes with."""

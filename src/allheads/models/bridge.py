@@ -17,12 +17,14 @@ from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_f
 from allheads.banks.bank import HeadBank
 from allheads.banks.evaluate import Evaluation
 from allheads.banks.hooks import HeadHooks
+from allheads.errors import AllHeadsError
 
 
 class TwinBridge(TransformerBridge):
     """An attention-only twin: a `TransformerBridge` whose ``blocks.{l}.mlp`` are banks of heads."""
 
     tolerance: float
+    domains: list[Any]
 
     @property
     def banks(self) -> list[HeadBank]:
@@ -31,7 +33,12 @@ class TwinBridge(TransformerBridge):
 
     @contextmanager
     def evaluated(self, evaluation: Evaluation, pattern_dtype: torch.dtype | None = None) -> Iterator[TwinBridge]:
-        """Evaluate all banks in another way for a while, with patterns in ``pattern_dtype`` (float32 or better)."""
+        """Evaluate all banks in another way for a while, with patterns in ``pattern_dtype``.
+
+        Raises `AllHeadsError` for patterns below float32: gates cancel, and need its precision.
+        """
+        if pattern_dtype not in (None, torch.float32, torch.float64):
+            raise AllHeadsError("patterns in float32 or float64", str(pattern_dtype), "Leave it out for the default.")
         before = [(bank.evaluation, bank.pattern_dtype) for bank in self.banks]
         try:
             for bank in self.banks:
@@ -41,7 +48,14 @@ class TwinBridge(TransformerBridge):
             for bank, (name, dtype) in zip(self.banks, before, strict=True):
                 bank.evaluation, bank.pattern_dtype = name, dtype
 
-    def run_with_cache(self, *args: Any, names_filter: Any = None, **kwargs: Any) -> Any:
+    def run_with_cache(
+        self,
+        input: Any,
+        return_cache_object: bool = True,
+        remove_batch_dim: bool = False,
+        names_filter: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         """As in TransformerLens. Without a filter, the large activations of neuron heads are left out.
 
         Ask for them by name: ``names_filter="blocks.3.mlp.hook_pattern"``.
@@ -54,7 +68,7 @@ class TwinBridge(TransformerBridge):
                 for name, point in points.items()
                 if not name.endswith(large) and self._gated_hook_reason(point.name or name) is None
             ]
-        return super().run_with_cache(*args, names_filter=names_filter, **kwargs)
+        return super().run_with_cache(input, return_cache_object, remove_batch_dim, names_filter=names_filter, **kwargs)
 
 
 class HeadBankBridge(GeneralizedComponent):
@@ -78,7 +92,8 @@ class HeadBankBridge(GeneralizedComponent):
 def share(source: TransformerBridge) -> nn.Module:
     """A copy of the source's network without bridge components, over the same weight memory.
 
-    Parameters are new objects, so casting, moving or training one network leaves the other alone.
+    Parameters are new objects: casting or moving one network leaves the other alone, and gradients are its own.
+    Values are shared, so training in place changes both.
     """
     model = source.original_model
     memo: dict[int, Any] = {}

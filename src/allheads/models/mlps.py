@@ -20,8 +20,10 @@ from transformer_lens.model_bridge.generalized_components import GatedMLPBridge,
 from transformers.pytorch_utils import Conv1D
 
 from allheads.banks.bank import HeadBank
+from allheads.banks.evaluate import Evaluation
 from allheads.errors import AllHeadsError
 from allheads.theory.activations import ACTIVATIONS, Activation
+from allheads.theory.gates import GateSum
 
 #: Where modules keep their activation function.
 _ACTIVATION_ATTRIBUTES = ("act_fn", "act", "activation_fn", "activation", "intermediate_act_fn")
@@ -74,6 +76,11 @@ class MLP:
             "b_out": self.bias("out"),
         }
 
+    def heads(self, gates: GateSum, evaluation: Evaluation = "closed") -> HeadBank:
+        """The same neurons as heads with these gates, over the same weights."""
+        tensors: dict[str, Any] = self.tensors()
+        return HeadBank(gates=gates, evaluation=evaluation, **tensors)
+
     def reference(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         """The model's own modules on ``x``, in the dtype of ``x``."""
         container = self.container if x.dtype == self.dtype else copy.deepcopy(self.container).to(x.dtype)
@@ -122,7 +129,10 @@ def _read(source: TransformerBridge, body: nn.Module, layer: int) -> MLP:
     container = body.get_submodule(path)
     name, function = _find_activation(container, layer)
     names = {role: str(sub.name) for role, sub in component.submodules.items() if role in ("in", "gate", "out")}
-    return MLP(layer, container, names, containerless, recognise(function, layer), name)
+    activation = recognise(function, layer)
+    if activation.squared and "gate" in names:
+        raise AllHeadsError("a gate that grows linearly", f"{activation.name} in layer {layer}", "Not supported yet.")
+    return MLP(layer, container, names, containerless, activation, name)
 
 
 def _find_activation(container: nn.Module, layer: int) -> tuple[str, Callable[[Tensor], Tensor]]:

@@ -1,9 +1,10 @@
 r"""Gates: how far each neuron is open at each token, and how much it writes.
 
 A neuron is one or more heads; its *gate* here is the pattern on self of one of them: of those that open as
-the preactivation grows, the one with the fewest bias tokens. For SiLU, SwiGLU and their kin it is the logistic
-function itself, exactly. What the neuron writes is the sum over its heads, ``sum_h z_h W_O[h]``, and its size
-the norm of it.
+the preactivation grows, the one with the fewest bias tokens, and of several the one closest to half open at 0.
+With one bias token it is a logistic function of the preactivation, exactly: sigma(t) for SiLU, sigma(s g) with s
+close to 1 for SwiGLU. What the neuron writes is the sum over its heads, ``sum_h z_h W_O[h]``, and its size the
+norm of it.
 """
 
 from __future__ import annotations
@@ -59,14 +60,15 @@ def neurons(twin: TwinBridge, tokens: Texts, layer: int, *, top: int = TOP) -> g
 
 
 def gate_part(gates: GateSum) -> int:
-    """Which head of a neuron is its gate: of those that open with t, the one with the fewest bias tokens.
+    """Which head of a neuron is its gate: one that opens with t, has few bias tokens, and is half open near 0.
 
     >>> from allheads.theory.approximate import approximate
     >>> gate_part(approximate("silu"))
     0
     """
     opening = [part for part, gate in enumerate(gates.gates) if min(gate.slopes, default=0.0) > 0]
-    return min(opening or range(gates.heads), key=lambda part: gates.gates[part].bias_tokens)
+    distance = [abs(float(gate(torch.zeros(()))) - 0.5) for gate in gates.gates]
+    return min(opening or range(gates.heads), key=lambda part: (gates.bias_tokens[part], distance[part]))
 
 
 def read_gates(twin: TwinBridge, tokens: Int[Tensor, "1 pos"], layers: Sequence[int]) -> list[GateReading]:

@@ -42,8 +42,8 @@ def errors(report: Report) -> go.Figure:
     )
     drawn = figure([bound, error], "Error and bound", height=380, x="layer", y="largest absolute difference")
     drawn.update_yaxes(type="log", exponentformat="power", dtick=1)
-    drawn.update_xaxes(tickformat="d", showgrid=False)
-    return drawn.update_layout(legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.12})
+    drawn.update_xaxes(dtick=math.ceil(len(layers) / 16), showgrid=False)
+    return drawn.update_layout(legend={"orientation": "h", "x": 0.5, "xanchor": "center", "y": 1.12})
 
 
 def _drawable(value: float) -> float | None:

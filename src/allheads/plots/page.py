@@ -94,7 +94,7 @@ def _facts(report: Report) -> str:
     )
     cells = [[name, *("" if v is None else f"{v:.1e}" for v in values)] for name, *values in rows]
     cells.append(["loss of source, of twin", f"{report.loss_source:.6f}, {report.loss_twin:.6f}", "", ""])
-    cells.append(["same most likely token", f"{report.top1_agreement:.2%}", "", f"{limits.top1_agreement:.0%}"])
+    cells.append(["same most likely token", f"{report.top1_agreement:.2%}", "", ""])
     cells.append(["activations outside the certified domain", str(report.domain_violations), "", "0"])
     head = ["", f"{report.evaluation}, patterns in {report.pattern_dtype}", "closed", "threshold"]
     body = "".join(f"<tr><th>{escape(r[0])}</th>{_cells('td', r[1:])}</tr>" for r in cells)

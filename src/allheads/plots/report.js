@@ -1,5 +1,10 @@
 // Draws the page's plots, and shows the view that its dropdowns choose.
 const plots = JSON.parse(document.getElementById("data").textContent);
+const config = {
+  responsive: true,
+  displaylogo: false,
+  modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]], // leaves out "Share chart"
+};
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 /** Bytes in base64, row by row, as rows of numbers in [0, 1]. */
@@ -27,7 +32,7 @@ function draw(name) {
     Object.assign(figure.data[0], rest, { z: unpacked(z, figure.data[0].x.length) });
     layout.title.text = title;
   }
-  Plotly.react(name, figure.data, layout, { responsive: true, displaylogo: false });
+  Plotly.react(name, figure.data, layout, config);
 }
 
 for (const name of Object.keys(plots)) draw(name);

@@ -24,7 +24,7 @@ GOOD, LIMIT, BAD = "#2f81f7", "#e08a1e", "#ff406e"
 
 def figure(data: Sequence[Any], title: str, *, height: int, x: str, y: str) -> go.Figure:
     """A figure with a title and two named axes, in the common style."""
-    axis = {"gridcolor": LINE, "linecolor": LINE, "zeroline": False}
+    axis = {"gridcolor": LINE, "linecolor": LINE, "zeroline": False, "automargin": True}
     return go.Figure(
         data,
         layout={
@@ -36,8 +36,9 @@ def figure(data: Sequence[Any], title: str, *, height: int, x: str, y: str) -> g
             "hoverlabel": {"bgcolor": "#1c2330", "font": {"color": "#f0f3f6"}, "bordercolor": "#1c2330"},
             "margin": {"l": 20, "r": 20, "t": 45, "b": 20},
             "height": height,
-            "xaxis": axis | {"title": {"text": x}, "automargin": True},
-            "yaxis": axis | {"title": {"text": y}, "automargin": True},
+            "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": INK, "activecolor": GOOD},
+            "xaxis": axis | {"title": {"text": x, "standoff": 8}},
+            "yaxis": axis | {"title": {"text": y, "standoff": 8}},
         },
     )
 
@@ -66,7 +67,7 @@ def heat_map(
         colorbar={"title": {"text": value, "side": "right"}, "thickness": 12, "outlinewidth": 0},
         hovertemplate=f"{x} %{{x}}<br>{y} %{{y}}<br>{value} %{{z:.3f}}<extra></extra>",
     )
-    drawn = figure([trace], title, height=min(1000, max(360, 150 + 10 * len(row_names))), x=x, y=y)
+    drawn = figure([trace], title, height=min(1000, max(360, 150 + 15 * len(row_names))), x=x, y=y)
     drawn.update_xaxes(type="category", tickangle=-60, showgrid=False, tickfont={"size": 10})
     drawn.update_yaxes(type="category", showgrid=False, tickfont={"size": 10})
     return drawn

@@ -6,8 +6,8 @@ through `slots`. Then
     |heads(x) - mlp(x)|  <=  sum_n max_error * scale(t_n) * |u_n| |W_out[n]|  +  rounding,
 
 entry by entry: the first term is the certificate of the gates carried through the neuron's output weights (u = 1
-for a plain neuron), the second the a-priori bound of `allheads.banks.rounding`, about 1e-10. A layer that is
-anything else than its source does not fit under it.
+for a plain neuron), the second the a-priori bound of `allheads.banks.rounding`, far below it unless the activation
+is exact and the certificate zero. A layer that is anything else than its source does not fit under it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from allheads.banks.bank import HeadBank
 from allheads.banks.evaluate import slots
 from allheads.banks.hooks import HeadHooks
 from allheads.banks.rounding import closed_rounding, heads_rounding, project
+from allheads.banks.weights import HeadWeights
 from allheads.models.mlps import MLP
 from allheads.twin.domain import Domain
 
@@ -57,27 +58,32 @@ class _Measured:
     error: float
     bound: float
     tightness: float
+    within: bool
     violations: int
 
 
 def prove_layer(
     mlp: MLP, bank: HeadBank, x: Float[Tensor, "row d_model"], domain: Domain, accumulated: float
 ) -> LayerProof:
-    """Measure one layer on the source's own inputs ``x``; it passes if no entry exceeds its bound."""
+    """Measure one layer on the source's own inputs ``x``; it passes if no entry exceeds its bound.
+
+    It fails as well if the bank collapses to another activation than the source's, see `closed`.
+    """
     with torch.no_grad():
-        chunks = [_measure(mlp, bank, rows.double()[None]) for rows in x.split(_ROWS)]
-    tightness = max((c.tightness for c in chunks), key=_worst)
+        expected = mlp.heads(bank.gates).weights(torch.float64).to(torch.float64)
+        chunks = [_measure(mlp, bank, expected, rows.double()[None]) for rows in x.split(_ROWS)]
     violations = sum(c.violations for c in chunks)
+    within = all(c.within for c in chunks) and bank.gates.activation == mlp.activation
     return LayerProof(
         layer=mlp.layer,
         error=max((c.error for c in chunks), key=_worst),
         bound=max(c.bound for c in chunks),
-        tightness=tightness,
+        tightness=max((c.tightness for c in chunks), key=_worst),
         accumulated=accumulated,
         domain=bank.gates.domain,
         by_theorem=domain.by_theorem,
         violations=violations,
-        passed=tightness <= 1.0 and violations == 0 and math.isfinite(accumulated),
+        passed=within and violations == 0 and math.isfinite(accumulated),
     )
 
 
@@ -85,21 +91,26 @@ def _worst(value: float) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def _measure(mlp: MLP, bank: HeadBank, x: Float[Tensor, "1 row d_model"]) -> _Measured:
-    """Phases: both sides, the certificate, the rounding, the comparison."""
+def _measure(mlp: MLP, bank: HeadBank, expected: HeadWeights, x: Float[Tensor, "1 row d_model"]) -> _Measured:
+    """Phases: both sides, the certificate, the rounding, the comparison.
+
+    Certificate and rounding are those of the heads that the source's weights make, not of the heads found: a
+    bank that was tampered with does not get to widen its own bound.
+    """
     heads = bank.weights(torch.float64).to(torch.float64)
     error = (slots(heads, x, HeadHooks(), torch.float64) - mlp.reference(x)).abs()
-    read = {name: tensor.detach().double() for name, tensor in mlp.tensors().items() if tensor is not None}
-    t = x @ read["W_in"] + read.get("b_in", x.new_zeros(()))
-    weight = read["W_out"].abs()
+    exact = project(expected, x, torch.float64)
+    size = bank.gates.bound(exact.t[..., 0, :])
     if mlp.gated:
-        g = x @ read["W_gate"] + read.get("b_gate", x.new_zeros(()))
-        certified, read_by_gate = (bank.gates.bound(g) * t.abs()) @ weight, g
-    else:
-        certified, read_by_gate = bank.gates.bound(t) @ weight, t
-    read_by_heads = project(heads, x, torch.float64)
-    rounding = heads_rounding(heads, x, torch.float64, torch.float64, projections=read_by_heads)
-    rounding = rounding + closed_rounding(heads, x, torch.float64, mlp.activation, projections=read_by_heads)
-    tightness = (error / (certified + rounding)).max()
-    outside = (read_by_gate.abs() > bank.gates.domain).sum()
-    return _Measured(float(error.max()), float(certified.max()), float(tightness), int(outside))
+        size = size * exact.u[..., 0, :].abs()
+    certified = size @ expected.W_O[0].abs()
+    rounding = heads_rounding(expected, x, torch.float64, torch.float64, projections=exact)
+    rounding = rounding + closed_rounding(expected, x, torch.float64, mlp.activation, projections=exact)
+    ratio = torch.where(error == 0, 0.0, error / (certified + rounding))
+    return _Measured(
+        error=float(error.max()),
+        bound=float(certified.max()),
+        tightness=float(ratio.max()),
+        within=bool((error <= certified + rounding).all()),
+        violations=int((exact.t.abs() > bank.gates.domain).sum()),
+    )

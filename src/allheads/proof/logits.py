@@ -34,12 +34,13 @@ def logit_gap(source: Float[Tensor, "1 pos vocab"], twin: Float[Tensor, "1 pos v
     >>> gap.largest, gap.kl.tolist(), gap.agree.tolist()
     (0.0, [0.0, 0.0], [True, True])
     """
-    largest = float((source - twin).abs().max())
+    # Equal infinities, as in masked parts of a vocabulary, are no difference.
+    largest = float(torch.where(source == twin, 0.0, source - twin).abs().max())
     kl = []
     for mine, theirs in zip(source[0].split(_POSITIONS), twin[0].split(_POSITIONS), strict=True):
         # In float32 a log-softmax over a vocabulary has a floor near 1e-8, the size of what is measured.
         log_p, log_q = mine.double().log_softmax(-1), theirs.double().log_softmax(-1)
-        kl.append((log_p.exp() * (log_p - log_q)).sum(-1))
+        kl.append(torch.where(log_p == log_q, 0.0, log_p.exp() * (log_p - log_q)).sum(-1))
     return LogitGap(
         largest if math.isfinite(largest) else math.inf,
         torch.nan_to_num(torch.cat(kl), nan=math.inf),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -33,8 +35,11 @@ def verify(
     arithmetic, is a second column. Layers are compared in float64 on the source's own inputs, each against
     its certified bound.
 
-    Raises `AllHeadsError` if the two do not belong together, or for texts the model cannot read.
+    Raises `AllHeadsError` if the two do not belong together, for texts the model cannot read, for patterns below
+    float32, or if a bank of the twin does not run.
     """
+    if evaluation not in ("slots", "attention"):
+        raise AllHeadsError("slots or attention, which compute every head", repr(evaluation), "Leave it out.")
     if not isinstance(twin, TwinBridge):
         raise AllHeadsError("an attention-only twin", type(twin).__name__, "Make one with ah.convert(source).")
     check_pair(source, twin)
@@ -88,7 +93,7 @@ def _run(
     outputs = [f"blocks.{layer}.mlp.hook_out" for layer in layers]
     with torch.no_grad():
         logits, cache = source.run_with_cache(row, names_filter=inputs + outputs, return_cache_object=False)
-        with twin.evaluated(evaluation, pattern_dtype):
+        with twin.evaluated(evaluation, pattern_dtype), _every_bank_once(twin):
             twin_logits, twin_cache = twin.run_with_cache(row, names_filter=outputs, return_cache_object=False)
         with twin.evaluated("closed"):
             closed_logits = twin(row)
@@ -97,6 +102,28 @@ def _run(
     run.gap, run.gap_closed = logit_gap(logits, twin_logits), logit_gap(logits, closed_logits)
     run.losses_source, run.losses_twin = token_losses(logits, row), token_losses(twin_logits, row)
     return run
+
+
+@contextmanager
+def _every_bank_once(twin: TwinBridge) -> Iterator[None]:
+    """Refuse a run that goes around a bank: what it computes there is not what was proved."""
+    calls = [0] * len(twin.banks)
+
+    def counter(layer: int) -> Callable[..., None]:
+        def count(*_: object) -> None:
+            calls[layer] += 1
+
+        return count
+
+    handles = [bank.register_forward_hook(counter(layer)) for layer, bank in enumerate(twin.banks)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    skipped = [layer for layer, count in enumerate(calls) if count != 1]
+    if skipped:
+        raise AllHeadsError("a twin that runs every bank once", f"layers {skipped} otherwise", "Convert again.")
 
 
 def _prove_layers(source: TransformerBridge, twin: TwinBridge, seen: list[_Run]) -> list[LayerProof]:

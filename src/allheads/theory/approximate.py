@@ -64,10 +64,10 @@ def approximate(
     True
     """
     f = activation_named(activation) if isinstance(activation, str) else activation
-    _check(heads, bias_tokens, tolerance, domain)
+    bounded = gated or f.squared
+    _check(heads, bias_tokens, tolerance, domain, bounded)
     free = heads is None and bias_tokens is None
     wanted = tolerance if tolerance is not None else DEFAULT_TOLERANCE if free else math.inf
-    bounded = gated or f.squared
     reach = domain if domain is not None else DEFAULT_DOMAIN if bounded else math.inf
     sized = [
         c
@@ -94,7 +94,9 @@ def _best_reachable(sized: list[GateSum], fitting: list[GateSum]) -> str:
     return "No fit has these sizes: leave out heads or bias_tokens."
 
 
-def _check(heads: int | None, bias_tokens: int | None, tolerance: float | None, domain: float | None) -> None:
+def _check(
+    heads: int | None, bias_tokens: int | None, tolerance: float | None, domain: float | None, bounded: bool
+) -> None:
     for name, count, least in (("heads", heads, 1), ("bias_tokens", bias_tokens, 0)):
         if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < least):
             raise AllHeadsError(f"{name} to be a whole number of at least {least}", repr(count), "Leave it out for any.")
@@ -102,6 +104,8 @@ def _check(heads: int | None, bias_tokens: int | None, tolerance: float | None, 
         raise AllHeadsError("a positive, finite tolerance", repr(tolerance), "Leave it out for the default.")
     if domain is not None and not domain > 0:
         raise AllHeadsError("a positive domain", repr(domain), "Leave it out for the default.")
+    if bounded and domain == math.inf:
+        raise AllHeadsError("a finite domain", "inf", "Patterns are bounded, so a gated activation has one.")
 
 
 def _slots(gate_sum: GateSum) -> int:

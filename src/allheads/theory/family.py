@@ -153,12 +153,3 @@ def gated_family(tokens: tuple[int, ...], pinned: dict[int, float]) -> Family:
     heads, size = len(tokens), 2 * len(tokens) + 2 * sum(tokens)
     groups = [{row: 1.0} for row in range(heads, size) if row - heads not in pinned]
     return tied(tokens, groups, {heads + h: value for h, value in pinned.items()})
-
-
-def odd_family(tokens: int) -> Family:
-    """``delta (P(g) - P(-g))``, an odd function of g."""
-    b = tokens
-    groups = [{2: 1.0, 3: -1.0}]
-    groups += [{4 + j: 1.0, 4 + b + j: 1.0} for j in range(b)]
-    groups += [{4 + 2 * b + j: 1.0, 4 + 3 * b + j: -1.0} for j in range(b)]
-    return tied((b, b), groups, {})

@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from allheads.theory.activations import activation_named
 from allheads.theory.certificate import certify
 from allheads.theory.family import Array, Family
-from allheads.theory.gated_fits import gated_jobs
+from allheads.theory.gated_fits import GatedJob, gated_jobs
 from allheads.theory.gates import Gate, GateSum
 from allheads.theory.plain_fits import PlainJob, evaluate, fit_plain, plain_jobs
 from allheads.theory.table import TABLE, Fit, fits, write_fits
@@ -58,26 +59,38 @@ def certified(family: Family, theta: Array, name: str, activation: str, *, domai
     return Fit(name, gate_sum, _short(round(family.amplification(theta, t, (0.3 if gated else 1.0) + f), 2)))
 
 
-def _rounded_up(x: float, digits: int = 3) -> float:
+def _rounded_up(x: float, digits: int = 4) -> float:
     unit = 10.0 ** (math.floor(math.log10(x)) - digits + 1)
     return float(f"{(math.floor(x / unit) + 1) * unit:.{digits}g}")
 
 
-def _plain(job: PlainJob) -> Iterator[Fit]:
+def plain_rows(job: PlainJob) -> Iterator[Fit]:
+    """The one fit of a plain job."""
     yield certified(*fit_plain(job), job.name, job.activation)
 
 
-def jobs() -> Iterator[tuple[str, Callable[[], Iterable[Fit]]]]:
-    """Activation and work of every job."""
-    for job in plain_jobs():
-        yield job.activation, partial(_plain, job)
-    for activation, name, domain, chain in gated_jobs():
-        yield activation, partial(_gated, activation, name, domain, chain)
-
-
-def _gated(activation: str, name: str, domain: float, chain: Callable[[], Iterable[tuple[Family, Array]]]) -> Iterator[Fit]:
-    for family, theta in chain():
+def gated_rows(job: GatedJob) -> Iterator[Fit]:
+    """Every fit of a gated job."""
+    activation, name, domain, fitted = job
+    for family, theta in fitted():
         yield certified(family, theta, name, activation, domain=domain)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Some rows of the table, and how to make them."""
+
+    activation: str
+    gated: bool
+    rows: Callable[[], Iterable[Fit]]
+
+
+def jobs() -> Iterator[Job]:
+    """All the work there is."""
+    for plain in plain_jobs():
+        yield Job(plain.activation, False, partial(plain_rows, plain))
+    for gated in gated_jobs():
+        yield Job(gated[0], True, partial(gated_rows, gated))
 
 
 def main() -> None:
@@ -91,12 +104,12 @@ def main() -> None:
     def chosen(activation: str, gated: bool) -> bool:
         return arguments.only in (None, activation) and arguments.kind in (None, "gated" if gated else "plain")
 
-    work = [(kind, job) for kind, job in jobs() if chosen(kind, job.func is _gated)]
-    partial_run = arguments.only or arguments.kind
-    rows = [f for f in fits() if not chosen(f.gate_sum.activation.name, f.gate_sum.gated)] if partial_run else []
-    for _, job in tqdm(work, desc="fits"):
-        rows += job()
-    write_fits(arguments.output, rows)
+    everything = arguments.only is None and arguments.kind is None
+    kept = [] if everything else [f for f in fits() if not chosen(f.gate_sum.activation.name, f.gate_sum.gated)]
+    fresh: list[Fit] = []
+    for job in tqdm([job for job in jobs() if chosen(job.activation, job.gated)], desc="fits"):
+        fresh += job.rows()
+    write_fits(arguments.output, kept + fresh)
 
 
 if __name__ == "__main__":

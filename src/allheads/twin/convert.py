@@ -13,7 +13,6 @@ from __future__ import annotations
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from allheads.banks.bank import HeadBank
 from allheads.banks.evaluate import Evaluation
 from allheads.errors import AllHeadsError
 from allheads.models.bridge import TwinBridge, build_twin, share
@@ -39,15 +38,17 @@ def convert(
     >>> twin = ah.convert(source)  # doctest: +SKIP
     """
     source = _checked(model)
-    body = share(source)
-    mlps = read_mlps(source, body)
-    domains = input_domains(source, body, mlps)
-    for mlp, domain in zip(mlps, domains, strict=True):
-        mlp.install(body, _bank(mlp, _gates(mlp, domain, tolerance), evaluation))
-    twin = build_twin(source, body)
-    twin.tolerance = tolerance
-    twin.domains = domains
-    _assert_replaced(twin, len(mlps))
+    # Weights made in inference mode could never be probed with a gradient, nor edited later.
+    with torch.inference_mode(False):
+        body = share(source)
+        mlps = read_mlps(source, body)
+        domains = input_domains(source, body, mlps)
+        for mlp, domain in zip(mlps, domains, strict=True):
+            mlp.install(body, mlp.heads(_gates(mlp, domain, tolerance), evaluation))
+        twin = build_twin(source, body)
+        twin.tolerance = tolerance
+        twin.domains = domains
+        _assert_replaced(twin, len(mlps))
     return twin
 
 
@@ -60,6 +61,8 @@ def _checked(model: TransformerBridge) -> TransformerBridge:
         )
     if isinstance(model, TwinBridge):
         raise AllHeadsError("a model with MLPs", "an attention-only twin", "It is converted already.")
+    if model.original_model.training:
+        raise AllHeadsError("a model in evaluation mode", "one in training mode", "Call model.eval() first.")
     if getattr(model, "_weights_processed", False) or model.compatibility_mode:
         raise AllHeadsError(
             "a bridge with the weights it was trained with",
@@ -86,10 +89,6 @@ def _gates(mlp: MLP, domain: Domain, tolerance: float) -> GateSum:
     return gates
 
 
-def _bank(mlp: MLP, gates: GateSum, evaluation: Evaluation) -> HeadBank:
-    return HeadBank(gates=gates, evaluation=evaluation, **mlp.tensors())
-
-
 def _assert_replaced(twin: TwinBridge, expected: int) -> None:
     """Every bank is run once, and the logits depend on its heads.
 
@@ -107,10 +106,13 @@ def _assert_replaced(twin: TwinBridge, expected: int) -> None:
     with torch.enable_grad(), twin.evaluated("slots"):
         logits = twin.run_with_hooks(tokens, fwd_hooks=points)
         gradients = torch.autograd.grad(logits.double().square().sum(), probes, allow_unused=True)
+        # TransformerLens keeps the last patterns: these should not hold the probe's graph.
+        with torch.no_grad():
+            twin(tokens[:, :1])
     silent = [layer for layer, g in enumerate(gradients) if g is None or not g.abs().max() > 0]
     if len(probes) != expected or silent:
         raise AllHeadsError(
             f"{expected} banks of heads that the logits depend on",
             f"{len(probes)} that run, and layers {silent} without effect",
-            "This architecture calls its MLPs in a way that is not supported yet.",
+            "Their output weights are zero, or this architecture calls its MLPs in a way that is not supported yet.",
         )

@@ -9,6 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from allheads.banks.bank import HeadBank
 from allheads.errors import AllHeadsError
 from allheads.models.bridge import TwinBridge
 from allheads.twin.labels import Label
@@ -25,26 +26,28 @@ class Head:
     @property
     def W_Q(self) -> Float[Tensor, "d_model d_head"]:
         """Query weights; ``W_K``, ``W_V`` likewise, ``W_O`` is ``[d_head d_model]``."""
-        return self.module.W_Q[self.number]
+        return self._weight("W_Q")
 
     @property
     def W_K(self) -> Float[Tensor, "d_model d_head"]:
         """Key weights. With grouped queries, those of the group the head belongs to."""
-        return self._of_group(self.module.W_K)
+        return self._weight("W_K")
 
     @property
     def W_V(self) -> Float[Tensor, "d_model d_head"]:
         """Value weights. With grouped queries, those of the group the head belongs to."""
-        return self._of_group(self.module.W_V)
+        return self._weight("W_V")
 
     @property
     def W_O(self) -> Float[Tensor, "d_head d_model"]:
         """Output weights."""
-        return self.module.W_O[self.number]
+        return self._weight("W_O")
 
-    def _of_group(self, weight: Tensor) -> Tensor:
-        group = self.module.W_Q.shape[0] // weight.shape[0]
-        return weight[self.number // group]
+    def _weight(self, name: str) -> Tensor:
+        if isinstance(self.module, HeadBank):
+            return self.module.head(self.number)[name]
+        weight = getattr(self.module, name)
+        return weight[self.number // (self.module.W_Q.shape[0] // weight.shape[0])]
 
     @property
     def hook_prefix(self) -> str:

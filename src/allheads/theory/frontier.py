@@ -1,0 +1,125 @@
+"""The measured tables of ``docs/gates.md``: ``python -m allheads.theory.frontier [--write docs/gates.md]``.
+
+Every number comes from the committed table of fits. ``--write`` replaces what stands between the lines
+``<!-- frontier:NAME -->`` and ``<!-- /frontier:NAME -->``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from allheads.errors import AllHeadsError
+from allheads.theory.approximate import approximate
+from allheads.theory.table import Fit, fits
+
+GELUS = ("gelu", "gelu_tanh")
+TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
+
+
+def _markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(header), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _of(activation: str, gated: bool) -> list[Fit]:
+    return [f for f in fits() if (f.gate_sum.activation.name, f.gate_sum.gated) == (activation, gated)]
+
+
+def _smallest(rows: Iterable[Fit]) -> str:
+    errors = [fit.gate_sum.max_error for fit in rows]
+    return f"{min(errors):.2e}" if errors else "-"
+
+
+def heads_table() -> str:
+    """Plain GELU, one bias token per head: certified error by heads, with and without value offsets."""
+    counts = range(1, 9)
+    rows = []
+    for name in GELUS:
+        for family, label in (("symmetric, no offsets", "delta = 0"), ("symmetric", "with delta")):
+            own = [fit for fit in _of(name, False) if fit.family == family]
+            rows.append([name, label, *(_smallest(f for f in own if f.gate_sum.heads == n) for n in counts)])
+    return _markdown(["activation", "value offsets", *map(str, counts)], rows)
+
+
+def tokens_table() -> str:
+    """Plain GELU: certified error by heads and by tokens per head."""
+    rows = []
+    for name in GELUS:
+        for heads in range(1, 5):
+            own = [fit for fit in _of(name, False) if fit.gate_sum.heads == heads]
+            cells = [_smallest(f for f in own if max(f.gate_sum.bias_tokens) == n) for n in range(1, 5)]
+            rows.append([name, str(heads), *cells])
+    return _markdown(["activation", "heads", "1 token", "2 tokens", "3 tokens", "4 tokens"], rows)
+
+
+def gated_table() -> str:
+    """Every gated fit: domain, tokens of its heads, slots, certified error, amplification."""
+    rows = [
+        [
+            fit.gate_sum.activation.name,
+            f"{fit.gate_sum.domain:g}",
+            " + ".join(map(str, fit.gate_sum.bias_tokens)),
+            str(fit.slots),
+            f"{fit.gate_sum.max_error:.2e}",
+            f"{fit.amplification:.0f}",
+        ]
+        for fit in fits()
+        if fit.gate_sum.gated
+    ]
+    return _markdown(["activation", "domain", "bias tokens", "slots", "certified error", "amplification"], rows)
+
+
+def cost_table() -> str:
+    """Slots of the cheapest gate sum for a tolerance, over the default domain where there is one."""
+    cases = [(name, gated) for gated in (False, True) for name in ("silu", "quick_gelu", *GELUS, "relu", "linear")]
+    rows = []
+    for name, gated in [*cases, ("relu2", False)]:
+        cells = []
+        for tolerance in TOLERANCES:
+            try:
+                best = approximate(name, gated=gated, tolerance=tolerance)
+                cells.append(str(best.heads + sum(best.bias_tokens)))
+            except AllHeadsError:
+                cells.append("-")
+        rows.append([name, "gated" if gated else "plain", *cells])
+    return _markdown(["activation", "neuron", *(f"{t:.0e}" for t in TOLERANCES)], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "heads": heads_table,
+    "tokens": tokens_table,
+    "cost": cost_table,
+    "gated": gated_table,
+}
+
+
+def with_tables(text: str) -> str:
+    """The document with fresh tables between its markers.
+
+    >>> with_tables("<!-- frontier:heads -->old<!-- /frontier:heads -->").splitlines()[1][:14]
+    '| activation |'
+    """
+    for name, table in TABLES.items():
+        start, end = f"<!-- frontier:{name} -->", f"<!-- /frontier:{name} -->"
+        pattern = re.escape(start) + ".*?" + re.escape(end)
+        text = re.sub(pattern, lambda _, s=start, e=end, t=table: f"{s}\n{t()}\n{e}", text, flags=re.DOTALL)
+    return text
+
+
+def main() -> None:
+    """Print the tables, or write them into a document."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", type=Path, help="the document whose tables to replace")
+    path: Path | None = parser.parse_args().write
+    if path is None:
+        print("\n\n".join(f"{name}\n\n{table()}" for name, table in TABLES.items()))
+    else:
+        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

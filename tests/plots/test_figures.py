@@ -1,0 +1,141 @@
+"""The pictures show the model's own numbers, under the names of the tokens and heads they belong to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import allheads as ah
+from allheads.errors import AllHeadsError
+from allheads.plots.gate_maps import gate_part, read_gates
+from allheads.plots.texts import token_names
+from allheads.theory.approximate import approximate
+
+
+def _heat(figure):
+    return torch.tensor(figure.data[0].z)
+
+
+def test_attention_of_an_ordinary_head_is_the_cached_pattern(twin, ids, cache):
+    figure = ah.plots.attention(twin, ids, "L1.A2")
+    assert torch.allclose(_heat(figure), cache["blocks.1.attn.hook_pattern"][0, 2], atol=1e-5)
+    assert list(figure.data[0].x) == list(figure.data[0].y) == token_names(twin, ids)
+    assert figure.layout.title.text == "L1.A2"
+
+
+def test_attention_of_a_neuron_head_is_its_pattern_over_slots(twin, ids, cache):
+    bank = twin.banks[2]
+    for part, count in enumerate(bank.gates.bias_tokens):
+        figure = ah.plots.attention(twin, ids, ah.Label(2, "N", 5, part))
+        expected = cache["blocks.2.mlp.hook_pattern"][0, part * bank.d_mlp + 5, :, : 1 + count]
+        assert torch.allclose(_heat(figure), expected, atol=1e-5)
+        assert torch.allclose(_heat(figure).sum(1), torch.ones(ids.shape[1]))
+        assert list(figure.data[0].x) == ["self", *(f"bias {j}" for j in range(1, count + 1))]
+
+
+def test_gates_are_means_of_the_logistic_head(twin, ids, cache):
+    shown = _heat(ah.plots.gates(twin, ids))
+    for layer, bank in enumerate(twin.banks):
+        gate = cache[f"blocks.{layer}.mlp.hook_pattern_self"][0, bank.d_mlp :]
+        assert torch.allclose(shown[layer], gate.mean(0), atol=1e-6)
+    assert shown.std() > 0.01
+
+
+def test_neurons_are_those_that_write_most(twin, source, ids, cache):
+    figure = ah.plots.neurons(twin, ids, 1, top=7)
+    post, norms = cache["blocks.1.mlp.hook_post"][0], source.blocks[1].mlp.W_out.norm(dim=1)
+    sizes = post.abs() * norms
+    expected = sizes.amax(0).topk(7).indices.tolist()
+    assert list(figure.data[0].y) == [f"L1.N{neuron}" for neuron in expected]
+    gate = cache["blocks.1.mlp.hook_pattern_self"][0, twin.banks[1].d_mlp :]
+    assert torch.allclose(_heat(figure), gate[expected], atol=1e-6)
+    assert torch.allclose(torch.tensor(figure.data[0].customdata), sizes[:, expected].T, rtol=1e-3, atol=1e-5)
+
+
+def test_sizes_are_those_of_the_heads_of_an_edited_bank(source, ids):
+    edited = ah.convert(source)
+    before = read_gates(edited, ids, [0])[0]
+    bank = edited.banks[0]
+    with bank.edit() as heads:
+        heads.W_O[4] *= 3.0
+        heads.W_O[bank.d_mlp + 4] *= 3.0
+    after = read_gates(edited, ids, [0])[0]
+    assert torch.allclose(after.size[:, 4], 3 * before.size[:, 4], rtol=1e-3)
+    assert torch.allclose(after.size[:, 5:], before.size[:, 5:], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["silu", "relu", "gelu", "gelu_new", "quick_gelu"])
+def test_the_gate_of_a_neuron_opens(name):
+    gates = approximate(name)
+    gate = gates.gates[gate_part(gates)]
+    assert gate.bias_tokens == min(gates.bias_tokens)
+    assert float(gate(torch.tensor(-30.0))) < 0.01
+    assert float(gate(torch.tensor(30.0))) > 0.99
+
+
+def test_a_plain_model_with_several_heads_a_neuron(tiny, ids):
+    twin = ah.convert(tiny("gpt2"))
+    shown = _heat(ah.plots.gates(twin, ids))
+    assert shown.shape == (2, ids.shape[1])
+    assert ((shown > 0) & (shown < 1)).all()
+
+
+def test_errors_and_bounds_are_those_of_the_report(report):
+    bound, error = ah.plots.errors(report).data
+    assert list(error.y) == [proof.error for proof in report.layers]
+    assert list(bound.y) == [proof.bound for proof in report.layers]
+    assert set(error.marker.symbol) == {"circle"}
+
+
+def test_a_failing_layer_is_a_cross_and_what_has_no_logarithm_is_left_out(report):
+    layers = list(report.layers)
+    layers[1] = replace(layers[1], bound=0.0, passed=False)
+    layers[2] = replace(layers[2], bound=float("inf"))
+    bound, error = ah.plots.errors(replace(report, layers=layers)).data
+    assert error.marker.symbol == ("circle", "x", "circle")
+    assert bound.y[1] is None and bound.y[2] is None and bound.y[0] == layers[0].bound
+    assert error.customdata[1].endswith("FAILS")
+
+
+def test_names_of_tokens_are_different_escaped_and_visible(twin):
+    names = token_names(twin, torch.arange(10)[None])
+    assert names[:5] == [
+        "0 &lt;/script&gt;",
+        "1 &lt;!--",
+        "2 &lt;b&gt;bold&lt;/b&gt;",
+        "3 ·a·&amp;·b",
+        "4 \"'",
+    ]
+    assert names[6:8] == ["6 ↵", "7 �"]
+    assert names[8] == "8 " + "x" * 17 + "…"
+    assert len(set(token_names(twin, torch.zeros(1, 5, dtype=torch.long)))) == 5
+
+
+def test_a_model_without_a_tokenizer_shows_ids(tiny, ids):
+    assert token_names(ah.convert(tiny("opt")), ids)[3] == f"3 {ids[0, 3]}"
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda twin, ids: ah.plots.attention(twin, ids, "L1.N3"), "Name one of them: L1.N3.0"),
+        (lambda twin, ids: ah.plots.attention(twin, ids, "L9.A0"), "a layer below 3"),
+        (lambda twin, ids: ah.plots.neurons(twin, ids, 3), "a layer from 0 to 2, got 3"),
+        (lambda twin, ids: ah.plots.neurons(twin, ids, -1), "a layer from 0 to 2, got -1"),
+        (lambda twin, ids: ah.plots.gates(twin, ids.repeat(2, 1)), "one text, got 2"),
+        (lambda twin, ids: ah.plots.gates("twin", ids), "an attention-only twin, got str"),
+    ],
+)
+def test_requests_that_make_no_sense(twin, ids, call, words):
+    with pytest.raises(AllHeadsError, match=words):
+        call(twin, ids)
+
+
+def test_activations_that_are_not_finite(source, ids):
+    broken = ah.convert(source)
+    with broken.banks[1].edit() as heads:
+        heads.W_O[0] = float("nan")
+    with pytest.raises(AllHeadsError, match=r"finite activations, got NaN or infinity at blocks\.2"):
+        ah.plots.gates(broken, ids)
