@@ -53,7 +53,8 @@ def test_every_plot_is_drawn(opened):
 
 def test_nothing_can_be_sent_away(opened):
     """plotly offers to upload a chart unless told otherwise."""
-    assert set(re.findall(r'data-title="([^"]*)"', opened[0])) == {"Download plot as a PNG", "Zoom", "Pan", "Reset axes"}
+    buttons = set(re.findall(r'data-title="([^"]*)"', opened[0]))
+    assert buttons == {"Download plot as a PNG", "Zoom", "Pan", "Reset axes"}
 
 
 def test_the_console_is_silent(opened):

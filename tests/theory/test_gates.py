@@ -50,7 +50,7 @@ def test_no_bias_token_means_all_attention_on_self():
 
 def test_gate_survives_extreme_arguments():
     gate = Gate((0.0,), (1e9,))
-    assert gate(torch.tensor([-1e30, 1e30])).tolist() == [0.0, 1.0]
+    assert gate(torch.tensor([-1e25, 1e25])).tolist() == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("options", [{"activation": "gelu"}, {"activation": "silu", "gated": True}])

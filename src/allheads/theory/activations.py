@@ -78,9 +78,7 @@ ACTIVATIONS = {
             "arXiv 1606.08415",
             lambda t: F.gelu(t, approximate="tanh"),
         ),
-        Activation(
-            "gelu_fast", "gelu_tanh with sqrt(2/pi) rounded to 0.7978845608", "arXiv 1606.08415", _gelu_fast
-        ),
+        Activation("gelu_fast", "gelu_tanh with sqrt(2/pi) rounded to 0.7978845608", "arXiv 1606.08415", _gelu_fast),
         Activation("relu", "max(t, 0)", "Nair & Hinton 2010", F.relu),
         Activation(
             "relu2",

@@ -99,7 +99,9 @@ def _check(
 ) -> None:
     for name, count, least in (("heads", heads, 1), ("bias_tokens", bias_tokens, 0)):
         if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < least):
-            raise AllHeadsError(f"{name} to be a whole number of at least {least}", repr(count), "Leave it out for any.")
+            raise AllHeadsError(
+                f"{name} to be a whole number of at least {least}", repr(count), "Leave it out for any."
+            )
     if tolerance is not None and not (math.isfinite(tolerance) and tolerance > 0):
         raise AllHeadsError("a positive, finite tolerance", repr(tolerance), "Leave it out for the default.")
     if domain is not None and not domain > 0:
@@ -157,6 +159,4 @@ def _scaled(silu: GateSum, f: Activation) -> GateSum:
 def _gelu_fast(f: Activation, gated: bool) -> list[GateSum]:
     """The fits of gelu_tanh, whose constant differs in the eleventh digit."""
     margin = 4 * GELU_FAST_GAP if gated else GELU_FAST_GAP
-    return [
-        replace(c, activation=f, max_error=c.max_error * (1 + 1e-9) + margin) for c in _tabled("gelu_tanh", gated)
-    ]
+    return [replace(c, activation=f, max_error=c.max_error * (1 + 1e-9) + margin) for c in _tabled("gelu_tanh", gated)]

@@ -29,10 +29,12 @@ class Family:
 
     @property
     def heads(self) -> int:
+        """How many heads make the sum."""
         return len(self.tokens)
 
     @property
     def total_tokens(self) -> int:
+        """Bias tokens of all heads together."""
         return sum(self.tokens)
 
     @property
@@ -47,12 +49,13 @@ class Family:
 
     @cached_property
     def linear(self) -> int:
+        """How many leading entries of z move alpha and delta only."""
         return int(np.abs(self.tie[: 2 * self.heads]).any(0).sum())
 
     @cached_property
     def multiplicative(self) -> NDArray[np.bool_]:
         """Which entries of z are slopes; these keep their sign and move by factors."""
-        return np.abs(self.tie[2 * self.heads + self.total_tokens :]).any(0)
+        return np.asarray(np.abs(self.tie[2 * self.heads + self.total_tokens :]).any(0), dtype=np.bool_)
 
     def moved(self, z: Array, step: Array) -> Array:
         """``z + step``, where a slope's step is that of its logarithm."""
@@ -63,6 +66,7 @@ class Family:
         return np.where(self.multiplicative, z, 1.0)
 
     def theta(self, z: Array) -> Array:
+        """All coefficients in full."""
         return self.constant + self.tie @ z
 
     def parts(self, theta: Array) -> tuple[Array, Array, Array, Array]:
@@ -76,11 +80,12 @@ class Family:
         )
 
     def slopes(self, z: Array) -> Array:
+        """The slopes of all tokens."""
         return self.parts(self.theta(z))[3]
 
     def free(self, theta: Array) -> Array:
         """The z nearest to a full coefficient vector."""
-        return np.linalg.lstsq(self.tie, theta - self.constant, rcond=None)[0]
+        return np.asarray(np.linalg.lstsq(self.tie, theta - self.constant, rcond=None)[0], dtype=np.float64)
 
     def patterns(self, theta: Array, t: Array) -> tuple[Array, Array]:
         """Patterns on self ``[t head]`` and unnormalised token weights ``exp(a - l t)`` ``[t token]``."""

@@ -42,7 +42,10 @@ def stored(family: Family, theta: Array, activation: str, *, gated: bool, domain
     if not gated:
         alphas[-1] = 1.0 - math.fsum(alphas[:-1])
     gates = tuple(
-        Gate(tuple(_short(a) for a in offsets[family.head_of == h]), tuple(_short(k) for k in slopes[family.head_of == h]))
+        Gate(
+            tuple(_short(a) for a in offsets[family.head_of == h]),
+            tuple(_short(k) for k in slopes[family.head_of == h]),
+        )
         for h in range(family.heads)
     )
     deltas = tuple(_short(d) for d in delta)

@@ -106,7 +106,7 @@ def with_tables(text: str) -> str:
     for name, table in TABLES.items():
         start, end = f"<!-- frontier:{name} -->", f"<!-- /frontier:{name} -->"
         pattern = re.escape(start) + ".*?" + re.escape(end)
-        text = re.sub(pattern, lambda _, s=start, e=end, t=table: f"{s}\n{t()}\n{e}", text, flags=re.DOTALL)
+        text = re.sub(pattern, f"{start}\n{table()}\n{end}", text, flags=re.DOTALL)
     return text
 
 

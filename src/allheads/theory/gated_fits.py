@@ -27,7 +27,7 @@ from allheads.theory.plain_fits import evaluate
 from allheads.theory.ramp import ramps
 
 FLOOR = 0.3
-DEPTH = 17.5
+DEPTH = 17.8
 Gated = tuple[Family, Array]
 
 
@@ -47,11 +47,12 @@ def refitted(family: Family, z: Array, problem: Problem) -> Gated:
     """Least squares, then minimax, in all coefficients; the full coefficient vector of the better stage."""
     squares = least_squares(family, z, problem, iterations=100, damping=1e-6)
     start = min((z, squares), key=lambda candidate: problem.error(family, candidate))
-    best, _ = minimax(family, start, problem, iterations=80, radius=0.05, gain=1e-3)
+    best, _ = minimax(family, start, problem, iterations=120, radius=0.05, gain=1e-5)
     return family, family.theta(best)
 
 
 def sigmoid(x: Array) -> Array:
+    """The logistic function, without overflow."""
     return 1.0 / (1.0 + np.exp(-np.clip(x, -700.0, 700.0)))
 
 
@@ -161,8 +162,10 @@ GELU_SIZES = (
 
 def gated_jobs() -> Iterator[GatedJob]:
     """Activation, name of the family, domain and the fits of every job."""
-    for domain, fewest in ((64.0, 4), (128.0, 4), (256.0, 5), (1024.0, 6), (8192.0, 8)):
-        yield "silu", "ramp", domain, partial(silu_fits, domain, fewest, fewest + 7)
+    for domain, fewest in ((64.0, 5), (128.0, 6), (256.0, 6), (1024.0, 8), (8192.0, 10)):
+        # Short ramps overshoot: a smaller depth keeps their amplification down.
+        yield "silu", "ramp", domain, partial(silu_fits, domain, fewest - 2, fewest - 1, depth=12.0)
+        yield "silu", "ramp", domain, partial(silu_fits, domain, fewest, fewest + 6)
     for domain, extra in ((64.0, 0), (256.0, 2), (4096.0, 6)):
         yield "relu", "ramp", domain, partial(relu_fits, domain, 4 + extra, 9 + extra)
         yield "linear", "mirrored ramp", domain, partial(linear_fits, domain, 4 + extra, 9 + extra)

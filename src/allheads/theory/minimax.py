@@ -11,13 +11,42 @@ Both minimise ``r(t) = (F(t) - f(t)) / scale(t)`` on a fixed set of points:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import linprog
 
-from allheads.theory.family import Array, Family
+from allheads.theory.family import Array
 
 SLOPE_RANGE = (1e-5, 1e8)
+
+
+class Model(Protocol):
+    """What can be fitted: a function of t with unknowns z, the first ``linear`` of which act linearly."""
+
+    @property
+    def linear(self) -> int:
+        """How many unknowns act linearly."""
+
+    @property
+    def multiplicative(self) -> NDArray[np.bool_]:
+        """Which unknowns are slopes."""
+
+    def value(self, z: Array, t: Array) -> Array:
+        """The function."""
+
+    def jacobian(self, z: Array, t: Array) -> tuple[Array, Array]:
+        """The function and its derivatives ``[t z]``."""
+
+    def moved(self, z: Array, step: Array) -> Array:
+        """The unknowns after a step, which is logarithmic in slopes."""
+
+    def units(self, z: Array) -> Array:
+        """``dz / dstep``."""
+
+    def slopes(self, z: Array) -> Array:
+        """All slopes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +57,11 @@ class Problem:
     target: Array
     scale: Array
 
-    def residual(self, family: Family, z: Array) -> Array:
+    def residual(self, family: Model, z: Array) -> Array:
+        """``(F(t) - f(t)) / scale(t)`` on the points."""
         return (family.value(z, self.t) - self.target) / self.scale
 
-    def error(self, family: Family, z: Array) -> float:
+    def error(self, family: Model, z: Array) -> float:
         """``max |r|`` on the points."""
         return float(np.abs(self.residual(family, z)).max())
 
@@ -42,7 +72,7 @@ def _admissible(slopes: Array) -> bool:
     return bool(np.all(np.isfinite(size)) and np.all(size > low) and np.all(size < high))
 
 
-def _project(family: Family, z: Array, problem: Problem, ridge: float) -> tuple[Array, Array, Array]:
+def _project(family: Model, z: Array, problem: Problem, ridge: float) -> tuple[Array, Array, Array]:
     """Best linear part for the gates of z: the new z, its residual, and Kaufman's Jacobian in the gates."""
     k = family.linear
     z = np.concatenate([np.zeros(k), z[k:]])
@@ -59,7 +89,7 @@ def _project(family: Family, z: Array, problem: Problem, ridge: float) -> tuple[
 
 
 def least_squares(
-    family: Family,
+    family: Model,
     z: Array,
     problem: Problem,
     *,
@@ -109,7 +139,7 @@ def _linear_step(jacobian: Array, residual: Array, radius: float) -> Array | Non
 
 
 def minimax(
-    family: Family,
+    family: Model,
     z: Array,
     problem: Problem,
     *,

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from allheads.theory.family import Array
-from allheads.theory.minimax import Problem, least_squares, minimax
+from allheads.theory.minimax import Problem, least_squares
 
 
 @dataclass(frozen=True)
@@ -31,25 +31,32 @@ class ExponentialSum:
 
     @property
     def linear(self) -> int:
+        """``v_0`` and every ``v_j``."""
         return self.terms + 1
 
     @property
     def multiplicative(self) -> NDArray[np.bool_]:
+        """The slopes."""
         return np.arange(2 * self.terms + 1) >= self.linear
 
     def units(self, z: Array) -> Array:
+        """``dz / dstep`` at step 0."""
         return np.where(self.multiplicative, z, 1.0)
 
     def moved(self, z: Array, step: Array) -> Array:
+        """``z + step``, where a slope's step is that of its logarithm."""
         return np.where(self.multiplicative, z * np.exp(np.clip(step, -1.0, 1.0)), z + step)
 
     def slopes(self, z: Array) -> Array:
+        """``s_j``."""
         return z[self.linear :]
 
     def value(self, z: Array, g: Array) -> Array:
+        """The sum."""
         return self.jacobian(z, g)[0]
 
     def jacobian(self, z: Array, g: Array) -> tuple[Array, Array]:
+        """The sum and its derivatives ``[g z]``."""
         v, s = z[1 : self.linear], self.slopes(z)
         decays = np.exp(np.minimum(-s * g[:, None], 600.0))
         basis = np.c_[np.ones_like(g), decays]
