@@ -46,6 +46,12 @@ class PlainJob:
         t = half if self.symmetric else np.unique(np.r_[-half, half])
         return Problem(t, evaluate(self.activation, t), np.ones_like(t))
 
+    @property
+    def between(self) -> Problem:
+        """The same on a finer and longer grid, where a fit that is good on its own points only is found out."""
+        t = np.linspace(0.0 if self.symmetric else -60.0, 60.0, 12_001)
+        return Problem(t, evaluate(self.activation, t), np.ones_like(t))
+
 
 def evaluate(activation: str, t: Array) -> Array:
     """``f(t)`` in float64."""
@@ -80,7 +86,7 @@ def _gates_only(family: Family, offsets: Array, slopes: Array) -> Array:
 
 
 def _starts(job: PlainJob, rng: np.random.Generator) -> Iterator[Array]:
-    """Random gates, and for symmetric fits the best with two heads fewer and a random pair."""
+    """Random gates, then those of smaller fits: two heads fewer and a random pair, or without value offsets."""
     family = job.family
     for k in range(job.starts):
         yield random_start(family, rng, SPREADS[k % len(SPREADS)])
@@ -91,6 +97,10 @@ def _starts(job: PlainJob, rng: np.random.Generator) -> Iterator[Array]:
             pair = random_start(symmetric_family(2), rng, SPREADS[k % len(SPREADS)])
             a, slope = pair[-2:]
             yield _gates_only(family, np.r_[a, -a, offsets], np.r_[slope, slope, slopes])
+    if job.offsets and (job.symmetric or len(job.tokens) == 2):
+        smaller, theta = fit_plain(replace(job, offsets=False))
+        _, _, offsets, slopes = smaller.parts(theta)
+        yield _gates_only(family, offsets, slopes)
 
 
 @cache
@@ -105,16 +115,17 @@ def fit_plain(job: PlainJob, polish: int = 4) -> tuple[Family, Array]:
         if _sober(family, z) and not any(abs(error - other) < 1e-3 * error for other, _ in found):
             found.append((error, z))
     found.sort(key=lambda pair: pair[0])
-    polished = [minimax(family, z, problem) for _, z in found[:polish]]
-    z, _ = min((pair for pair in polished if _sober(family, pair[0])), key=lambda pair: pair[1])
+    polished = [minimax(family, z, problem)[0] for _, z in found[:polish]]
+    dense = job.between
+    z = min((z for z in polished if _sober(family, z)), key=lambda z: dense.error(family, z))
     z, _ = minimax(family, z, problem, iterations=200, radius=0.01, gain=1e-6)
     return family, family.theta(z)
 
 
 def _sober(family: Family, z: Array) -> bool:
-    """Whether no head is scaled so far up that the heads cancel."""
-    alpha, delta, _, _ = family.parts(family.theta(z))
-    return float(np.abs(np.r_[alpha, delta]).max()) < 40.0
+    """Whether the heads do not cancel so far that rounding of the patterns matters."""
+    t = np.linspace(-20.0, 20.0, 801)
+    return family.amplification(family.theta(z), t, 1.0 + np.maximum(t, 0.0)) < 50.0
 
 
 def plain_jobs() -> Iterator[PlainJob]:
@@ -124,7 +135,7 @@ def plain_jobs() -> Iterator[PlainJob]:
             yield PlainJob(activation, (1,) * heads, 30, symmetric=True)
             yield PlainJob(activation, (1,) * heads, 30, symmetric=True, offsets=False)
         for tokens in (2, 3, 4):
-            yield PlainJob(activation, (tokens,) * 2, 24)
-            yield PlainJob(activation, (tokens,) * 2, 24, offsets=False)
+            yield PlainJob(activation, (tokens,) * 2, 16)
+            yield PlainJob(activation, (tokens,) * 2, 16, offsets=False)
         for tokens in (2, 3):
-            yield PlainJob(activation, (tokens,) * 3, 8)
+            yield PlainJob(activation, (tokens,) * 3, 6)
