@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# The constraints file also speaks for the packages that builds need.
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+# In the environment, the constraints hold for the packages that builds need, too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .PHONY: help demo test check static suite fits bench docs clean
@@ -26,12 +26,15 @@ static: $(VENV)/.dev ## Format, lint, types, import layers
 suite: $(VENV)/.dev ## Tests, doctests and notebooks, with coverage
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 --cov --cov-report=term:skip-covered --cov-fail-under=95 src tests notebooks
 
-fits: $(VENV)/.dev ## Regenerate the table of gate fits and the tables in docs/gates.md
+fits: $(VENV)/.dev ## Regenerate the table of gate fits and docs/frontier.md
 	$(BIN)/python -m allheads.theory.fitting
+	$(BIN)/allheads frontier --write docs/frontier.md --figure docs/img/frontier.svg
 
 bench: $(VENV)/.dev ## Speed and memory of twin and source, side by side, as JSON
 	OMP_NUM_THREADS=2 $(BIN)/python bench/forward.py
 	OMP_NUM_THREADS=2 $(BIN)/python bench/memory.py
+	OMP_NUM_THREADS=2 $(BIN)/python bench/dense.py
+	OMP_NUM_THREADS=2 $(BIN)/python bench/pure.py
 
 clean: ## Remove the environment and what the tools wrote
 	rm -rf $(VENV) allheads-report.html .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

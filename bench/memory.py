@@ -42,7 +42,7 @@ def main() -> None:
             tokens, names_filter=lambda name: name.endswith("hook_pattern_self"), return_cache_object=False
         )[1]
     result = {
-        "seconds_load_warm_or_cold": round(loaded, 2),
+        "seconds_load": round(loaded, 2),
         "seconds_convert": [round(s, 2) for s in seconds],
         "source_gigabytes": round(weights / 1e9, 3),
         "twin_extra_share_of_source": round(held / weights, 4),

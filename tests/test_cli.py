@@ -7,7 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from allheads.cli import app
+from allheads.cli.main import app
 
 KEYS = [
     "model",
@@ -84,10 +84,10 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message):
 
 
 def test_a_file_is_read_by_paragraphs(tmp_path, monkeypatch):
-    from allheads import cli
+    from allheads.cli import conversion
 
     path = tmp_path / "text.txt"
     path.write_text("First paragraph.\n\nSecond one.\n", encoding="utf-8")
-    assert cli._texts(None, path) == ["First paragraph.", "Second one.\n"]
-    assert cli._texts("words", None) == ["words"]
-    assert cli._texts(None, None) is None
+    assert conversion.texts_of(None, path) == ["First paragraph.", "Second one.\n"]
+    assert conversion.texts_of("words", None) == ["words"]
+    assert conversion.texts_of(None, None) is None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from allheads import plots as plots
+    from allheads import pure as pure
     from allheads.banks.bank import HeadBank as HeadBank
     from allheads.errors import AllHeadsError as AllHeadsError
     from allheads.models.bridge import TwinBridge as TwinBridge
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from allheads.theory.gates import Gate as Gate
     from allheads.theory.gates import GateSum as GateSum
     from allheads.twin.convert import convert as convert
+    from allheads.twin.cost import Cost as Cost
+    from allheads.twin.cost import cost as cost
     from allheads.twin.heads import Head as Head
     from allheads.twin.heads import head as head
     from allheads.twin.heads import heads as heads
@@ -35,6 +38,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "AllHeadsError": "errors",
+    "Cost": "twin.cost",
     "Gate": "theory.gates",
     "GateSum": "theory.gates",
     "Head": "twin.heads",
@@ -45,18 +49,21 @@ _HOME = {
     "TwinBridge": "models.bridge",
     "approximate": "theory.approximate",
     "convert": "twin.convert",
+    "cost": "twin.cost",
     "head": "twin.heads",
     "heads": "twin.heads",
     "load": "models.load",
     "verify": "proof.verify",
 }
 
-__all__ = [*_HOME, "plots"]
+_ROOMS = ("plots", "pure")
+
+__all__ = [*_HOME, *_ROOMS]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "plots":
-        return import_module("allheads.plots")
+    if name in _ROOMS:
+        return import_module(f"allheads.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'allheads' has no attribute {name!r}")
     value = getattr(import_module(f"allheads.{_HOME[name]}"), name)

@@ -76,12 +76,6 @@ def test_gated(name, tolerance):
 @pytest.mark.parametrize("domain", [1.0, 64.0, 188.0, 256.0, 4096.0])
 @pytest.mark.parametrize("name", GATED)
 def test_every_domain_is_served(name, domain):
-    # A gated GELU takes far longer to fit than the others on a large domain.
-    largest = {"gelu": 256.0, "gelu_tanh": 64.0, "gelu_fast": 64.0}
-    if domain > largest.get(name, domain):
-        with pytest.raises(AllHeadsError, match="largest domain"):
-            approximate(name, gated=True, tolerance=1e-4, domain=domain)
-        return
     ours = approximate(name, gated=True, tolerance=1e-4, domain=domain)
     assert ours.domain >= domain
     assert measured(ours) <= ours.max_error <= 1e-4

@@ -39,7 +39,7 @@ def test_amplification_is_what_the_table_says(fit):
     size = sum((alpha * t + delta).abs() * gate(t) for gate, alpha, delta in parts)
     scale = s.scale(t) if s.gated else 1 + s.activation(t).abs()
     assert float((size / scale).max()) == pytest.approx(fit.amplification, rel=0.02, abs=0.02)
-    assert fit.amplification < 60
+    assert fit.amplification < 61
 
 
 @pytest.mark.parametrize("fit", [fit for fit in FITS if not fit.gate_sum.gated], ids=name_of)
@@ -96,17 +96,14 @@ def best(activation, *, gated=False, family="", heads=None, tokens=None, domain=
         ("gelu", 8, 1, "no offsets", 1.3e-6),
         ("gelu", 4, 1, "", 1.1e-5),
         ("gelu", 2, 2, "no offsets", 2.7e-4),
-        ("gelu", 2, 3, "", 2.0e-5),
+        ("gelu", 2, 3, "no offsets", 2.0e-5),
         ("gelu_tanh", 1, 1, "no offsets", 1.42e-2),
         ("gelu_tanh", 2, 1, "no offsets", 4.5e-3),
         ("gelu_tanh", 3, 1, "no offsets", 2.2e-4),
         ("gelu_tanh", 5, 1, "", 7.5e-6),
         ("gelu_tanh", 8, 1, "no offsets", 3.1e-6),
         ("gelu_tanh", 2, 2, "", 2.7e-4),
-        pytest.param(
-            *("gelu_tanh", 2, 3, "", 1.05e-5),
-            marks=pytest.mark.xfail(strict=True, reason="our best with two heads of three tokens is 1.33e-5"),
-        ),
+        ("gelu_tanh", 2, 3, "no offsets", 1.05e-5),
     ],
 )
 def test_plain_fits_beat_what_was_known(activation, heads, tokens, family, known):

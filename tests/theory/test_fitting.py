@@ -2,6 +2,7 @@
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -140,9 +141,14 @@ def test_stored_alphas_sum_to_exactly_one():
 
 def test_command_refits_one_activation_and_keeps_the_rest(tmp_path, monkeypatch, capsys):
     job = PlainJob("gelu", (1,), 2, symmetric=True)
-    monkeypatch.setattr(fitting, "jobs", lambda: iter([fitting.Job("gelu", False, lambda: fitting.plain_rows(job))]))
+    monkeypatch.setattr(fitting, "plain_jobs", lambda: [job])
+    monkeypatch.setattr(fitting, "gated_jobs", lambda: [])
+    # Threads, so that the one job above is also theirs.
+    monkeypatch.setattr(fitting, "ProcessPoolExecutor", lambda mp_context: ThreadPoolExecutor(1))
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(variable, "1")
     output = tmp_path / "fits.json"
-    monkeypatch.setattr("sys.argv", ["fitting", "--only", "gelu", "--kind", "plain", "--output", str(output)])
+    monkeypatch.setattr("sys.argv", ["fitting", "--only", "gelu", "--output", str(output)])
     fitting.main()
     rows = json.loads(output.read_text())
     plain_gelu = [row for row in rows if row["activation"] == "gelu" and not row["gated"]]

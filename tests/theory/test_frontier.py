@@ -1,13 +1,15 @@
 """The generated tables: they say what the table of fits says, and replace only what is between the markers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from allheads.theory import frontier
 from allheads.theory.approximate import approximate
+from allheads.theory.table import fits
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "gates.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "frontier.md"
 
 
 @pytest.mark.parametrize("name", frontier.TABLES)
@@ -23,21 +25,22 @@ def test_cost_table_counts_slots():
     assert row.split("|")[6].strip() == str(ours.heads + sum(ours.bias_tokens))
 
 
-def test_only_the_marked_part_is_replaced(tmp_path, monkeypatch):
-    path = tmp_path / "page.md"
-    path.write_text("before\n<!-- frontier:cost -->\nold\n<!-- /frontier:cost -->\nafter\n")
-    monkeypatch.setattr("sys.argv", ["frontier", "--write", str(path)])
-    frontier.main()
-    text = path.read_text()
+def test_only_the_marked_part_is_replaced():
+    text = frontier.with_tables("before\n<!-- frontier:cost -->\nold\n<!-- /frontier:cost -->\nafter\n")
     assert text.startswith("before\n<!-- frontier:cost -->\n| activation")
     assert text.endswith("<!-- /frontier:cost -->\nafter\n")
     assert "old" not in text
 
 
-def test_printing(capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["frontier"])
-    frontier.main()
-    assert frontier.heads_table() in capsys.readouterr().out
+def test_a_fit_that_a_special_case_of_it_beats_is_named(monkeypatch):
+    plain = [fit for fit in fits() if fit.family == "symmetric" and fit.gate_sum.activation.name == "gelu"]
+    small = next(fit for fit in plain if fit.gate_sum.heads == 2)
+    large = next(fit for fit in plain if fit.gate_sum.heads == 3)
+    stuck = replace(large, gate_sum=replace(large.gate_sum, max_error=2 * small.gate_sum.max_error))
+    monkeypatch.setattr(frontier, "fits", lambda: (small, stuck))
+    assert frontier.beaten() == [(stuck, small)]
+    monkeypatch.setattr(frontier, "fits", lambda: (small, large))
+    assert frontier.beaten() == []
 
 
 def test_the_document_is_up_to_date():

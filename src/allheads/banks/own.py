@@ -61,8 +61,8 @@ class OwnHeads(nn.Module):
         return {
             "W_Q": per_head(shared.W_Q)[..., None],
             "b_Q": b_Q.flatten()[:, None],
-            "W_K": zeros[..., None].expand(-1, -1, d_model).flatten(0, 1)[..., None],
-            "b_K": zeros.flatten()[:, None],
+            "W_K": per_head(zeros[..., None].expand(-1, -1, d_model) if shared.W_K is None else shared.W_K)[..., None],
+            "b_K": (zeros if shared.b_K is None else shared.b_K).flatten()[:, None],
             "W_V": per_head(alpha[..., None] * value)[..., None],
             "b_V": (alpha * b_value + delta).flatten()[:, None],
             "W_O": per_head(shared.W_O)[:, None],

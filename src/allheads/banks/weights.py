@@ -58,6 +58,14 @@ class HeadWeights:
         open_to_some = (self.bias_offsets[part] > -torch.inf).any(0).nonzero()
         return int(open_to_some.max()) + 1 if len(open_to_some) else 0
 
+    def part(self, number: int) -> HeadWeights:
+        """The heads of one part of every neuron."""
+
+        def narrowed(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[number % len(tensor)][None]
+
+        return replace(self, **{f.name: narrowed(getattr(self, f.name)) for f in fields(self) if f.name != "b_O"})
+
     def only(self, neuron: int) -> HeadWeights:
         """The heads of one neuron."""
 

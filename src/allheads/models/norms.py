@@ -23,12 +23,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Norm:
-    """``x = gain * n + shift``, with n of length at most ``sqrt(d_model)``, centred or not."""
+    """``gain * n + shift`` with ``n = x / sqrt(mean(x^2) + eps)``, x centred or not: ``||n|| <= sqrt(d_model)``."""
 
     gain: Float[Tensor, " d_model"]
     shift: Float[Tensor, " d_model"]
     centred: bool
     slack: float
+    eps: float = 0.0
 
     def reach(self, W: Float[Tensor, "d_model d_mlp"], b: Float[Tensor, " d_mlp"] | None) -> Float[Tensor, " d_mlp"]:
         """The largest ``|x @ W + b|`` that any input can cause, per neuron.
@@ -68,8 +69,12 @@ def measure_norm(module: nn.Module, d_model: int) -> Norm | None:
     massive = torch.zeros(1, d_model, dtype=torch.float64)
     massive[0, d_model // 2] = 1e5
     with torch.no_grad():
-        plus, minus = exact(torch.stack([unit, -unit]).to(device)).double().cpu()
+        # Large, so that eps does not matter, and then about as small as eps, so that it does.
+        plus, minus = exact(1e4 * torch.stack([unit, -unit]).to(device)).double().cpu()
         gain, shift = (plus - minus) / (2 * unit), (plus + minus) / 2
+        small = 1e-3
+        shrunk = (exact(small * unit[None].to(device)).double().cpu()[0] - shift)[gain != 0] / (gain * unit)[gain != 0]
+        eps = max(0.0, small**2 * (float(shrunk.median()) ** -2 - 1.0)) if len(shrunk) and shrunk.median() > 0 else 0.0
         x = torch.cat([x, massive])
         seen = exact(x.to(device)).double().cpu() - shift
     for centred in (False, True):
@@ -77,5 +82,5 @@ def measure_norm(module: nn.Module, d_model: int) -> Norm | None:
         n = n / n.square().mean(-1, keepdim=True).sqrt()
         # Some norms work in float32 inside.
         if ((seen - gain * n).abs() <= 1e-4 * (gain * n).abs() + 1e-5 * shift.abs() + 1e-9).all():
-            return Norm(gain.to(device), shift.to(device), centred, slack)
+            return Norm(gain.to(device), shift.to(device), centred, slack, eps)
     return None

@@ -6,7 +6,6 @@ Importing this file is cheap; every function is plain torch and works in any flo
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -95,9 +94,6 @@ ALIASES = {"swish": "silu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_
 
 #: ``max_x x / (1 + e^x)``, Lambert's W(1/e): the sup distance of SiLU and ReLU.
 SILU_RELU_GAP = 0.2784645427610738
-
-#: ``sqrt(2 / pi)``, the constant of the tanh form of GELU.
-TANH_GELU_CONSTANT = math.sqrt(2.0 / math.pi)
 
 
 def activation_named(name: str) -> Activation:

@@ -1,8 +1,8 @@
 """Regenerate the table of fits: ``python -m allheads.theory.fitting``.
 
 Needs the development extras (SciPy, python-flint, tqdm). Every start is computed or drawn from a fixed seed, every
-fit is rounded to the numbers that are stored, and those are certified. ``--only silu`` refits one activation and
-keeps the rest of the table.
+fit is rounded to the numbers that are stored, and those are certified. Activations are fitted side by side, one
+process each. ``--only silu`` refits one activation and keeps the rest of the table.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +21,10 @@ from tqdm import tqdm
 from allheads.theory.activations import activation_named
 from allheads.theory.certificate import certify
 from allheads.theory.family import Array, Family
-from allheads.theory.gated_fits import GatedJob, gated_jobs
+from allheads.theory.gated_fits import gated_jobs
 from allheads.theory.gates import Gate, GateSum
-from allheads.theory.plain_fits import PlainJob, evaluate, fit_plain, plain_jobs
-from allheads.theory.table import TABLE, Fit, fits, write_fits
+from allheads.theory.plain_fits import evaluate, fit_plain, plain_jobs
+from allheads.theory.table import TABLE, Fit, fits, from_json, to_json, write_fits
 
 DIGITS = 12
 #: Alphas are multiples of this, so that their sum is exact in float64 whatever the order of adding.
@@ -52,7 +52,7 @@ def stored(family: Family, theta: Array, activation: str, *, gated: bool, domain
     return GateSum(activation_named(activation), gated, gates, tuple(alphas), deltas, math.inf, domain)
 
 
-def certified(family: Family, theta: Array, name: str, activation: str, *, domain: float = math.inf) -> Fit:
+def certified(family: Family, theta: Array, name: str, activation: str, *, domain: float) -> Fit:
     """Round, certify and measure the amplification of one fit."""
     gated = math.isfinite(domain)
     gate_sum = stored(family, theta, activation, gated=gated, domain=domain)
@@ -67,51 +67,38 @@ def _rounded_up(x: float, digits: int = 4) -> float:
     return float(f"{(math.floor(x / unit) + 1) * unit:.{digits}g}")
 
 
-def plain_rows(job: PlainJob) -> Iterator[Fit]:
-    """The one fit of a plain job."""
-    yield certified(*fit_plain(job), job.name, job.activation)
+def rows(activation: str, gated: bool) -> list[dict[str, object]]:
+    """Every fit of one activation, plain or gated, in the form that leaves a process."""
+    if gated:
+        wanted = [job for job in gated_jobs() if job.activation == activation]
+        fitted = [(*found, job.name, job.domain) for job in wanted for found in job.fits()]
+    else:
+        fitted = [(*fit_plain(job), job.name, math.inf) for job in plain_jobs() if job.activation == activation]
+    return [
+        to_json(certified(family, theta, name, activation, domain=domain)) for family, theta, name, domain in fitted
+    ]
 
 
-def gated_rows(job: GatedJob) -> Iterator[Fit]:
-    """Every fit of a gated job."""
-    activation, name, domain, fitted = job
-    for family, theta in fitted():
-        yield certified(family, theta, name, activation, domain=domain)
-
-
-@dataclass(frozen=True)
-class Job:
-    """Some rows of the table, and how to make them."""
-
-    activation: str
-    gated: bool
-    rows: Callable[[], Iterable[Fit]]
-
-
-def jobs() -> Iterator[Job]:
-    """All the work there is."""
-    for plain in plain_jobs():
-        yield Job(plain.activation, False, partial(plain_rows, plain))
-    for gated in gated_jobs():
-        yield Job(gated[0], True, partial(gated_rows, gated))
+def kinds() -> list[tuple[str, bool]]:
+    """The activations of the table, each with whether it is gated."""
+    wanted = [(job.activation, False) for job in plain_jobs()] + [(job.activation, True) for job in gated_jobs()]
+    return list(dict.fromkeys(wanted))
 
 
 def main() -> None:
     """Fit, certify, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", help="refit one activation and keep the other rows")
-    parser.add_argument("--kind", choices=("plain", "gated"), help="refit one kind and keep the other rows")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / TABLE)
     arguments = parser.parse_args()
-
-    def chosen(activation: str, gated: bool) -> bool:
-        return arguments.only in (None, activation) and arguments.kind in (None, "gated" if gated else "plain")
-
-    everything = arguments.only is None and arguments.kind is None
-    kept = [] if everything else [f for f in fits() if not chosen(f.gate_sum.activation.name, f.gate_sum.gated)]
-    fresh: list[Fit] = []
-    for job in tqdm([job for job in jobs() if chosen(job.activation, job.gated)], desc="fits"):
-        fresh += job.rows()
+    chosen = [kind for kind in kinds() if arguments.only in (None, kind[0])]
+    kept = [f for f in fits() if (f.gate_sum.activation.name, f.gate_sum.gated) not in chosen] if arguments.only else []
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # small matrices: a second thread only gets in the way
+        os.environ[variable] = "1"
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        work = [pool.submit(rows, *kind) for kind in chosen]
+        done = tqdm(as_completed(work), total=len(work), desc="fits", unit="activation")
+        fresh = [from_json(row) for future in done for row in future.result()]
     write_fits(arguments.output, kept + fresh)
 
 

@@ -1,15 +1,13 @@
-"""The measured tables of ``docs/gates.md``: ``python -m allheads.theory.frontier [--write docs/gates.md]``.
+"""The frontier, heads and bias tokens against certified error, as the tables of ``docs/frontier.md``.
 
-Every number comes from the committed table of fits. ``--write`` replaces what stands between the lines
-``<!-- frontier:NAME -->`` and ``<!-- /frontier:NAME -->``.
+Every number comes from the committed table of fits. `with_tables` replaces what stands between the lines
+``<!-- frontier:NAME -->`` and ``<!-- /frontier:NAME -->``; ``allheads frontier`` calls it.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from allheads.errors import AllHeadsError
 from allheads.theory.approximate import approximate
@@ -89,11 +87,55 @@ def cost_table() -> str:
     return _markdown(["activation", "neuron", *(f"{t:.0e}" for t in TOLERANCES)], rows)
 
 
+def beaten() -> list[tuple[Fit, Fit]]:
+    """Fits that a smaller fit beats, with it: there the optimiser is known not to have found the optimum.
+
+    A smaller fit has no more heads and no more bias tokens on any of them, holds on a domain at least as large, and
+    is a special case of the larger one (its other heads empty, its other tokens switched off).
+    """
+    pairs = []
+    for fit in fits():
+        rivals = [other for other in fits() if _within(other, fit)]
+        best = min(rivals, key=lambda other: other.gate_sum.max_error, default=fit)
+        if best.gate_sum.max_error < fit.gate_sum.max_error:
+            pairs.append((fit, best))
+    return pairs
+
+
+def _within(small: Fit, large: Fit) -> bool:
+    a, b = small.gate_sum, large.gate_sum
+    if (a.activation.name, a.gated) != (b.activation.name, b.gated) or a.domain < b.domain or a.heads > b.heads:
+        return False
+    if large.family.endswith("no offsets") and not small.family.endswith("no offsets"):
+        return False
+    tokens = zip(sorted(a.bias_tokens, reverse=True), sorted(b.bias_tokens, reverse=True), strict=False)
+    return all(x <= y for x, y in tokens)
+
+
+def beaten_table() -> str:
+    """Where the optimiser is known not to be optimal."""
+    rows = [
+        [
+            f"{fit.gate_sum.activation.name} {'gated' if fit.gate_sum.gated else 'plain'}",
+            f"{fit.gate_sum.domain:g}",
+            fit.family,
+            " + ".join(map(str, fit.gate_sum.bias_tokens)),
+            f"{fit.gate_sum.max_error:.2e}",
+            " + ".join(map(str, best.gate_sum.bias_tokens)),
+            f"{best.gate_sum.max_error:.2e}",
+        ]
+        for fit, best in beaten()
+    ]
+    header = ["activation", "domain", "family", "bias tokens", "certified error", "beaten by", "with"]
+    return _markdown(header, rows or [["none"] + [""] * 6])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "heads": heads_table,
     "tokens": tokens_table,
     "cost": cost_table,
     "gated": gated_table,
+    "beaten": beaten_table,
 }
 
 
@@ -108,18 +150,3 @@ def with_tables(text: str) -> str:
         pattern = re.escape(start) + ".*?" + re.escape(end)
         text = re.sub(pattern, f"{start}\n{table()}\n{end}", text, flags=re.DOTALL)
     return text
-
-
-def main() -> None:
-    """Print the tables, or write them into a document."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", type=Path, help="the document whose tables to replace")
-    path: Path | None = parser.parse_args().write
-    if path is None:
-        print("\n\n".join(f"{name}\n\n{table()}" for name, table in TABLES.items()))
-    else:
-        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -34,7 +34,8 @@ class Fit:
         return self.gate_sum.heads + sum(self.gate_sum.bias_tokens)
 
 
-def _to_json(fit: Fit) -> dict[str, object]:
+def to_json(fit: Fit) -> dict[str, object]:
+    """A row of the table as it is written."""
     s = fit.gate_sum
     return {
         "activation": s.activation.name,
@@ -50,7 +51,8 @@ def _to_json(fit: Fit) -> dict[str, object]:
     }
 
 
-def _from_json(row: dict) -> Fit:
+def from_json(row: dict) -> Fit:
+    """A row of the table as it was written."""
     heads = row["heads"]
     gate_sum = GateSum(
         activation=activation_named(row["activation"]),
@@ -72,7 +74,7 @@ def fits() -> tuple[Fit, ...]:
     True
     """
     text = (resources.files("allheads.theory") / TABLE).read_text(encoding="utf-8")
-    return tuple(_from_json(row) for row in json.loads(text))
+    return tuple(from_json(row) for row in json.loads(text))
 
 
 def write_fits(path: Path, rows: Iterable[Fit]) -> None:
@@ -88,5 +90,5 @@ def write_fits(path: Path, rows: Iterable[Fit]) -> None:
             fit.gate_sum.max_error,
         ),
     )
-    lines = ",\n".join(json.dumps(_to_json(fit), allow_nan=False) for fit in ordered)
+    lines = ",\n".join(json.dumps(to_json(fit), allow_nan=False) for fit in ordered)
     path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")

@@ -1,34 +1,22 @@
-"""The command line: thin, every line of work is a call into the package."""
+"""``allheads convert``: a model becomes its twin, and the two are compared."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from allheads.cli.console import explained, results, step
 from allheads.errors import AllHeadsError
 
 if TYPE_CHECKING:
     from allheads.models.bridge import TwinBridge
     from allheads.proof.report import Report
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-_progress = Console(stderr=True)
 
-
-@app.callback()
-def main() -> None:
-    """Turn a pretrained transformer into its attention-only twin."""
-
-
-@app.command()
 def convert(
     model: Annotated[str, typer.Argument(help="A model's name, folder, .gguf file or hub id.")] = "smollm2-135m",
     text: Annotated[str | None, typer.Option(help="Verify on this text.")] = None,
@@ -38,8 +26,8 @@ def convert(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Convert MODEL, verify its twin, and say whether they are the same. Exit code 1 if they are not."""
-    with _explained():
-        texts = _texts(text, file)
+    with explained():
+        texts = texts_of(text, file)
         if report is not None and not report.absolute().parent.is_dir():
             raise AllHeadsError("a report in an existing folder", str(report), "Create the folder first.")
         verdict = _convert(model, texts, tolerance, report, as_json)
@@ -49,23 +37,23 @@ def convert(
 def _convert(
     model: str, texts: list[str] | None, tolerance: float | None, report: Path | None, as_json: bool
 ) -> Report:
-    with _step("Importing torch, transformers and TransformerLens"):
+    with step("Importing torch, transformers and TransformerLens"):
         import allheads as ah
         from allheads.proof.samples import sample_texts
 
         _ = ah.load, ah.convert, ah.verify
     texts = texts or sample_texts()
     started = time.perf_counter()
-    with _step(f"Loading {model}"):
+    with step(f"Loading {model}"):
         source = ah.load(model)
     loaded = time.perf_counter()
-    with _step("Turning every MLP neuron into attention heads"):
+    with step("Turning every MLP neuron into attention heads"):
         twin = ah.convert(source) if tolerance is None else ah.convert(source, tolerance=tolerance)
     converted = time.perf_counter()
-    with _step(f"Running both on {len(texts)} texts and proving every layer"):
+    with step(f"Running both on {len(texts)} texts and proving every layer"):
         verdict = ah.verify(source, twin, texts)
     if report is not None:
-        with _step(f"Writing {report}"):
+        with step(f"Writing {report}"):
             from allheads.plots.report import write_report
 
             write_report(twin, verdict, source.to_tokens(texts[0]), report)
@@ -108,7 +96,7 @@ def _facts(model: str, twin: TwinBridge, load: float, convert: float) -> dict[st
 
 
 def _print(facts: dict[str, Any], verdict: Report, report: Path | None) -> None:
-    console = Console()
+    console = results()
     console.print(
         f"{facts['n_neurons']:,} neurons of {facts['n_layers']} layers are now {facts['n_neuron_heads']:,} heads "
         f"(bias tokens per head: {', '.join(map(str, facts['bias_tokens']))}), "
@@ -120,7 +108,8 @@ def _print(facts: dict[str, Any], verdict: Report, report: Path | None) -> None:
         console.print(f"Report: {report}")
 
 
-def _texts(text: str | None, file: Path | None) -> list[str] | None:
+def texts_of(text: str | None, file: Path | None) -> list[str] | None:
+    """The texts to verify on: one, the paragraphs of a file, or None for the samples."""
     if text is not None and file is not None:
         raise AllHeadsError("one of --text and --file", "both", "Leave one out.")
     if text is not None:
@@ -133,28 +122,3 @@ def _texts(text: str | None, file: Path | None) -> list[str] | None:
         raise AllHeadsError("a readable UTF-8 text file", f"{file} ({error})", "Check the path.") from error
     paragraphs = [part for part in content.split("\n\n") if part.strip()]
     return paragraphs or [content]
-
-
-@contextmanager
-def _step(what: str) -> Iterator[None]:
-    """Say on standard error what takes time; silent where that is not a terminal."""
-    if not _progress.is_terminal:
-        yield
-        return
-    started = time.perf_counter()
-    _progress.print(f"{what} ...")
-    yield
-    _progress.print(f"  {time.perf_counter() - started:.1f} s")
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """One clear line and exit code 2 for bad input; exit code 130 when interrupted."""
-    try:
-        yield
-    except AllHeadsError as error:
-        typer.echo(f"allheads: {error}", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("allheads: interrupted", err=True)
-        sys.exit(130)

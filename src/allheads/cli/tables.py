@@ -1,0 +1,43 @@
+"""``allheads frontier``: heads and bias tokens against certified error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from allheads.cli.console import explained
+from allheads.errors import AllHeadsError
+
+
+def frontier(
+    write: Annotated[Path | None, typer.Option(help="Replace the tables in this document.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Write the figure here, as SVG.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every fit as one JSON list and nothing else.")] = False,
+) -> None:
+    """The frontier of every activation, plain and gated, from the committed fits (`make fits` computes them anew)."""
+    from allheads.plots.frontier import frontier_svg
+    from allheads.theory.frontier import TABLES, with_tables
+    from allheads.theory.table import fits, to_json
+
+    with explained():
+        if write is not None:
+            text = _read(write)
+            write.write_text(with_tables(text), encoding="utf-8")
+        if figure is not None:
+            if not figure.absolute().parent.is_dir():
+                raise AllHeadsError("a figure in an existing folder", str(figure), "Create the folder first.")
+            figure.write_text(frontier_svg(), encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps([to_json(fit) for fit in fits()]))
+    elif write is None and figure is None:
+        typer.echo("\n\n".join(f"{name}\n\n{table()}" for name, table in TABLES.items()))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AllHeadsError("a document with frontier markers", f"{path} ({error})", "Check the path.") from error

@@ -1,0 +1,83 @@
+"""Reading what is not an MLP: ordinary attention, embeddings and the end of the network, as plain tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from allheads.errors import AllHeadsError
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The ordinary heads of one layer, keys and values repeated where queries share them."""
+
+    W_Q: Float[Tensor, "head d_model d_head"]
+    W_K: Float[Tensor, "head d_model d_head"]
+    W_V: Float[Tensor, "head d_model d_head"]
+    W_O: Float[Tensor, "head d_head d_model"]
+    b_Q: Float[Tensor, "head d_head"] | None
+    b_K: Float[Tensor, "head d_head"] | None
+    b_V: Float[Tensor, "head d_head"] | None
+    b_O: Float[Tensor, " d_model"] | None
+    scale: float
+    rotary: Float[Tensor, " half"] | None
+    rotary_scale: float
+    window: int | None
+
+
+def read_attention(model: TransformerBridge, layer: int) -> Attention:
+    """The ordinary heads of a layer.
+
+    What a module does beyond these numbers is not looked for here: whoever uses them compares outputs.
+    """
+    component: Any = model.blocks[layer].attn
+    module = component.original_component
+    n_heads = component.W_Q.shape[0]
+
+    def tensor(name: str) -> Tensor | None:
+        value = getattr(component, name, None)
+        if value is None:
+            return None
+        return value.detach() if name == "b_O" else value.detach().repeat_interleave(n_heads // value.shape[0], 0)
+
+    weights: dict[str, Any] = {name: tensor(name) for name in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")}
+    missing = [name for name in ("W_Q", "W_K", "W_V", "W_O") if weights[name] is None]
+    if missing:
+        raise AllHeadsError(
+            "attention with W_Q, W_K, W_V and W_O", f"layer {layer} without {missing}", "Not supported."
+        )
+    turning = getattr(getattr(model, "rotary_emb", None), "original_component", None)
+    return Attention(
+        **weights,
+        scale=float(getattr(module, "scaling", None) or weights["W_Q"].shape[2] ** -0.5),
+        rotary=None if turning is None else turning.inv_freq.detach(),
+        rotary_scale=1.0 if turning is None else float(turning.attention_scaling),
+        window=getattr(module, "sliding_window", None),
+    )
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Where tokens enter and logits leave: ``W_E``, learned positions, ``W_U`` and its bias."""
+
+    W_E: Float[Tensor, "d_vocab d_model"]
+    W_pos: Float[Tensor, "n_ctx d_model"] | None
+    W_U: Float[Tensor, "d_model d_vocab"]
+    b_U: Float[Tensor, " d_vocab"] | None
+
+
+def read_ends(model: TransformerBridge) -> Ends:
+    """The embedding, learned positions if there are any, and the unembedding."""
+    learned = model.cfg.positional_embedding_type == "standard"
+    bias = model.b_U.detach()
+    return Ends(
+        model.W_E.detach(),
+        model.W_pos.detach()[: model.cfg.n_ctx] if learned else None,
+        model.W_U.detach(),
+        bias if bias.any() else None,
+    )

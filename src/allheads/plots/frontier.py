@@ -1,0 +1,79 @@
+"""The frontier as a picture: certified error against slots, one line per activation, as SVG without any script."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from html import escape
+
+from allheads.theory.table import Fit, fits
+
+WIDTH, HEIGHT, MARGIN = 460, 340, 54
+#: Chosen to be told apart by people who do not see all colours, on white and on black.
+COLOURS = ("#3b7dd8", "#d9772b", "#2f9e6e", "#b35bb0", "#9a8f2f")
+SLOTS, DECADES = (0, 36), (-9, -1)
+
+
+def frontier_svg() -> str:
+    """Two panels: plain activations on the whole line, gated ones on ``|g| <= 64``.
+
+    >>> frontier_svg().startswith("<svg")
+    True
+    """
+    panels = [("plain, whole line", _lines(math.inf)), ("gated, |g| up to 64", _lines(64.0))]
+    drawn = "".join(f'<g transform="translate({i * WIDTH} 0)">{_panel(*panel)}</g>' for i, panel in enumerate(panels))
+    style = (
+        "text{font:13px system-ui,sans-serif;fill:#59636e}.t{font-weight:600}.r{stroke:#818b98;stroke-opacity:.25}"
+        "polyline{fill:none;stroke-width:2}"
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH} {HEIGHT}" role="img">'
+        f"<title>Certified error against slots</title><style>{style}</style>{drawn}</svg>\n"
+    )
+
+
+def _lines(domain: float) -> dict[str, list[tuple[int, float]]]:
+    """For every activation the fits that nothing cheaper beats."""
+    lines = {}
+    for name in sorted({fit.gate_sum.activation.name for fit in fits()}):
+        own = [f for f in fits() if f.gate_sum.activation.name == name and f.gate_sum.domain == domain]
+        if own:
+            lines[name] = _undominated(own)
+    return lines
+
+
+def _undominated(rows: Iterable[Fit]) -> list[tuple[int, float]]:
+    best: list[tuple[int, float]] = []
+    for fit in sorted(rows, key=lambda fit: (fit.slots, fit.gate_sum.max_error)):
+        if not best or fit.gate_sum.max_error < best[-1][1]:
+            best.append((fit.slots, fit.gate_sum.max_error))
+    return best
+
+
+def _x(slots: float) -> float:
+    return MARGIN + (WIDTH - 2 * MARGIN) * (slots - SLOTS[0]) / (SLOTS[1] - SLOTS[0])
+
+
+def _y(error: float) -> float:
+    low, high = DECADES
+    return MARGIN + (HEIGHT - 2 * MARGIN) * (high - math.log10(error)) / (high - low)
+
+
+def _panel(title: str, lines: dict[str, list[tuple[int, float]]]) -> str:
+    parts = [f'<text class="t" x="{MARGIN}" y="{MARGIN - 24}">{escape(title)}</text>']
+    for decade in range(DECADES[0], DECADES[1] + 1, 2):
+        y = _y(10.0**decade)
+        parts.append(f'<line class="r" x1="{MARGIN}" x2="{WIDTH - MARGIN}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{MARGIN - 8}" y="{y + 4:.1f}" text-anchor="end">1e{decade}</text>')
+    for slots in range(0, SLOTS[1] + 1, 6):
+        parts.append(f'<text x="{_x(slots):.1f}" y="{HEIGHT - MARGIN + 20}" text-anchor="middle">{slots}</text>')
+    parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 12}" text-anchor="middle">slots of a neuron</text>')
+    for number, (name, points) in enumerate(lines.items()):
+        colour, path = COLOURS[number % len(COLOURS)], " ".join(f"{_x(s):.1f},{_y(e):.1f}" for s, e in points)
+        dots = "".join(f'<circle cx="{_x(s):.1f}" cy="{_y(e):.1f}" r="2.5" fill="{colour}"/>' for s, e in points)
+        parts.append(f'<polyline points="{path}" stroke="{colour}"/>{dots}')
+        y = MARGIN + 4 + 17 * number
+        parts.append(
+            f'<text x="{WIDTH - MARGIN}" y="{y}" text-anchor="end" style="fill:{colour}">{escape(name)}</text>'
+        )
+    return "".join(parts)
