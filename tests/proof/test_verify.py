@@ -124,8 +124,7 @@ def test_an_edit_that_changes_nothing_still_passes(tiny, tokens):
 def test_leaving_the_domain_is_counted(tiny, tokens):
     source = tiny("llama")
     twin = ah.convert(source)
-    twin.banks[2].gates = ah.approximate("silu", gated=True, domain=1.0)
-    object.__setattr__(twin.banks[2].gates, "domain", 1.0)
+    twin.banks[2].gates = replace(twin.banks[2].gates, domain=1.0)
     report = ah.verify(source, twin, tokens)
     assert report.domain_violations > 0
     assert "outside the certified domain" in " ".join(report.failures)

@@ -13,8 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import allheads as ah
-from allheads.pure import export, run, runner
-from allheads.pure import export as export_function
+from allheads.pure import export, exporter, run, runner
 
 KINDS = ("gpt2", "opt", "llama")
 
@@ -221,7 +220,7 @@ def test_an_interrupted_export_leaves_nothing(tiny, tmp_path, monkeypatch):
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(export_function.__globals__, "save_file", interrupted)
+    monkeypatch.setattr(exporter, "save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export(ah.convert(tiny("gpt2")), tmp_path / "x.safetensors")
     assert list(tmp_path.iterdir()) == []

@@ -32,7 +32,7 @@ def forbid(monkeypatch) -> None:
     for module in vars(nn).values():
         if isinstance(module, type) and module.__module__ == "torch.nn.modules.activation":
             monkeypatch.setattr(module, "forward", forbidden)
-    for activation in {*transformers.activations.ACT2CLS.values()}:
+    for activation in transformers.activations.ACT2CLS.values():
         kind = activation[0] if isinstance(activation, tuple) else activation
         monkeypatch.setattr(kind, "forward", forbidden)
     monkeypatch.setattr(transformers.models.llama.modeling_llama.LlamaMLP, "forward", forbidden)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from allheads.pure import run
-from allheads.pure.export import save
+from allheads.pure.exporter import save
 from allheads.pure.runner import Heads
 from allheads.theorems.induction import Transformer, attention_only
 from allheads.theorems.mlp import PlainMLP

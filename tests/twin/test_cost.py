@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import allheads as ah
 from allheads.cli.main import app
 from allheads.models.shapes import KNOWN, shape_of
-from allheads.pure.export import purified
+from allheads.pure.exporter import purified
 
 
 def gpt2(n_layer: int, n_embd: int, n_head: int, n_positions: int = 1024) -> GPT2Config:

@@ -6,11 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from allheads.pure.export import export as export
+    from allheads.pure.exporter import export as export
     from allheads.pure.runner import run as run
 
 # Imported when first used, so that the runner can be read and run without the rest of the package.
-_HOME = {"export": "export", "run": "runner"}
+_HOME = {"export": "exporter", "run": "runner"}
 __all__ = ["export", "run"]
 
 

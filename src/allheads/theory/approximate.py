@@ -22,7 +22,7 @@ from allheads.theory.gates import Gate, GateSum
 from allheads.theory.table import fits
 
 #: The error asked for when none is named; see the module of the conversion for what it means in logits.
-DEFAULT_TOLERANCE = 1e-6
+DEFAULT_TOLERANCE = 5e-7
 #: The domain of gated fits when none is asked for.
 DEFAULT_DOMAIN = 64.0
 
