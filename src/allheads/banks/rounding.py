@@ -5,11 +5,11 @@ the bound on the relative error of n roundings in a row (Higham 2002, ch. 3). Ha
 
 1. Projections (dot products of length d_model plus a bias, in any order of summation), by Cauchy-Schwarz:
    |t^ - t| <= e_t = gamma_{d+2} (||x|| ||W_Q|| + |b_Q|), and e_u, e_k likewise for values and self keys.
-2. Scores s_j = a_j + k_j t: coefficients rounded once, a product, a sum, and the maximum taken off. With
-   K = max |k_j| and A = max |a_j| over the bias tokens that are not masked, every score is off by at most
-   E = K e_t + p (7 K |t| + 4 A), plus 2 (|t| e_k + |k| e_t + e_t e_k + 6 p |t k|) for a self key k.
-3. Patterns: with L = s_self - log sum_j exp(s_j), P = sigma(L) and P^ lies between sigma(L - E) and sigma(L + E):
-   |P^ - P| <= e_P = max(sigma(L + E) - P, P - sigma(L - E)) + (2 B + 10) p P,
+2. Scores s_j = a_j + k_j t: coefficients rounded once, a product, a sum, and the maximum M taken off. Against the
+   score of the token itself, that of bias token j is off by at most
+   E_j = |k_j| e_t + p (7 |k_j t| + 4 |a_j| + 2 |M|), plus 2 (|t| e_k + |k| e_t + e_t e_k + 6 p |t k|) for a self key k.
+3. Patterns: P = 1 / (1 + sum_j exp(s_j - s_self)) falls in every s_j, so P^ lies between its values at s + E and s - E:
+   |P^ - P| <= e_P = max(P(s - E) - P, P - P(s + E)) + (2 B + 10) p P,
    the last term for B + 1 exponentials of two ulp, their sum and a quotient.
 4. Values v = alpha u + delta: e_v = |alpha| e_u + p (5 |alpha| (|u| + e_u) + 3 |delta|).
 5. z = P v: e_z = |v| e_P + P e_v + e_P e_v + p |z|; the sum over a neuron's H heads in the dtype of the patterns and
@@ -153,17 +153,21 @@ def _pattern(
     if not count:
         return torch.ones_like(t), torch.zeros_like(t)
     offsets = heads.bias_offsets[part, :, :count]
-    K = heads.bias_keys[part, :, :count].abs().amax(-1)
-    A = torch.where(offsets > -torch.inf, offsets.abs(), 0).amax(-1)
-    E = K * e_t + p * (7 * K * t.abs() + 4 * A)
-    if key is not None:
-        k, e_k = _pick(key[0], part), _pick(key[1], part)
-        E = E + 2 * (t.abs() * e_k + k.abs() * e_t + e_t * e_k + 6 * p * (t * k).abs())
     own_key = None if key is None else _pick(key[0], part).flatten(0, -2)
-    scores = slot_scores(heads, part, t.flatten(0, -2), own_key)
-    L = (scores[0] - scores[1:].logsumexp(0)).view_as(t)
-    P = torch.sigmoid(L)
-    spread = torch.maximum(torch.sigmoid(L + E) - P, P - torch.sigmoid(L - E))
+    flat, e_flat = t.flatten(0, -2), e_t.flatten(0, -2)
+    scores = slot_scores(heads, part, flat, own_key)
+    K = heads.bias_keys[part, :, :count].abs().T[:, None]
+    A = torch.where(offsets > -torch.inf, offsets.abs(), 0).T[:, None]
+    E = K * e_flat + p * (7 * K * flat.abs() + 4 * A + 2 * scores.amax(0).abs())
+    if key is not None:
+        k, e_k = (_pick(each, part).flatten(0, -2) for each in key)
+        E = E + 2 * (flat.abs() * e_k + k.abs() * e_flat + e_flat * e_k + 6 * p * (flat * k).abs())
+
+    def pattern(off: Tensor | float) -> Tensor:
+        return torch.sigmoid(scores[0] - (scores[1:] + off).logsumexp(0)).view_as(t)
+
+    P = pattern(0.0)
+    spread = torch.maximum(pattern(-E) - P, P - pattern(E))
     operations = 2 * (count if slots is None else slots - 1) + 10
     return P, spread + operations * p * P
 
