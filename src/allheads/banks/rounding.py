@@ -8,8 +8,9 @@ the bound on the relative error of n roundings in a row (Higham 2002, ch. 3). Ha
 2. Scores s_j = a_j + k_j t: coefficients rounded once, a product, a sum, and the maximum M taken off. Against the
    score of the token itself, that of bias token j is off by at most
    E_j = |k_j| e_t + p (7 |k_j t| + 4 |a_j| + 2 |M|), plus 2 (|t| e_k + |k| e_t + e_t e_k + 6 p |t k|) for a self key k.
-3. Patterns: P = 1 / (1 + sum_j exp(s_j - s_self)) falls in every s_j, so P^ lies between its values at s + E and s - E:
-   |P^ - P| <= e_P = max(P(s - E) - P, P - P(s + E)) + (2 B + 10) p P,
+3. Patterns: P = sigma(L), L = s_self - log sum_j exp(s_j). With w = softmax(s_1 .. s_B), L is off by at most
+   D = log sum_j w_j e^{E_j}, downward because L falls in every s_j, and upward because sum w e^E sum w e^-E >= 1:
+   |P^ - P| <= e_P = max(sigma(L + D) - P, P - sigma(L - D)) + (2 B + 10) p P,
    the last term for B + 1 exponentials of two ulp, their sum and a quotient.
 4. Values v = alpha u + delta: e_v = |alpha| e_u + p (5 |alpha| (|u| + e_u) + 3 |delta|).
 5. z = P v: e_z = |v| e_P + P e_v + e_P e_v + p |z|; the sum over a neuron's H heads in the dtype of the patterns and
@@ -38,6 +39,9 @@ from allheads.theory.activations import Activation
 
 #: The largest slope of GELU, in all its forms; SiLU's is 1.10.
 _SLOPE = 1.13
+
+#: Where ``e^E`` is left alone.
+_STEEP = 300.0
 
 #: Roundings in one evaluation of an activation function, in ulps of its result and of its argument.
 _ACTIVATION_ULPS = 16
@@ -162,12 +166,12 @@ def _pattern(
     if key is not None:
         k, e_k = (_pick(each, part).flatten(0, -2) for each in key)
         E = E + 2 * (flat.abs() * e_k + k.abs() * e_flat + e_flat * e_k + 6 * p * (flat * k).abs())
-
-    def pattern(off: Tensor | float) -> Tensor:
-        return torch.sigmoid(scores[0] - (scores[1:] + off).logsumexp(0)).view_as(t)
-
-    P = pattern(0.0)
-    spread = torch.maximum(pattern(-E) - P, P - pattern(E))
+    L = (scores[0] - scores[1:].logsumexp(0)).view_as(t)
+    # In log1p and expm1 small E are not lost; the largest E is a bound as well, for where e^E would overflow.
+    D = (scores[1:].softmax(0) * E.clamp_max(_STEEP).expm1()).sum(0).log1p()
+    D = torch.where(E.amax(0) > _STEEP, E.amax(0), D).view_as(t)
+    P = torch.sigmoid(L)
+    spread = torch.maximum(torch.sigmoid(L + D) - P, P - torch.sigmoid(L - D))
     operations = 2 * (count if slots is None else slots - 1) + 10
     return P, spread + operations * p * P
 

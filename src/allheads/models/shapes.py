@@ -48,7 +48,7 @@ _KNOWN = (
     Shape("llama-3-70b", 80, 8192, 64, 8, 128, 28672, 128256, 8192, "silu", True, 70_553_706_496),
     _gpt("gpt3-175b", 96, 12288, 96, 2048, 174_604_259_328),
 )
-#: Shapes known by name; the first transformers' configurations of these models give the same numbers.
+#: Shapes known by name; the models' configurations give the same numbers.
 KNOWN = {shape.name: shape for shape in _KNOWN}
 
 

@@ -34,7 +34,6 @@ CHUNK = 2**25
 MASKS: dict[str, Callable[[Tensor], Tensor]] = {
     "self": lambda ahead: ahead == 0,
     "causal": lambda ahead: ahead >= 0,
-    "all": lambda ahead: ahead == ahead,
 }
 
 
@@ -52,7 +51,7 @@ class Heads:
     bias_keys: Tensor | None = None  # [head token d_head]
     bias_offsets: Tensor | None = None  # [head token], added to scale q . key; minus infinity masks a token
     rotary: Tensor | None = None  # [half] frequencies: coordinate i turns with i + half
-    mask: str = "self"  # or "causal", or "all"
+    mask: str = "self"  # or "causal"
     window: int | None = None  # a causal mask may end this many positions back
     scale: float = 1.0
     rotary_scale: float = 1.0

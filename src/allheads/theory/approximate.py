@@ -21,7 +21,7 @@ from allheads.theory.activations import SILU_RELU_GAP, Activation, activation_na
 from allheads.theory.gates import Gate, GateSum
 from allheads.theory.table import fits
 
-#: The error asked for when none is named; see the module of the conversion for what it means in logits.
+#: The error asked for when none is named: float64 patterns bring SmolLM2's logits as near as its own rounding noise.
 DEFAULT_TOLERANCE = 5e-7
 #: The domain of gated fits when none is asked for.
 DEFAULT_DOMAIN = 64.0
