@@ -51,6 +51,11 @@ class Page(HTMLParser):
         raw = np.frombuffer(base64.b64decode(self.plots[plot]["views"][view]["z"]), np.uint8)
         return torch.tensor(raw / 255).float().reshape(-1, width)
 
+    def array(self, packed: dict[str, str]) -> torch.Tensor:
+        """An array as plotly packs it: base64 of the numbers in this dtype."""
+        raw = np.frombuffer(base64.b64decode(packed["bdata"]), packed["dtype"])
+        return torch.tensor(raw.reshape([int(size) for size in packed["shape"].split(",")]))
+
 
 @pytest.fixture(scope="session")
 def source(tiny):

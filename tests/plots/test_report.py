@@ -41,7 +41,7 @@ def test_every_layer_of_neurons_can_be_chosen_and_is_the_models(page, cache, twi
 
 
 def test_the_gate_map_and_the_errors_are_exact(page, cache, twin, report):
-    shown = torch.tensor(page.plots["gates"]["figure"]["data"][0]["z"])
+    shown = page.array(page.plots["gates"]["figure"]["data"][0]["z"])
     for layer, bank in enumerate(twin.banks):
         gate = cache[f"blocks.{layer}.mlp.hook_pattern_self"][0, bank.d_mlp :]
         assert torch.allclose(shown[layer], gate.mean(0), atol=1e-6)

@@ -81,13 +81,14 @@ class MLP:
         tensors: dict[str, Any] = self.tensors()
         return HeadBank(gates=gates, evaluation=evaluation, **tensors)
 
-    def reference(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
-        """The model's own modules on ``x``, in the dtype of ``x``."""
-        container = self.container if x.dtype == self.dtype else copy.deepcopy(self.container).to(x.dtype)
+    def reference(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """The model's own modules, as a function of the stream, in this dtype: a copy where it is not theirs."""
+        container: Any = self.container if dtype == self.dtype else copy.deepcopy(self.container).to(dtype)
         if not self.containerless:
-            return container(x)
+            return container
         first, last = (container.get_submodule(self.names[role]) for role in ("in", "out"))
-        return last(getattr(container, self.activation_name)(first(x)))
+        activation = getattr(container, self.activation_name)
+        return lambda x: last(activation(first(x)))
 
     def install(self, body: nn.Module, bank: HeadBank) -> None:
         """Put the bank where the model calls its MLP."""
@@ -182,7 +183,7 @@ def check(mlp: MLP) -> None:
     x = torch.randn(8, tensors["W_in"].shape[0], generator=generator).to(tensors["W_in"])
     x = x * (12.0 / (x @ tensors.get("W_gate", tensors["W_in"])).abs().max().clamp_min(1e-6))
     with torch.no_grad():
-        ours, theirs = _formula(mlp, tensors, x), mlp.reference(x)
+        ours, theirs = _formula(mlp, tensors, x), mlp.reference(x.dtype)(x)
     allowed = max(1e-4, 16 * torch.finfo(mlp.dtype).eps) * float(theirs.abs().max())
     off = float((ours - theirs).abs().max())
     if not off <= allowed:

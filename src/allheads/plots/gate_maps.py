@@ -120,6 +120,6 @@ def neuron_map(reading: GateReading, names: Sequence[str], top: int = TOP) -> go
         value="gate",
     )
     heat = drawn.data[0]
-    heat.customdata = reading.size[:, chosen].T.tolist()
+    heat.customdata = reading.size[:, chosen].T.numpy()
     heat.hovertemplate = f"size of its output %{{customdata:.3g}}<br>{heat.hovertemplate}"
     return drawn.update_yaxes(autorange="reversed")

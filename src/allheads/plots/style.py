@@ -58,7 +58,7 @@ def heat_map(
     """
     (x, column_names), (y, row_names) = columns, rows
     trace = go.Heatmap(
-        z=values.tolist(),
+        z=values.numpy(),  # written as binary numbers, many times faster than a list
         x=list(column_names),
         y=list(row_names),
         zmin=limits[0],
