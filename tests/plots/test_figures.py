@@ -28,7 +28,7 @@ def test_attention_of_an_ordinary_head_is_the_cached_pattern(twin, ids, cache):
 def test_attention_of_a_neuron_head_is_its_pattern_over_slots(twin, ids, cache):
     bank = twin.banks[2]
     for part, count in enumerate(bank.gates.bias_tokens):
-        figure = ah.plots.attention(twin, ids, ah.Label(2, "N", 5, part))
+        figure = ah.plots.attention(twin, ids, ah.Label("L2", "N", 5, part))
         expected = cache["blocks.2.mlp.hook_pattern"][0, part * bank.d_mlp + 5, :, : 1 + count]
         assert torch.allclose(_heat(figure), expected, atol=1e-5)
         assert torch.allclose(_heat(figure).sum(1), torch.ones(ids.shape[1]))
@@ -121,7 +121,7 @@ def test_a_model_without_a_tokenizer_shows_ids(tiny, ids):
     ("call", "words"),
     [
         (lambda twin, ids: ah.plots.attention(twin, ids, "L1.N3"), "Name one of them: L1.N3.0"),
-        (lambda twin, ids: ah.plots.attention(twin, ids, "L9.A0"), "a layer below 3"),
+        (lambda twin, ids: ah.plots.attention(twin, ids, "L9.A0"), "a head of this twin, up to L0.A3"),
         (lambda twin, ids: ah.plots.neurons(twin, ids, 3), "a layer from 0 to 2, got 3"),
         (lambda twin, ids: ah.plots.neurons(twin, ids, -1), "a layer from 0 to 2, got -1"),
         (lambda twin, ids: ah.plots.gates(twin, ids.repeat(2, 1)), "one text, got 2"),

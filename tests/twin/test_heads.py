@@ -10,13 +10,26 @@ from hypothesis import strategies as st
 import allheads as ah
 
 
-@given(layer=st.integers(0, 200), index=st.integers(0, 10**6), kind=st.sampled_from("AN"), part=st.integers(0, 9))
-def test_labels_round_trip(layer, index, kind, part):
-    label = ah.Label(layer, kind, index, part if kind == "N" else None)
+@given(
+    tower=st.sampled_from(["", "E", "D", "V"]),
+    layer=st.integers(0, 200),
+    expert=st.sampled_from(["", ".S", ".M7"]),
+    index=st.integers(0, 10**6),
+    kind=st.sampled_from("AXN"),
+    part=st.integers(0, 9),
+)
+def test_labels_round_trip(tower, layer, expert, index, kind, part):
+    stem = f"{tower}L{layer}{expert if kind == 'N' else ''}"
+    label = ah.Label(stem, kind, index, part if kind == "N" else None)
     assert ah.Label.parse(str(label)) == label
+    assert label.layer == layer
 
 
-@pytest.mark.parametrize("text", ["", "L3", "3.A5", "L3.A5.0", "L3.B5", "L3.N812.", "L-1.A0", "L3.N812.0 ", "l3.a5"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "L3", "3.A5", "L3.A5.0", "L3.B5", "L3.S.A5", "L3.X5.0", "XL3.A5", "L3.M.N5"]
+    + ["L3.N812.", "L-1.A0", "L3.N812.0 ", "l3.a5"],
+)
 def test_everything_else_is_refused(text):
     with pytest.raises(ah.AllHeadsError, match="a label such as"):
         ah.Label.parse(text)

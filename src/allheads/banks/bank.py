@@ -135,16 +135,21 @@ class HeadBank(nn.Module):
             raise AllHeadsError(f"an evaluation out of {get_args(Evaluation)}", repr(name), "Use 'closed' by default.")
         self._evaluation = name
 
-    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        """The MLP's output, by the chosen evaluation, or by ``slots`` where a hook needs the heads one by one."""
+    def forward(
+        self, x: Float[Tensor, "batch pos d_model"], scale: Float[Tensor, "batch pos"] | None = None
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The MLP's output, by the chosen evaluation, or by ``slots`` where a hook needs the heads one by one.
+
+        ``scale`` multiplies all values, see `allheads.banks.evaluate`.
+        """
         if x.ndim != 3:
             raise AllHeadsError("a residual stream [batch pos d_model]", f"shape {tuple(x.shape)}", "Add a batch axis.")
         if self.evaluation == "closed" and self.own is None and not self.hooks.watched(*HeadHooks.PER_HEAD):
-            return evaluate.closed(self.weights(), x, self.hooks, self.gates.activation)
+            return evaluate.closed(self.weights(), x, self.hooks, self.gates.activation, scale)
         pattern_dtype = self._pattern_dtype(x.dtype)
         if self.evaluation == "attention" and not self.hooks.watched(*HeadHooks.PER_HEAD):
-            return evaluate.attention(self.weights(), x, self.hooks, pattern_dtype)
-        return evaluate.slots(self.weights(), x, self.hooks, pattern_dtype)
+            return evaluate.attention(self.weights(), x, self.hooks, pattern_dtype, scale)
+        return evaluate.slots(self.weights(), x, self.hooks, pattern_dtype, scale)
 
     def weights(self, gate_dtype: torch.dtype | None = None) -> HeadWeights:
         """What the bank computes with: the shared views, or its own heads once edited.

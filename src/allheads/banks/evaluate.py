@@ -7,6 +7,7 @@
 ``closed``     the sum of a neuron's heads collapsed to the activation it equals or approximates. The fastest,
                and the source's own arithmetic: it proves nothing.
 
+A ``scale`` for each position multiplies every value and the layer's bias: a router's weight, in a mixture of experts.
 How far rounding can drive them apart is bounded in `allheads.banks.rounding`.
 """
 
@@ -32,23 +33,31 @@ CHUNK = 2**19
 
 
 def closed(
-    heads: HeadWeights, x: Float[Tensor, "batch pos d_model"], at: HeadHooks, activation: Activation
+    heads: HeadWeights,
+    x: Float[Tensor, "batch pos d_model"],
+    at: HeadHooks,
+    activation: Activation,
+    scale: Float[Tensor, "batch pos"] | None = None,
 ) -> Float[Tensor, "batch pos d_model"]:
     """``f(t) W_O`` for plain neurons, ``(f(g) u) W_O`` for gated ones."""
     t, u = _projections(heads, x, at)
     post = activation(t[..., 0, :]) if heads.W_V is None else activation(t[..., 0, :]) * u[..., 0, :]
-    return F.linear(at.hook_post(post), heads.W_O[0].T, heads.b_O)
+    return _written(heads, at.hook_post(post if scale is None else post * scale[..., None]), scale)
 
 
 def slots(
-    heads: HeadWeights, x: Float[Tensor, "batch pos d_model"], at: HeadHooks, pattern_dtype: torch.dtype
+    heads: HeadWeights,
+    x: Float[Tensor, "batch pos d_model"],
+    at: HeadHooks,
+    pattern_dtype: torch.dtype,
+    scale: Float[Tensor, "batch pos"] | None = None,
 ) -> Float[Tensor, "batch pos d_model"]:
-    """Softmax over self and bias tokens, in ``pattern_dtype``."""
+    """Softmax over self and bias tokens, in ``pattern_dtype``; ``scale`` multiplies every value."""
     stream, x = x.dtype, _read_in(heads, x, pattern_dtype)
     t, u = _projections(heads, x, at)
     q = _per_head(t.to(pattern_dtype), heads.parts, at.hook_q)
     v = heads.alpha.to(pattern_dtype)[:, None] * u.to(pattern_dtype) + heads.delta.to(pattern_dtype)[:, None]
-    v = _per_head(v, heads.parts, at.hook_v)
+    v = _per_head(v if scale is None else v * scale[..., None, None].to(v.dtype), heads.parts, at.hook_v)
     if at.watched("hook_attn_scores", "hook_pattern"):
         pattern = _watched_patterns(heads, x, q, at)
     else:
@@ -56,11 +65,15 @@ def slots(
     if at.watched("hook_pattern_self"):
         pattern = _split(at.hook_pattern_self(rearrange(pattern, "b p h n -> b (h n) p")), heads.parts)
     z = _per_head(pattern * v, heads.parts, at.hook_z)
-    return _write(heads, z, at, stream)
+    return _write(heads, z, at, stream, scale)
 
 
 def attention(
-    heads: HeadWeights, x: Float[Tensor, "batch pos d_model"], at: HeadHooks, pattern_dtype: torch.dtype
+    heads: HeadWeights,
+    x: Float[Tensor, "batch pos d_model"],
+    at: HeadHooks,
+    pattern_dtype: torch.dtype,
+    scale: Float[Tensor, "batch pos"] | None = None,
 ) -> Float[Tensor, "batch pos d_model"]:
     """Every head over every position, masked: what an attention layer would literally do."""
     stream, x, length = x.dtype, _read_in(heads, x, pattern_dtype), x.shape[1]
@@ -79,12 +92,13 @@ def attention(
         self_key = torch.zeros_like(query) if keys is None else keys[..., part, :]
         own_keys = rearrange(torch.stack([self_key, torch.zeros_like(query)], -1), "b p n d -> b n p d")
         value = heads.alpha[part].to(pattern_dtype) * u[..., part % u.shape[2], :] + heads.delta[part].to(pattern_dtype)
+        value = value if scale is None else value * scale[..., None].to(value.dtype)
         values = F.pad(rearrange(value, "b p n -> b n p 1"), (0, 0, 0, count))
         out = F.scaled_dot_product_attention(
             queries, torch.cat([own_keys, bias_keys], 2), values, attn_mask=mask, scale=1.0
         )
         z.append(rearrange(out, "b n p 1 -> b p n"))
-    return _write(heads, torch.stack(z, 2), at, stream)
+    return _write(heads, torch.stack(z, 2), at, stream, scale)
 
 
 def _read_in(heads: HeadWeights, x: Tensor, pattern_dtype: torch.dtype) -> Tensor:
@@ -170,19 +184,34 @@ def _watched_patterns(heads: HeadWeights, x: Tensor, q: Tensor, at: HeadHooks) -
 
 
 def _write(
-    heads: HeadWeights, z: Float[Tensor, "batch pos part neuron"], at: HeadHooks, stream: torch.dtype
+    heads: HeadWeights,
+    z: Float[Tensor, "batch pos part neuron"],
+    at: HeadHooks,
+    stream: torch.dtype,
+    scale: Float[Tensor, "batch pos"] | None,
 ) -> Float[Tensor, "batch pos d_model"]:
     """Sum a neuron's heads in the dtype of their patterns, then write in that of the stream."""
     if at.watched("hook_result"):
         W_O = heads.W_O.expand(heads.parts, -1, -1).flatten(0, 1).to(z.dtype)
         out = at.hook_result(z.flatten(2)[..., None] * W_O).sum(2).to(stream)
-        out = out if heads.b_O is None else out + heads.b_O
         if heads.edited:
-            return out
+            return _biased(heads, out, scale)
         # The results are the heads' own; what a hook changes in their sum comes on top.
         post = z.sum(2).to(stream)
-        return out + F.linear(at.hook_post(post) - post, heads.W_O[0].T)
+        return _biased(heads, out, scale) + F.linear(at.hook_post(post) - post, heads.W_O[0].T)
     if heads.edited:
-        out = F.linear(z.flatten(2), heads.W_O.flatten(0, 1).T.to(z.dtype)).to(stream)
-        return out if heads.b_O is None else out + heads.b_O
-    return F.linear(at.hook_post(z.sum(2).to(stream)), heads.W_O[0].T, heads.b_O)
+        return _biased(heads, F.linear(z.flatten(2), heads.W_O.flatten(0, 1).T.to(z.dtype)).to(stream), scale)
+    return _written(heads, at.hook_post(z.sum(2).to(stream)), scale)
+
+
+def _written(heads: HeadWeights, post: Float[Tensor, "batch pos neuron"], scale: Tensor | None) -> Tensor:
+    if scale is None:
+        return F.linear(post, heads.W_O[0].T, heads.b_O)
+    return _biased(heads, F.linear(post, heads.W_O[0].T), scale)
+
+
+def _biased(heads: HeadWeights, out: Tensor, scale: Tensor | None) -> Tensor:
+    """A layer's bias is scaled like its values."""
+    if heads.b_O is None:
+        return out
+    return out + heads.b_O if scale is None else out + scale[..., None].to(out.dtype) * heads.b_O

@@ -56,6 +56,11 @@ class HeadHooks(nn.Module):
         self.hook_result = HookPoint()
         self.hook_post = HookPoint()
 
+    @property
+    def any_watched(self) -> bool:
+        """Is a hook attached to any point at all?"""
+        return self.watched(*self._modules)
+
     def watched(self, *names: str) -> bool:
         """Is a hook, forward or backward, attached to any of these points?"""
         return any(getattr(self, name).has_hooks() for name in names)

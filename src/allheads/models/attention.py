@@ -3,13 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components import AttentionBridge
 
 from allheads.errors import AllHeadsError
+from allheads.models.places import Place
+from allheads.models.sites import components
+
+
+@dataclass(frozen=True)
+class Attending:
+    """An attention component of a bridge: where, whether it looks at its own stack or across, and how many heads."""
+
+    place: Place
+    kind: Literal["A", "X"]
+    n_heads: int
+    module: Any
+
+
+def attending(model: TransformerBridge) -> list[Attending]:
+    """Every ordinary attention component, in the order of the layers.
+
+    Patterns are at ``place.prefix + "hook_pattern"``: ``blocks.3.attn.``, ``encoder_blocks.3.attn.``,
+    ``decoder_blocks.3.self_attn.`` and ``decoder_blocks.3.cross_attn.``, ``[batch head destination source]``.
+    """
+    return [
+        Attending(Place.at(name), "X" if name.endswith("cross_attn") else "A", _n_heads(model, component), component)
+        for name, component in components(model)
+        if isinstance(component, AttentionBridge)
+    ]
+
+
+def _n_heads(model: TransformerBridge, component: Any) -> int:
+    module = component.original_component
+    for owner in (module, getattr(module, "config", None)):
+        for name in ("num_heads", "n_heads", "num_attention_heads", "n_head"):
+            if isinstance(getattr(owner, name, None), int):
+                return getattr(owner, name)
+    return model.cfg.n_heads
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
@@ -18,18 +17,32 @@ from allheads.banks.bank import HeadBank
 from allheads.banks.evaluate import Evaluation
 from allheads.banks.hooks import HeadHooks
 from allheads.errors import AllHeadsError
+from allheads.models.places import Place
 
 
 class TwinBridge(TransformerBridge):
-    """An attention-only twin: a `TransformerBridge` whose ``blocks.{l}.mlp`` are banks of heads."""
+    """An attention-only twin: a `TransformerBridge` in which every MLP and every expert is a bank of heads.
+
+    ``banks``, ``places`` and ``domains`` go together, in the order of the layers: in a decoder whose layers have one
+    MLP each, ``banks[l]`` is that of layer l, ``blocks.{l}.mlp`` in the bridge.
+    """
 
     tolerance: float
+    banks: list[HeadBank]
+    places: list[Place]
     domains: list[Any]
 
-    @property
-    def banks(self) -> list[HeadBank]:
-        """The bank of every layer, in order."""
-        return [block.mlp.original_component for block in self.blocks]
+    def require_one_stack(self, what: str) -> None:
+        """Refuse ``what`` for encoder-decoders, towers and mixtures, whose banks are not one for each of ``blocks``.
+
+        Raises `AllHeadsError`.
+        """
+        if [place.name for place in self.places] != [f"blocks.{layer}.mlp" for layer in range(len(self.places))]:
+            raise AllHeadsError(
+                f"one stack of layers with one MLP each, to {what}",
+                f"banks at {', '.join(dict.fromkeys(place.stem for place in self.places))}"[:200],
+                "Look at single heads with ah.heads and ah.plots.attention.",
+            )
 
     @contextmanager
     def evaluated(self, evaluation: Evaluation, pattern_dtype: torch.dtype | None = None) -> Iterator[TwinBridge]:
@@ -71,24 +84,6 @@ class TwinBridge(TransformerBridge):
         return super().run_with_cache(input, return_cache_object, remove_batch_dim, names_filter=names_filter, **kwargs)
 
 
-class HeadBankBridge(GeneralizedComponent):
-    """The bridge component around a bank: its hook points appear as ``blocks.{l}.mlp.hook_*``."""
-
-    def set_original_component(self, original_component: nn.Module) -> None:
-        """Adopt the bank and show its hook points as this component's own."""
-        super().set_original_component(original_component)
-        for name, point in original_component.get_submodule("hooks").named_children():
-            setattr(self, name, point)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """``hook_out(bank(hook_in(x)))``. Layers that flatten batch and position are shown unflattened."""
-        x = self.hook_in(args[0] if args else kwargs["hidden_states"])
-        conversion = self.hook_in.hook_conversion
-        rows = conversion.convert(x) if conversion is not None else x
-        out = self.original_component(rows if rows.ndim == 3 else rows[None])
-        return self.hook_out(out.reshape(x.shape))
-
-
 def share(source: TransformerBridge) -> nn.Module:
     """A copy of the source's network without bridge components, over the same weight memory.
 
@@ -111,11 +106,20 @@ def share(source: TransformerBridge) -> nn.Module:
             and module.original_component is not None
         ):
             memo[id(module)] = copy.deepcopy(module.original_component, memo)
-    return copy.deepcopy(model, memo)
+    body = copy.deepcopy(model, memo)
+    for module in body.modules():
+        # Some components patch what they wrap; the copy is to compute as the architecture does.
+        for name in [name for name, value in vars(module).items() if _patched(value)]:
+            delattr(module, name)
+    return body
 
 
-def build_twin(source: TransformerBridge, body: nn.Module) -> TwinBridge:
-    """Bridge a network in which banks have taken the place of the MLPs."""
+def _patched(value: Any) -> bool:
+    return callable(value) and str(getattr(value, "__module__", "")).startswith("transformer_lens")
+
+
+def bridge(source: TransformerBridge, body: nn.Module) -> TwinBridge:
+    """Bridge a copy of the source's network; its MLPs are still there."""
     twin = build_bridge_from_module(
         body,
         architecture=source.cfg.architecture,
@@ -123,27 +127,8 @@ def build_twin(source: TransformerBridge, body: nn.Module) -> TwinBridge:
         tokenizer=source.tokenizer,
         dtype=source.cfg.dtype,
         model_name=source.cfg.model_name,
-        post_adapter_hook=_expect_banks,
     )
     twin.cfg.default_prepend_bos = source.cfg.default_prepend_bos
     # The builder names its class; ours only adds to it.
     twin.__class__ = TwinBridge
     return twin
-
-
-def _expect_banks(adapter: ArchitectureAdapter) -> None:
-    """Change the component mapping after the adapter finished it, which some do only in `prepare_model`."""
-    prepare = adapter.prepare_model
-
-    def prepare_and_patch(model: nn.Module) -> None:
-        prepare(model)
-        blocks = adapter.component_mapping["blocks"]
-        read = blocks.submodules["mlp"]
-        bank = HeadBankBridge(name=read.name or read.submodules["in"].name)
-        for point in ("hook_in", "hook_out"):
-            getattr(bank, point).hook_conversion = getattr(read, point).hook_conversion
-        blocks.submodules["mlp"] = bank
-        if str(blocks.hook_aliases["hook_mlp_out"]).startswith("mlp."):
-            blocks.hook_aliases = {**blocks.hook_aliases, "hook_mlp_out": "mlp.hook_out"}
-
-    adapter.prepare_model = prepare_and_patch

@@ -1,154 +1,169 @@
-"""Reading MLPs by kind, and putting a bank of heads in their place.
+"""Reading MLPs by kind: views of their weights, their activation, and the module itself as the referee.
 
-Three kinds are understood: plain (``out(f(in(x)))``), gated (``out(f(gate(x)) * in(x))``) and containerless, where
-the parts of a plain MLP sit in the layer itself (OPT). What a module computes is not believed from its name: the
-activation is recognised by its values, and `check` compares our formula with the module in every layer.
+===================  =================================================================================
+kind                 what is called
+===================  =================================================================================
+plain, gated         a module of two or three projections
+joint                a module whose gate and value are one projection
+residual-taking      a module that is given the residual stream and adds it
+containerless        no module: the parts sit in the layer, called one after the other
+expert               one slice of a stack of three-dimensional weights (`allheads.models.experts`)
+===================  =================================================================================
+
+What a module computes is not believed from its name: see `allheads.models.roles`.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.model_bridge.generalized_components import GatedMLPBridge, MLPBridge
 from transformers.pytorch_utils import Conv1D
 
 from allheads.banks.bank import HeadBank
 from allheads.banks.evaluate import Evaluation
 from allheads.errors import AllHeadsError
+from allheads.models.places import Place
+from allheads.models.roles import Part, Roles, call, find_roles, takes_residual
+from allheads.models.sites import Site, is_projection
 from allheads.theory.activations import ACTIVATIONS, Activation
 from allheads.theory.gates import GateSum
 
 #: Where modules keep their activation function.
-_ACTIVATION_ATTRIBUTES = ("act_fn", "act", "activation_fn", "activation", "intermediate_act_fn")
+_ACTIVATION_ATTRIBUTES = ("act_fn", "act", "activation_fn", "activation", "intermediate_act_fn", "hidden_act")
 
 
 @dataclass(frozen=True)
 class MLP:
-    """One MLP of a model, read: TransformerLens orientations, views of the model's own weights."""
+    """One MLP of a model, read: TransformerLens orientations, views of the model's own weights.
 
-    layer: int
-    container: nn.Module
-    names: dict[str, str]
-    containerless: bool
+    It computes ``scale_out * f(scale_in * g) u W_out`` and biases. ``reference`` gives the model's own modules, as a
+    function of the stream, in a dtype: a copy where it is not theirs.
+    """
+
+    place: Place
+    tensors: dict[str, Tensor]
     activation: Activation
-    activation_name: str
+    reference: Callable[[torch.dtype], Callable[[Tensor], Tensor]] = field(repr=False)
+    scale_in: float = 1.0
+    scale_out: float = 1.0
 
     @property
     def gated(self) -> bool:
         """Is there a gate beside the value projection?"""
-        return "gate" in self.names
+        return "W_gate" in self.tensors
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the projections."""
-        return next(self.container.parameters()).dtype
+        return self.tensors["W_in"].dtype
 
-    def weight(self, role: str) -> Float[Tensor, "fan_in fan_out"] | None:
-        """``W_in, W_gate [d_model d_mlp]`` or ``W_out [d_mlp d_model]``; None for an absent gate."""
-        if role not in self.names:
-            return None
-        module = self.container.get_submodule(self.names[role])
-        weight = module.get_parameter("weight")
-        return weight if isinstance(module, Conv1D) else weight.T
+    @property
+    def query(self) -> tuple[Float[Tensor, "d_model d_mlp"], Float[Tensor, " d_mlp"] | None]:
+        """The projection that the gates read, and its bias."""
+        return (
+            (self.tensors["W_gate"], self.tensors.get("b_gate"))
+            if self.gated
+            else (self.tensors["W_in"], self.tensors.get("b_in"))
+        )
 
-    def bias(self, role: str) -> Float[Tensor, " fan_out"] | None:
-        """The bias of a projection, if it has one."""
-        if role not in self.names:
-            return None
-        bias = self.container.get_submodule(self.names[role]).bias
-        return bias if isinstance(bias, Tensor) else None
-
-    def tensors(self) -> dict[str, Tensor | None]:
-        """Weights and biases under the names that `HeadBank` takes."""
-        return {
-            "W_in": self.weight("in"),
-            "b_in": self.bias("in"),
-            "W_gate": self.weight("gate"),
-            "b_gate": self.bias("gate"),
-            "W_out": self.weight("out"),
-            "b_out": self.bias("out"),
-        }
+    @property
+    def computed(self) -> Activation:
+        """The activation with its factors: what a neuron applies to its preactivation."""
+        return self.activation.stretched(self.scale_in, self.scale_out)
 
     def heads(self, gates: GateSum, evaluation: Evaluation = "closed") -> HeadBank:
         """The same neurons as heads with these gates, over the same weights."""
-        tensors: dict[str, Any] = self.tensors()
-        return HeadBank(gates=gates, evaluation=evaluation, **tensors)
-
-    def reference(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-        """The model's own modules, as a function of the stream, in this dtype: a copy where it is not theirs."""
-        container: Any = self.container if dtype == self.dtype else copy.deepcopy(self.container).to(dtype)
-        if not self.containerless:
-            return container
-        first, last = (container.get_submodule(self.names[role]) for role in ("in", "out"))
-        activation = getattr(container, self.activation_name)
-        return lambda x: last(activation(first(x)))
-
-    def install(self, body: nn.Module, bank: HeadBank) -> None:
-        """Put the bank where the model calls its MLP."""
-        if self.containerless:
-            # The layer calls in, activation, out one after the other: the bank answers for all three.
-            setattr(self.container, self.names["in"], bank)
-            setattr(self.container, self.activation_name, nn.Identity())
-            setattr(self.container, self.names["out"], nn.Identity())
-            return
-        for module in body.modules():
-            for name, child in module.named_children():
-                if child is self.container:
-                    setattr(module, name, bank)
+        return HeadBank(gates=gates, evaluation=evaluation, **self.tensors)
 
 
-def read_mlps(source: TransformerBridge, body: nn.Module) -> list[MLP]:
-    """Every MLP of the model, checked; ``body`` is the source's network without its bridge.
+@dataclass(frozen=True)
+class Unit:
+    """What is replaced at one site: one MLP, or all experts of a stack."""
 
-    Raises `AllHeadsError` naming the layer, before anything is changed, if an MLP is of another kind, its
-    activation is not known, or a weight is not finite.
-    """
-    mlps = [_read(source, body, layer) for layer in range(len(source.blocks))]
-    for mlp in mlps:
-        check(mlp)
-    return mlps
+    site: Site
+    mlps: list[MLP]
+    residual: bool = False
+
+    @property
+    def reads(self) -> str:
+        """The path of the module that is called with what the MLP reads."""
+        return self.site.path if self.site.inside is None else f"{self.site.path}.{self.site.inside[0]}"
+
+    @property
+    def writes(self) -> str:
+        """The path of the module whose output is the MLP's."""
+        return self.site.path if self.site.inside is None else f"{self.site.path}.{self.site.inside[1]}"
 
 
-def _read(source: TransformerBridge, body: nn.Module, layer: int) -> MLP:
-    block = source.blocks[layer]
-    component: Any = getattr(block, "mlp", None)
-    if type(component) not in (MLPBridge, GatedMLPBridge) or not {"in", "out"} <= set(component.submodules):
+def read_module(site: Site, module: nn.Module, d_model: int, known: list[Roles]) -> Unit:
+    """A plain, gated, joint or residual-taking MLP. ``known`` are roles found earlier: tried first, and added to."""
+    check_finite(module, site.place)
+    exact = in_dtype(module, torch.promote_types(_dtype(module, site.place), torch.float32))
+    roles = find_roles(exact, d_model, known)
+    if roles is not None and (roles.scale_in, roles.scale_out) != (1.0, 1.0) and roles not in known:
+        # Factors are measured: in float64, to its last digits.
+        roles = find_roles(in_dtype(module, torch.float64), d_model)
+    if roles is None:
         raise AllHeadsError(
-            "a plain or gated MLP in every layer",
-            f"{type(component).__name__} in layer {layer} of {source.cfg.architecture}",
-            "This kind of layer is not supported yet.",
+            "an MLP that computes out(f(in(x))) or out(f(gate(x)) * in(x)) with a known activation",
+            f"{type(module).__name__} in {site.place.stem}, whose numbers fit no such formula ({_described(module)})",
+            f"This kind of MLP is not supported yet; f is one of {', '.join(ACTIVATIONS)}.",
         )
-    containerless = component.name is None
-    path = block.name if containerless else f"{block.name}.{component.name}"
-    container = body.get_submodule(path)
-    name, function = _find_activation(container, layer)
-    names = {role: str(sub.name) for role, sub in component.submodules.items() if role in ("in", "gate", "out")}
-    activation = recognise(function, layer)
-    if activation.squared and "gate" in names:
-        raise AllHeadsError("a gate that grows linearly", f"{activation.name} in layer {layer}", "Not supported yet.")
-    return MLP(layer, container, names, containerless, activation, name)
+    if roles.activation.squared and roles.gate is not None:
+        raise AllHeadsError(
+            "a gate that grows linearly", f"{roles.activation.name} in {site.place.stem}", "Not supported yet."
+        )
+    if roles not in known:
+        known.append(roles)
+    tensors = _tensors(module, roles)
+    residual = takes_residual(module)
+
+    def reference(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        return partial(call, in_dtype(module, dtype), residual=residual)
+
+    mlp = MLP(site.place, tensors, roles.activation, reference, roles.scale_in, roles.scale_out)
+    return Unit(site, [mlp], residual)
 
 
-def _find_activation(container: nn.Module, layer: int) -> tuple[str, Callable[[Tensor], Tensor]]:
+def read_parts(site: Site, layer: nn.Module) -> Unit:
+    """A containerless MLP: ``out(f(in(x)))``, whose activation is named beside ``in``."""
+    assert site.inside is not None
+    first, last = (layer.get_submodule(name) for name in site.inside)
+    for part in (first, last):
+        check_finite(part, site.place)
+    owner, name = activation_of(site, layer)
+    activation = recognise(getattr(owner, name), site.place.stem)
+    tensors = {"W_in": _weight(first), "b_in": _bias(first), "W_out": _weight(last), "b_out": _bias(last)}
+
+    def reference(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        copied = [in_dtype(part, dtype) for part in (first, last)]
+        return lambda x: copied[1](getattr(owner, name)(copied[0](x)))
+
+    return Unit(site, [MLP(site.place, _present(tensors), activation, reference)])
+
+
+def activation_of(site: Site, layer: nn.Module) -> tuple[nn.Module, str]:
+    """The module that holds a containerless MLP's activation function, and its name there."""
+    assert site.inside is not None
+    owner = layer.get_submodule(site.inside[0].rpartition(".")[0]) if "." in site.inside[0] else layer
     for name in _ACTIVATION_ATTRIBUTES:
-        function = getattr(container, name, None)
-        if callable(function):
-            return name, function
+        if callable(getattr(owner, name, None)):
+            return owner, name
     raise AllHeadsError(
         f"an activation function under one of {', '.join(_ACTIVATION_ATTRIBUTES)}",
-        f"a {type(container).__name__} without one in layer {layer}",
+        f"a {type(owner).__name__} without one in {site.place.stem}",
         "This kind of MLP is not supported yet.",
     )
 
 
-def recognise(function: Callable[[Tensor], Tensor], layer: int = 0) -> Activation:
+def recognise(function: Callable[[Tensor], Tensor], where: str = "it") -> Activation:
     """The known activation with the same values in float64 on [-12, 12].
 
     >>> recognise(nn.GELU(approximate="tanh")).name
@@ -163,42 +178,66 @@ def recognise(function: Callable[[Tensor], Tensor], layer: int = 0) -> Activatio
                 return activation
     raise AllHeadsError(
         f"one of the activations {', '.join(ACTIVATIONS)}",
-        f"{getattr(function, '__name__', type(function).__name__)} in layer {layer}, which has other values",
+        f"{getattr(function, '__name__', type(function).__name__)} in {where}, which has other values",
         "This activation is not supported yet.",
     )
 
 
-def check(mlp: MLP) -> None:
-    """Compare our formula with the model's module on input that spans [-6, 6] and more in the preactivations."""
-    tensors = {name: tensor.detach() for name, tensor in mlp.tensors().items() if tensor is not None}
-    for name, tensor in tensors.items():
+def in_dtype(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The module itself if it computes in this dtype, or else a copy that does."""
+    if all(p.dtype == dtype for p in module.parameters()):
+        return module
+    return copy.deepcopy(module).to(dtype)
+
+
+def check_finite(module: nn.Module, place: Place) -> None:
+    """Refuse NaN and infinity in the weights of an MLP."""
+    for name, tensor in module.named_parameters():
         # A sum is finite if all terms are, and much cheaper to test.
         if not tensor.sum().isfinite() and not tensor.isfinite().all():
             raise AllHeadsError(
-                "finite weights",
-                f"NaN or infinity in {name} of layer {mlp.layer}",
-                "Repair or reload the model.",
+                "finite weights", f"NaN or infinity in {name} of {place.stem}", "Repair or reload the model."
             )
-    generator = torch.Generator().manual_seed(mlp.layer)
-    x = torch.randn(8, tensors["W_in"].shape[0], generator=generator).to(tensors["W_in"])
-    x = x * (12.0 / (x @ tensors.get("W_gate", tensors["W_in"])).abs().max().clamp_min(1e-6))
-    with torch.no_grad():
-        ours, theirs = _formula(mlp, tensors, x), mlp.reference(x.dtype)(x)
-    allowed = max(1e-4, 16 * torch.finfo(mlp.dtype).eps) * float(theirs.abs().max())
-    off = float((ours - theirs).abs().max())
-    if not off <= allowed:
+
+
+def _dtype(module: nn.Module, place: Place) -> torch.dtype:
+    dtypes = {p.dtype for p in module.parameters()}
+    if len(dtypes) != 1 or not next(iter(dtypes)).is_floating_point:
+        kinds = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)) or "none"
         raise AllHeadsError(
-            "an MLP that computes out(f(in(x))) or out(f(gate(x)) * in(x))",
-            f"layer {mlp.layer} with outputs {off:.1e} away from that formula",
-            "This kind of MLP is not supported yet.",
+            "an MLP with floating-point weights of one dtype",
+            f"{kinds} in {place.stem}",
+            "Load the model unquantised, in one dtype.",
         )
+    return next(iter(dtypes))
 
 
-def _formula(mlp: MLP, tensors: dict[str, Tensor], x: Tensor) -> Tensor:
-    zero = x.new_zeros(())
-    value = x @ tensors["W_in"] + tensors.get("b_in", zero)
-    if mlp.gated:
-        post = mlp.activation(x @ tensors["W_gate"] + tensors.get("b_gate", zero)) * value
-    else:
-        post = mlp.activation(value)
-    return post @ tensors["W_out"] + tensors.get("b_out", zero)
+def _tensors(module: nn.Module, roles: Roles) -> dict[str, Tensor]:
+    found: dict[str, Tensor | None] = {}
+    for role, part in (("in", roles.value), ("gate", roles.gate), ("out", Part(roles.out))):
+        if part is not None:
+            projection = module.get_submodule(part.name)
+            bias = _bias(projection)
+            found |= {f"W_{role}": part.of(_weight(projection)), f"b_{role}": None if bias is None else part.of(bias)}
+    if roles.scale_out != 1.0 and found["b_out"] is not None:
+        found["b_out"] = roles.scale_out * found["b_out"].detach()
+    return _present(found)
+
+
+def _weight(projection: nn.Module) -> Float[Tensor, "fan_in fan_out"]:
+    weight = projection.get_parameter("weight")
+    return weight if isinstance(projection, Conv1D) else weight.T
+
+
+def _bias(projection: nn.Module) -> Float[Tensor, " fan_out"] | None:
+    bias = projection.bias
+    return bias if isinstance(bias, Tensor) else None
+
+
+def _present(tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+def _described(module: nn.Module) -> str:
+    parts: list[Any] = [f"{name}: {type(child).__name__}" for name, child in module.named_modules() if name]
+    return ", ".join(parts[:8]) if any(is_projection(child) for child in module.modules()) else "no linear projection"

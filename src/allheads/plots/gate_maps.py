@@ -73,6 +73,7 @@ def gate_part(gates: GateSum) -> int:
 
 def read_gates(twin: TwinBridge, tokens: Int[Tensor, "1 pos"], layers: Sequence[int]) -> list[GateReading]:
     """Gates and sizes of every neuron in these layers, from one run."""
+    twin.require_one_stack("draw its gates")
     outside = [layer for layer in layers if not 0 <= layer < len(twin.blocks)]
     if outside:
         raise AllHeadsError(f"a layer from 0 to {len(twin.blocks) - 1}", f"{outside[0]}", "Layers count from 0.")
@@ -116,7 +117,7 @@ def neuron_map(reading: GateReading, names: Sequence[str], top: int = TOP) -> go
         reading.gate[:, chosen].T,
         f"Layer {reading.layer}",
         columns=("token", names),
-        rows=("neuron", [str(Label(reading.layer, "N", neuron)) for neuron in chosen]),
+        rows=("neuron", [str(Label(f"L{reading.layer}", "N", neuron)) for neuron in chosen]),
         value="gate",
     )
     heat = drawn.data[0]

@@ -87,7 +87,7 @@ def report_plots(
 
 def _attention_plot(patterns: Tensor, names: Sequence[str], layers: Sequence[int]) -> Plot:
     views = tuple(
-        {"title": str(Label(layer, "A", head)), "z": packed(pattern)}
+        {"title": str(Label(f"L{layer}", "A", head)), "z": packed(pattern)}
         for layer, of_layer in zip(layers, patterns, strict=True)
         for head, pattern in enumerate(of_layer)
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Int
@@ -10,8 +11,55 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
+from allheads.models.probe import Inputs
 
 Texts = str | Sequence[str] | Tensor | Sequence[Tensor]
+#: Texts, or the arguments of one run by name, or a list of these.
+Runs = Texts | Inputs | Sequence[Inputs]
+
+
+def input_runs(model: TransformerBridge, given: Runs) -> list[Inputs]:
+    """The arguments of every run: one for each text, or as they are given.
+
+    Raises `AllHeadsError` as `token_rows` does, for an encoder-decoder that is given no decoder input, and for a model
+    that reads no text but is given some.
+    """
+    named = _named(given)
+    if named:
+        return [_arguments(model, item) for item in named]
+    if model.original_model.main_input_name != "input_ids":
+        raise AllHeadsError(
+            f"arguments by name, as in {{'{model.original_model.main_input_name}': tensor}}",
+            type(given).__name__,
+            "This model does not read text.",
+        )
+    _decoder_given(model, {})
+    return [{"input": row} for row in token_rows(model, cast(Texts, given))]
+
+
+def _named(given: Runs) -> list[Inputs]:
+    items = [given] if isinstance(given, Mapping) else given if isinstance(given, (list, tuple)) else []
+    return [item for item in items if isinstance(item, Mapping)]
+
+
+def _arguments(model: TransformerBridge, given: Inputs) -> Inputs:
+    _decoder_given(model, given)
+    made = dict(given)
+    for name in ("input", "decoder_input"):
+        if name in made:
+            rows = token_rows(model, made[name])
+            made[name] = torch.cat(rows) if len({row.shape for row in rows}) == 1 else rows[0]
+    return made
+
+
+def _decoder_given(model: TransformerBridge, given: Inputs) -> None:
+    encoder_decoder = getattr(model.original_model.config, "is_encoder_decoder", False)
+    if encoder_decoder and "decoder_input" not in given and "decoder_input_ids" not in given:
+        raise AllHeadsError(
+            "input for the decoder beside that of the encoder",
+            "none",
+            "Pass {'input': ids, 'decoder_input': ids}.",
+        )
 
 
 def token_rows(model: TransformerBridge, texts: Texts) -> list[Int[Tensor, "1 pos"]]:
@@ -70,9 +118,20 @@ def check_pair(source: TransformerBridge, twin: TransformerBridge) -> None:
                 f"{theirs}",
                 "Verify a twin against its own source.",
             )
-    if not torch.equal(source.embed.weight, twin.embed.weight):
+    mine, theirs = _first_weights(source), _first_weights(twin)
+    shared = next(name for name in mine if name in theirs)
+    if not torch.equal(mine[shared], theirs[shared]):
         raise AllHeadsError(
-            "a twin of the source, with the same token embedding",
-            "another embedding",
+            f"a twin of the source, with the same weights in {shared}",
+            "other ones",
             "Verify a twin against its own source.",
         )
+
+
+def _first_weights(model: TransformerBridge) -> dict[str, Tensor]:
+    """Parameters by their names in the network; embeddings come first."""
+    return {
+        name.replace("_original_component.", ""): parameter
+        for name, parameter in model.original_model.named_parameters()
+        if parameter.ndim > 1
+    }

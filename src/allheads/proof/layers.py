@@ -36,9 +36,15 @@ _ROWS = 128
 
 @dataclass(frozen=True)
 class LayerProof:
-    """What was measured in one layer. Errors are largest absolute differences over positions and coordinates."""
+    """What was measured in one MLP or expert, on ``rows`` inputs; none, if nothing was routed to it.
 
+    ``place`` is its label's beginning, `allheads.models.places`. Errors are largest absolute differences over positions
+    and coordinates.
+    """
+
+    place: str
     layer: int
+    rows: int
     error: float
     bound: float
     tightness: float
@@ -87,14 +93,16 @@ def prove_layer(
         expected = mlp.heads(bank.gates).weights(torch.float64).to(torch.float64)
         found = bank.weights(torch.float64).to(torch.float64)
         sides = _Sides(mlp, mlp.reference(torch.float64), expected, found, bank.gates)
-        chunks = [_measure(sides, rows.double()[None]) for rows in x.split(_ROWS)]
+        chunks = [_measure(sides, rows.double()[None]) for rows in x.split(_ROWS)] if len(x) else []
     violations = sum(c.violations for c in chunks)
-    within = all(c.within for c in chunks) and bank.gates.activation == mlp.activation
+    within = all(c.within for c in chunks) and bank.gates.activation == mlp.computed
     return LayerProof(
-        layer=mlp.layer,
-        error=max((c.error for c in chunks), key=_worst),
-        bound=max(c.bound for c in chunks),
-        tightness=max((c.tightness for c in chunks), key=_worst),
+        place=mlp.place.stem,
+        layer=mlp.place.layer,
+        rows=len(x),
+        error=max((c.error for c in chunks), key=_worst, default=0.0),
+        bound=max((c.bound for c in chunks), default=0.0),
+        tightness=max((c.tightness for c in chunks), key=_worst, default=0.0),
         accumulated=accumulated,
         domain=bank.gates.domain,
         by_theorem=domain.by_theorem,
@@ -123,7 +131,7 @@ def _measure(sides: _Sides, x: Float[Tensor, "1 row d_model"]) -> _Measured:
     allowed = certified
     if not bool((error <= certified).all()):
         allowed = allowed + heads_rounding(expected, x, torch.float64, torch.float64, projections=exact)
-        allowed = allowed + closed_rounding(expected, x, torch.float64, sides.mlp.activation, projections=exact)
+        allowed = allowed + closed_rounding(expected, x, torch.float64, sides.mlp.computed, projections=exact)
     ratio = torch.where(error == 0, 0.0, error / allowed)
     return _Measured(
         error=float(error.max()),

@@ -42,7 +42,11 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Report:
-    """What `verify` measured. Figures without a suffix are those of the evaluation named in ``evaluation``."""
+    """What `verify` measured. Figures without a suffix are those of the evaluation named in ``evaluation``.
+
+    ``output`` says what was compared: the logits, or, of a network without a head, its last hidden state. Of hidden
+    states there is no divergence and no top-1: these figures are NaN, and ``max_logit_error`` is theirs.
+    """
 
     model: str
     texts: int
@@ -51,6 +55,7 @@ class Report:
     evaluation: str
     pattern_dtype: str
     tolerance: float
+    output: str
     max_logit_error: float
     max_logit_error_closed: float
     mean_kl: float
@@ -72,16 +77,17 @@ class Report:
     def failures(self) -> list[str]:
         """Everything that is wrong, the layers first."""
         found = [
-            f"layer {p.layer}: error {p.error:.2e} is {p.tightness:.1f} times its bound"
+            f"{p.place}: error {p.error:.2e} is {p.tightness:.1f} times its bound"
             if not p.violations
-            else f"layer {p.layer}: {p.violations} activations outside the certified domain {p.domain:g}"
+            else f"{p.place}: {p.violations} activations outside the certified domain {p.domain:g}"
             for p in self.layers
             if not p.passed
         ]
         for name in ("max_logit_error", "mean_kl"):
             limit = getattr(self.thresholds, name)
             for figure in (name, f"{name}_closed"):
-                if not getattr(self, figure) <= limit:
+                compared = self.output == "logits" or name == "max_logit_error"
+                if compared and not getattr(self, figure) <= limit:
                     found.append(f"{figure} is {getattr(self, figure):.2e}, threshold {limit:.2e}")
         return found
 
@@ -129,20 +135,30 @@ def _summary(report: Report) -> Table:
     limits = report.thresholds
     for row in (
         (
-            "largest logit difference",
+            f"largest difference in the {report.output}" if report.output != "logits" else "largest logit difference",
             report.max_logit_error,
             report.max_logit_error_closed,
             limits.max_logit_error,
         ),
-        ("mean KL, nats", report.mean_kl, report.mean_kl_closed, limits.mean_kl),
-        ("largest KL, nats", report.max_kl, None, None),
+        *_divergences(report),
         ("the source's own rounding noise", report.noise_floor, None, None),
     ):
         table.add_row(row[0], *("" if value is None else f"{value:.1e}" for value in row[1:]))
-    table.add_row("loss of source, of twin", f"{report.loss_source:.6f}, {report.loss_twin:.6f}", "", "")
-    table.add_row("top-1 agreement", f"{report.top1_agreement:.2%}", "", "")
+    if not math.isnan(report.loss_source):
+        table.add_row("loss of source, of twin", f"{report.loss_source:.6f}, {report.loss_twin:.6f}", "", "")
+    if report.output == "logits":
+        table.add_row("top-1 agreement", f"{report.top1_agreement:.2%}", "", "")
     table.add_row("activations outside the domain", str(report.domain_violations), "", "0")
     return table
+
+
+def _divergences(report: Report) -> list[tuple[str, float | None, float | None, float | None]]:
+    if report.output != "logits":
+        return []
+    return [
+        ("mean KL, nats", report.mean_kl, report.mean_kl_closed, report.thresholds.mean_kl),
+        ("largest KL, nats", report.max_kl, None, None),
+    ]
 
 
 def _closest(report: Report) -> Table:
@@ -160,7 +176,7 @@ def _closest(report: Report) -> Table:
         theorem = " by theorem" if p.by_theorem else " measured"
         domain = "all" if math.isinf(p.domain) else f"{p.domain:g}{theorem}"
         table.add_row(
-            str(p.layer),
+            p.place,
             f"{p.error:.1e}",
             f"{p.bound:.1e}",
             f"{p.tightness:.2f}",

@@ -35,6 +35,7 @@ def export(twin: TwinBridge, path: str | Path) -> None:
     """
     if not isinstance(twin, TwinBridge):
         raise AllHeadsError("an attention-only twin", type(twin).__name__, "Make one with ah.convert(source).")
+    twin.require_one_stack("write a model down as attention")
     with torch.no_grad():
         model = purified(twin)
         compare(twin, model)

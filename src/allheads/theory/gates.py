@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from allheads.errors import AllHeadsError
 from allheads.theory.activations import Activation
 
 
@@ -109,6 +110,29 @@ class GateSum:
         for gate, alpha, delta in zip(self.gates, self.alpha, self.delta, strict=True):
             total = total + (alpha * t + delta) * gate(t)
         return total
+
+    def stretched(self, inner: float, outer: float) -> GateSum:
+        """``outer * F(inner * t)``, for factors above 0, of a sum that is not of squared activations.
+
+        The certificate goes along: ``outer (0.3 + |f|) <= max(1, outer) (0.3 + outer |f|)``.
+
+        >>> from allheads.theory.approximate import approximate
+        >>> float(approximate("silu").stretched(2.0, 3.0)(torch.tensor(0.5)) / torch.sigmoid(torch.tensor(1.0)))
+        3.0
+        """
+        if inner == outer == 1.0:
+            return self
+        if inner <= 0 or outer <= 0 or self.activation.squared:
+            raise AllHeadsError("factors above 0 on an activation that is not squared", f"{inner}, {outer}", "")
+        return GateSum(
+            self.activation.stretched(inner, outer),
+            self.gated,
+            tuple(gate.stretched(inner) for gate in self.gates),
+            tuple(outer * inner * alpha for alpha in self.alpha),
+            tuple(outer * delta for delta in self.delta),
+            self.max_error * (max(1.0, outer) if self.gated else outer),
+            self.domain / inner,
+        )
 
     def scale(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """What ``max_error`` is measured in at ``t``."""

@@ -1,11 +1,11 @@
 """The pipeline: a pretrained transformer becomes its attention-only twin.
 
 1. Share the source's network: same weight memory, no bridge.
-2. Read its MLPs, and refuse what is not understood.
-3. Bound what the input can do to each preactivation.
+2. Read its MLPs and experts, and refuse what is not understood.
+3. Run it once, and bound what any input can do to each preactivation.
 4. Choose gates: sums of heads that equal the activation, or approximate it on that domain.
-5. Put a bank of heads where each MLP was.
-6. Bridge the result, and see that every bank is what the model runs.
+5. Bridge it, and put a bank of heads where each MLP was.
+6. See that every bank is what the model runs, and that nothing else of an MLP is.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.banks.evaluate import Evaluation
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge, build_twin, share
-from allheads.models.mlps import MLP, read_mlps
+from allheads.models.audit import audit
+from allheads.models.bridge import TwinBridge, bridge, share
+from allheads.models.graft import graft, refresh
+from allheads.models.mlps import MLP
+from allheads.models.probe import observe, probe_inputs
+from allheads.models.units import read_units
 from allheads.theory.approximate import DEFAULT_TOLERANCE, approximate
 from allheads.theory.gates import GateSum
-from allheads.twin.domain import Domain, input_domains, needs_domain
+from allheads.twin.domain import Domain, input_domains, needs_domain, norm_paths
 
 
 def convert(
@@ -41,14 +45,23 @@ def convert(
     # Weights made in inference mode could never be probed with a gradient, nor edited later.
     with torch.inference_mode(False):
         body = share(source)
-        mlps = read_mlps(source, body)
-        domains = input_domains(source, body, mlps)
-        for mlp, domain in zip(mlps, domains, strict=True):
-            mlp.install(body, mlp.heads(_gates(mlp, domain, tolerance), evaluation))
-        twin = build_twin(source, body)
+        units = read_units(source, body)
+        inputs = probe_inputs(body, source.cfg)
+        seen = observe(body, inputs, [*norm_paths(body), *(unit.reads for unit in units)])
+        domains = input_domains(body, units, seen)
+        banks = [
+            [mlp.heads(_gates(mlp, domain, tolerance), evaluation) for mlp, domain in zip(unit.mlps, here, strict=True)]
+            for unit, here in zip(units, domains, strict=True)
+        ]
+        twin = bridge(source, body)
+        for unit, here in zip(units, banks, strict=True):
+            graft(twin, unit, here)
+        refresh(twin)
         twin.tolerance = tolerance
-        twin.domains = domains
-        _assert_replaced(twin, len(mlps))
+        twin.banks = [bank for here in banks for bank in here]
+        twin.places = [mlp.place for unit in units for mlp in unit.mlps]
+        twin.domains = [domain for here in domains for domain in here]
+        audit(twin, units, inputs, seen)
     return twin
 
 
@@ -77,8 +90,8 @@ def _gates(mlp: MLP, domain: Domain, tolerance: float) -> GateSum:
         mlp.activation,
         gated=mlp.gated,
         tolerance=tolerance,
-        domain=domain.limit if needs_domain(mlp) else None,
-    )
+        domain=mlp.scale_in * domain.limit if needs_domain(mlp) else None,
+    ).stretched(mlp.scale_in, mlp.scale_out)
     rounding = torch.finfo(torch.promote_types(mlp.dtype, torch.float32)).eps
     if gates.max_error and tolerance < rounding / 8:
         raise AllHeadsError(
@@ -87,32 +100,3 @@ def _gates(mlp: MLP, domain: Domain, tolerance: float) -> GateSum:
             "Raise the tolerance, or load the model in float64.",
         )
     return gates
-
-
-def _assert_replaced(twin: TwinBridge, expected: int) -> None:
-    """Every bank is run once, and the logits depend on its heads.
-
-    The gradient of the logits with respect to the heads' outputs z is taken in every layer: where it is zero,
-    zeroing the heads would change nothing.
-    """
-    probes: list[torch.Tensor] = []
-
-    def probe(z: torch.Tensor, hook: object) -> torch.Tensor:
-        probes.append(torch.zeros_like(z, requires_grad=True))
-        return z + probes[-1]
-
-    tokens = torch.arange(min(4, twin.cfg.n_ctx), device=twin.cfg.device)[None] % twin.cfg.d_vocab
-    points = [(f"blocks.{layer}.mlp.hook_z", probe) for layer in range(expected)]
-    with torch.enable_grad(), twin.evaluated("slots"):
-        logits = twin.run_with_hooks(tokens, fwd_hooks=points)
-        gradients = torch.autograd.grad(logits.double().square().sum(), probes, allow_unused=True)
-        # TransformerLens keeps the last patterns: these should not hold the probe's graph.
-        with torch.no_grad():
-            twin(tokens[:, :1])
-    silent = [layer for layer, g in enumerate(gradients) if g is None or not g.abs().max() > 0]
-    if len(probes) != expected or silent:
-        raise AllHeadsError(
-            f"{expected} banks of heads that the logits depend on",
-            f"{len(probes)} that run, and layers {silent} without effect",
-            "Their output weights are zero, or this architecture calls its MLPs in a way that is not supported yet.",
-        )

@@ -2,7 +2,7 @@
 
 Gated and squared activations grow quadratically and heads only linearly, so their certificates hold on a bounded
 domain. Where the MLP reads a norm, a bound holds for every input (`allheads.models.norms`); elsewhere it is
-measured on random tokens with a margin, and leaving it is counted and reported.
+measured on random input with a margin, and leaving it is counted and reported.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformer_lens.model_bridge import TransformerBridge
 
-from allheads.models.mlps import MLP
-from allheads.models.norms import measure_norm
+from allheads.models.mlps import MLP, Unit
+from allheads.models.norms import Norm, measure_norm
+from allheads.models.probe import Seen
 
 #: How far beyond the largest measured preactivation a measured domain reaches.
 MARGIN = 4.0
-_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -35,40 +34,54 @@ def needs_domain(mlp: MLP) -> bool:
     return mlp.gated or mlp.activation.squared
 
 
-def input_domains(source: TransformerBridge, body: nn.Module, mlps: list[MLP]) -> list[Domain]:
-    """The domain of every layer; infinite where the activation is plain."""
-    if not any(needs_domain(mlp) for mlp in mlps):
-        return [Domain(math.inf, True) for _ in mlps]
-    inputs, normed = _observe(source)
-    return [_domain(source, body, mlp, inputs[mlp.layer], normed[mlp.layer]) for mlp in mlps]
+def norm_paths(body: nn.Module) -> list[str]:
+    """Modules that may be norms: with one or two vectors of weights, or none, and no children."""
+    return [
+        path
+        for path, module in body.named_modules()
+        if "norm" in type(module).__name__.lower() and not any(module.children())
+    ]
 
 
-def _domain(source: TransformerBridge, body: nn.Module, mlp: MLP, x: Tensor, normed: bool) -> Domain:
+def input_domains(body: nn.Module, units: list[Unit], seen: Seen) -> list[list[Domain]]:
+    """The domain of every MLP, unit by unit; infinite where the activation is plain.
+
+    ``seen`` is a run of the network in which its norms and the units were watched.
+    """
+    norms = {path: written for path, written in seen.outputs.items() if path in set(norm_paths(body))}
+    measured: dict[str, Norm | None] = {}
+    domains = []
+    for unit in units:
+        if not any(needs_domain(mlp) for mlp in unit.mlps):
+            domains.append([Domain(math.inf, True) for _ in unit.mlps])
+            continue
+        reads = seen.inputs.get(unit.reads, [])
+        path = next((path for path, written in norms.items() if _is_read(written, reads)), None)
+        if path is not None and path not in measured:
+            measured[path] = measure_norm(body.get_submodule(path), reads[0].shape[-1])
+        norm = measured[path] if path is not None else None
+        domains.append([_domain(mlp, norm, reads) for mlp in unit.mlps])
+    return domains
+
+
+def _is_read(written: list[Tensor], reads: list[Tensor]) -> bool:
+    """Is what the MLP read, at every call, what the norm wrote?"""
+    return (
+        bool(reads)
+        and len(written) == len(reads)
+        and all(
+            w.shape[-1] == x.shape[-1] and w.numel() == x.numel() and torch.equal(w.reshape(x.shape), x)
+            for w, x in zip(written, reads, strict=True)
+        )
+    )
+
+
+def _domain(mlp: MLP, norm: Norm | None, reads: list[Tensor]) -> Domain:
     if not needs_domain(mlp):
         return Domain(math.inf, True)
-    role = "gate" if mlp.gated else "in"
-    weight, bias = mlp.weight(role), mlp.bias(role)
-    assert weight is not None
-    if normed:
-        block = source.blocks[mlp.layer]
-        norm = measure_norm(body.get_submodule(f"{block.name}.{block.ln2.name}"), source.cfg.d_model)
-        if norm is not None:
-            return Domain(float(norm.reach(weight, bias).max()), True)
+    weight, bias = mlp.query
+    if norm is not None:
+        return Domain(float(norm.reach(weight, bias).max()), True)
+    x = torch.cat([read.flatten(0, -2) for read in reads]) if reads else torch.ones(1, weight.shape[0]).to(weight)
     t = x @ weight if bias is None else x @ weight + bias
-    return Domain(MARGIN * float(t.abs().max()), False)
-
-
-def _observe(source: TransformerBridge) -> tuple[list[Tensor], list[bool]]:
-    """The MLP inputs on random tokens, and whether they are what the norm before the MLP wrote."""
-    generator = torch.Generator().manual_seed(0)
-    length = min(_TOKENS, source.cfg.n_ctx)
-    tokens = torch.randint(source.cfg.d_vocab, (1, length), generator=generator).to(source.cfg.device)
-    count = len(source.blocks)
-    names = [f"blocks.{layer}.{name}" for layer in range(count) for name in ("mlp.hook_in", "ln2.hook_out")]
-    known = [name for name in names if name in source.hook_dict]
-    with torch.no_grad():
-        _, cache = source.run_with_cache(tokens, names_filter=known)
-    inputs = [cache[f"blocks.{layer}.mlp.hook_in"] for layer in range(count)]
-    written = [cache.cache_dict.get(f"blocks.{layer}.ln2.hook_out") for layer in range(count)]
-    normed = [w is not None and w.shape == x.shape and torch.equal(w, x) for w, x in zip(written, inputs, strict=True)]
-    return inputs, normed
+    return Domain(MARGIN * max(1.0, float(t.abs().max())), False)

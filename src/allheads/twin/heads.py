@@ -11,17 +11,23 @@ from torch import Tensor
 
 from allheads.banks.bank import HeadBank
 from allheads.errors import AllHeadsError
+from allheads.models.attention import Attending, attending
 from allheads.models.bridge import TwinBridge
+from allheads.models.places import Place
 from allheads.twin.labels import Label
 
 
 @dataclass(frozen=True)
 class Head:
-    """One head: its label, its number among the heads of its module, and its weights on request."""
+    """One head: its label, its number among the heads of its module, and its weights on request.
+
+    Its hook points are at ``hook_prefix + "hook_pattern"`` and so on.
+    """
 
     label: Label
     number: int
     module: Any
+    hook_prefix: str
 
     @property
     def W_Q(self) -> Float[Tensor, "d_model d_head"]:
@@ -49,11 +55,6 @@ class Head:
         weight = getattr(self.module, name)
         return weight[self.number // (self.module.W_Q.shape[0] // weight.shape[0])]
 
-    @property
-    def hook_prefix(self) -> str:
-        """Where its hook points are: ``hook_prefix + "hook_pattern"`` and so on."""
-        return f"blocks.{self.label.layer}.{'attn' if self.label.kind == 'A' else 'mlp'}."
-
     def __str__(self) -> str:
         return str(self.label)
 
@@ -63,15 +64,15 @@ def heads(twin: TwinBridge) -> Iterator[Head]:
 
     A neuron's heads follow each other: ``L0.N0.0, L0.N0.1, L0.N1.0, ...``.
     """
-    if not isinstance(twin, TwinBridge):
-        raise AllHeadsError("an attention-only twin", type(twin).__name__, "Make one with ah.convert(source).")
-    for layer, block in enumerate(twin.blocks):
-        for index in range(twin.cfg.n_heads):
-            yield Head(Label(layer, "A", index), index, block.attn)
-        bank = twin.banks[layer]
-        for neuron in range(bank.d_mlp):
-            for part in range(bank.gates.heads):
-                yield Head(Label(layer, "N", neuron, part), part * bank.d_mlp + neuron, bank)
+    ordinary, banks = _layers(twin)
+    for key in dict.fromkeys([*ordinary, *banks]):
+        for component in ordinary.get(key, []):
+            for index in range(component.n_heads):
+                yield _ordinary(component, index)
+        for place, bank in banks.get(key, []):
+            for neuron in range(bank.d_mlp):
+                for part in range(bank.gates.heads):
+                    yield _of_neuron(place, bank, neuron, part)
 
 
 def head(twin: TwinBridge, label: str | Label) -> list[Head]:
@@ -80,16 +81,49 @@ def head(twin: TwinBridge, label: str | Label) -> list[Head]:
     Raises `AllHeadsError` for a label that is malformed or points outside the twin.
     """
     wanted = Label.parse(label) if isinstance(label, str) else label
-    if not wanted.layer < len(twin.blocks):
-        raise AllHeadsError(f"a layer below {len(twin.blocks)}", str(wanted), "Layers count from 0.")
-    bank = twin.banks[wanted.layer]
-    limit = twin.cfg.n_heads if wanted.kind == "A" else bank.d_mlp
-    if not wanted.index < limit or not (wanted.part or 0) < bank.gates.heads:
-        what = "an ordinary head" if wanted.kind == "A" else f"a neuron with {bank.gates.heads} heads each,"
-        raise AllHeadsError(f"{what} below {limit}", str(wanted), "See ah.heads(twin) for all labels.")
-    if wanted.kind == "A":
-        return [Head(wanted, wanted.index, twin.blocks[wanted.layer].attn)]
+    ordinary, banks = _layers(twin)
+    if wanted.kind != "N":
+        components = [each for found in ordinary.values() for each in found]
+        chosen = [each for each in components if (each.place.stem, each.kind) == (wanted.stem, wanted.kind)]
+        if not chosen or not wanted.index < chosen[0].n_heads:
+            raise _outside(wanted, [f"{each.place.stem}.{each.kind}{each.n_heads - 1}" for each in components])
+        return [_ordinary(chosen[0], wanted.index)]
+    placed = [each for found in banks.values() for each in found]
+    bank = next((bank for place, bank in placed if place.stem == wanted.stem), None)
+    if bank is None or not wanted.index < bank.d_mlp or not (wanted.part or 0) < bank.gates.heads:
+        lasts = [f"{place.stem}.N{bank.d_mlp - 1}.{bank.gates.heads - 1}" for place, bank in placed]
+        raise _outside(wanted, lasts)
+    place = next(place for place, each in placed if each is bank)
     parts = range(bank.gates.heads) if wanted.part is None else [wanted.part]
-    return [
-        Head(Label(wanted.layer, "N", wanted.index, part), part * bank.d_mlp + wanted.index, bank) for part in parts
-    ]
+    return [_of_neuron(place, bank, wanted.index, part) for part in parts]
+
+
+def _layers(
+    twin: TwinBridge,
+) -> tuple[dict[tuple[str, int], list[Attending]], dict[tuple[str, int], list[tuple[Place, HeadBank]]]]:
+    """Attention components and banks by stack and layer."""
+    if not isinstance(twin, TwinBridge):
+        raise AllHeadsError("an attention-only twin", type(twin).__name__, "Make one with ah.convert(source).")
+    ordinary: dict[tuple[str, int], list[Attending]] = {}
+    banks: dict[tuple[str, int], list[tuple[Place, HeadBank]]] = {}
+    for component in attending(twin):
+        ordinary.setdefault((component.place.stack, component.place.layer), []).append(component)
+    for place, bank in zip(twin.places, twin.banks, strict=True):
+        banks.setdefault((place.stack, place.layer), []).append((place, bank))
+    return ordinary, banks
+
+
+def _ordinary(component: Attending, index: int) -> Head:
+    label = Label(component.place.stem, component.kind, index)
+    return Head(label, index, component.module, component.place.prefix)
+
+
+def _of_neuron(place: Place, bank: HeadBank, neuron: int, part: int) -> Head:
+    return Head(Label(place.stem, "N", neuron, part), part * bank.d_mlp + neuron, bank, place.prefix)
+
+
+def _outside(wanted: Label, lasts: list[str]) -> AllHeadsError:
+    some = ", ".join(lasts if len(lasts) < 5 else [*lasts[:2], "...", lasts[-1]])
+    return AllHeadsError(
+        f"a head of this twin, up to {some}", str(wanted), "Layers count from 0; see ah.heads(twin) for all labels."
+    )

@@ -1,33 +1,44 @@
 """Names of heads, in one grammar, parsed here and nowhere else.
 
-    label   = "L" layer "." ( "A" head | "N" neuron [ "." part ] )
+    label   = [ stack ] "L" layer "." ( ( "A" | "X" ) head | [ expert "." ] "N" neuron [ "." part ] )
+    stack   = "E" | "D" | "V"
+    expert  = "M" number | "S"
 
-``L3.A5`` is ordinary head 5 of layer 3, ``L3.N812`` neuron 812 with all its heads, ``L3.N812.0`` its first head.
+``L3.A5`` is ordinary head 5 of layer 3, ``L3.N812`` neuron 812 with all its heads, ``L3.N812.0`` its first head. In an
+encoder-decoder ``EL3.A5`` is a head of the encoder, ``DL3.A5`` one of the decoder that attends to the decoder, and
+``DL3.X5`` one that attends to the encoder; towers that see or hear are ``V``. In a mixture of experts ``L3.M2.N812`` is
+a neuron of expert 2, whose values the router's weight scales: attention over experts; ``S`` is what all tokens share.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, cast
 
 from allheads.errors import AllHeadsError
 
-_GRAMMAR = re.compile(r"L(?P<layer>\d+)\.(?P<kind>[AN])(?P<index>\d+)(?:\.(?P<part>\d+))?")
+Kind = Literal["A", "X", "N"]
+
+_GRAMMAR = re.compile(
+    r"(?P<stem>[EDV]?L(?P<layer>\d+)(?:\.(?:M\d+|S))?)\.(?P<kind>[AXN])(?P<index>\d+)(?:\.(?P<part>\d+))?"
+)
 
 
 @dataclass(frozen=True, order=True)
 class Label:
     """A head or a neuron of a twin; ``part`` is None for an ordinary head and for a whole neuron.
 
+    ``stem`` is the beginning: ``L3``, ``EL3``, ``L3.M2``.
+
     >>> Label.parse("L3.N812.0")
-    Label(layer=3, kind='N', index=812, part=0)
-    >>> str(Label(3, "A", 5))
-    'L3.A5'
+    Label(stem='L3', kind='N', index=812, part=0)
+    >>> str(Label("DL3", "X", 5)), Label("DL3", "X", 5).layer
+    ('DL3.X5', 3)
     """
 
-    layer: int
-    kind: Literal["A", "N"]
+    stem: str
+    kind: Kind
     index: int
     part: int | None = None
 
@@ -35,12 +46,23 @@ class Label:
     def parse(cls, text: str) -> Label:
         """Read a label; raises `AllHeadsError` for anything else."""
         match = _GRAMMAR.fullmatch(text)
-        if match is None or (match["kind"] == "A" and match["part"] is not None):
+        if match is None or (match["kind"] != "N" and (match["part"] is not None or "." in match["stem"])):
             raise AllHeadsError("a label such as L3.A5, L3.N812 or L3.N812.0", repr(text), "Layers count from 0.")
-        kind: Literal["A", "N"] = "A" if match["kind"] == "A" else "N"
         part = None if match["part"] is None else int(match["part"])
-        return cls(int(match["layer"]), kind, int(match["index"]), part)
+        return cls(match["stem"], cast(Kind, match["kind"]), int(match["index"]), part)
+
+    @property
+    def layer(self) -> int:
+        """The layer's number in its stack."""
+        digits = re.search(r"L(\d+)", self.stem)
+        assert digits is not None
+        return int(digits[1])
+
+    @property
+    def neuron(self) -> Label:
+        """The whole neuron that a head is a part of."""
+        return replace(self, part=None)
 
     def __str__(self) -> str:
-        stem = f"L{self.layer}.{self.kind}{self.index}"
-        return stem if self.part is None else f"{stem}.{self.part}"
+        name = f"{self.stem}.{self.kind}{self.index}"
+        return name if self.part is None else f"{name}.{self.part}"

@@ -1,0 +1,116 @@
+"""Run a network on small random input, whatever its kind, and look at what its modules read and write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
+
+from allheads.models.tree import called
+
+#: What a bridge is called with, by name.
+Inputs = Mapping[str, Tensor]
+#: Length of a random text.
+TOKENS = 16
+
+
+@dataclass
+class Seen:
+    """What modules were called with and gave, in the order of their calls, by path."""
+
+    inputs: dict[str, list[Tensor]] = field(default_factory=dict)
+    outputs: dict[str, list[Tensor]] = field(default_factory=dict)
+    routes: dict[str, list[list[Tensor]]] = field(default_factory=dict)
+    result: Tensor | None = None
+
+
+def probe_inputs(body: nn.Module, cfg: Any) -> dict[str, Tensor]:
+    """Random arguments for the network's forward: tokens, an image, a waveform, and tokens for a decoder beside."""
+    generator = torch.Generator().manual_seed(0)
+    parameter = next(body.parameters())
+    config: Any = body.config
+    name = str(body.main_input_name)
+    if name == "input_ids":
+        length = min(TOKENS, getattr(cfg, "n_ctx", None) or TOKENS)
+        made = {name: torch.randint(cfg.d_vocab, (1, length), generator=generator)}
+    elif name == "pixel_values":
+        vision = getattr(config, "vision_config", config)
+        size = vision.image_size if isinstance(vision.image_size, (tuple, list)) else [vision.image_size] * 2
+        made = {name: torch.randn(1, getattr(vision, "num_channels", 3), *size, generator=generator)}
+    elif name == "input_values" and hasattr(config, "num_mel_bins"):
+        made = {name: torch.randn(1, config.max_length, config.num_mel_bins, generator=generator)}
+    elif name == "input_values":
+        made = {name: torch.randn(1, 4000, generator=generator)}
+    else:
+        made = {name: torch.randn(1, config.num_mel_bins, 2 * config.max_source_positions, generator=generator)}
+    if getattr(config, "is_encoder_decoder", False):
+        made["decoder_input_ids"] = torch.randint(cfg.d_vocab, (1, 8), generator=generator)
+    return {
+        key: value.to(parameter) if value.is_floating_point() else value.to(parameter.device)
+        for key, value in made.items()
+    }
+
+
+def observe(body: nn.Module, inputs: dict[str, Tensor], paths: Iterable[str]) -> Seen:
+    """Run the network once, and keep what the modules at ``paths`` read and wrote."""
+    with torch.no_grad(), watching(body, paths) as seen:
+        seen.result = first_tensor(body(**inputs))
+    return seen
+
+
+@contextmanager
+def watching(body: nn.Module, paths: Iterable[str]) -> Iterator[Seen]:
+    """Keep what the modules at ``paths`` of a network, bridged or not, read and write."""
+    seen = Seen()
+    handles = [called(body, path).register_forward_hook(_recorder(path, seen), with_kwargs=True) for path in set(paths)]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def run_bridge(model: TransformerBridge, inputs: Inputs) -> Tensor:
+    """What the bridge makes of these arguments: logits, or the last hidden state of a network without a head."""
+    rest = dict(inputs)
+    return first_tensor(model(rest.pop("input", None), **rest))
+
+
+def network_inputs(model: TransformerBridge, inputs: Inputs) -> dict[str, Tensor]:
+    """The same arguments under the names of the network itself."""
+    names = {"input": model.original_model.main_input_name, "decoder_input": "decoder_input_ids"}
+    return {names.get(name, name): value for name, value in inputs.items()}
+
+
+def output_kind(model: TransformerBridge) -> str:
+    """``logits``, or ``last hidden state`` for a network without a head."""
+    headless = type(model.original_model).__name__.endswith("Model") and not any(
+        hasattr(model.original_model, name) for name in ("lm_head", "cls", "classifier")
+    )
+    return "last hidden state" if headless else "logits"
+
+
+def first_tensor(output: Any) -> Tensor:
+    """Logits, or the last hidden state of a network without a head."""
+    for name in ("logits", "last_hidden_state"):
+        if isinstance(getattr(output, name, None), Tensor):
+            return getattr(output, name)
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def _recorder(path: str, seen: Seen) -> Any:
+    def record(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        written = output[0] if isinstance(output, tuple) else output
+        if given:
+            seen.inputs.setdefault(path, []).append(given[0].detach())
+            seen.routes.setdefault(path, []).append([value.detach() for value in given[1:]])
+        if isinstance(written, Tensor):
+            seen.outputs.setdefault(path, []).append(written.detach())
+
+    return record
