@@ -27,8 +27,21 @@ def test_labels_round_trip(tower, layer, expert, index, kind, part):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "L3", "3.A5", "L3.A5.0", "L3.B5", "L3.S.A5", "L3.X5.0", "XL3.A5", "L3.M.N5"]
-    + ["L3.N812.", "L-1.A0", "L3.N812.0 ", "l3.a5"],
+    [
+        "",
+        "L3",
+        "3.A5",
+        "L3.A5.0",
+        "L3.B5",
+        "L3.S.A5",
+        "L3.X5.0",
+        "XL3.A5",
+        "L3.M.N5",
+        "L3.N812.",
+        "L-1.A0",
+        "L3.N812.0 ",
+        "l3.a5",
+    ],
 )
 def test_everything_else_is_refused(text):
     with pytest.raises(ah.AllHeadsError, match="a label such as"):

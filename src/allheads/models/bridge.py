@@ -24,9 +24,11 @@ class TwinBridge(TransformerBridge):
     """An attention-only twin: a `TransformerBridge` in which every MLP and every expert is a bank of heads.
 
     ``banks``, ``places`` and ``domains`` go together, in the order of the layers: in a decoder whose layers have one
-    MLP each, ``banks[l]`` is that of layer l, ``blocks.{l}.mlp`` in the bridge.
+    MLP each, ``banks[l]`` is that of layer l, ``blocks.{l}.mlp`` in the bridge. ``rest`` names what else has matrices in
+    the layers and stays: routers, mixers that are not attention.
     """
 
+    rest: list[str]
     tolerance: float
     banks: list[HeadBank]
     places: list[Place]
@@ -120,10 +122,13 @@ def _patched(value: Any) -> bool:
 
 def bridge(source: TransformerBridge, body: nn.Module) -> TwinBridge:
     """Bridge a copy of the source's network; its MLPs are still there."""
+    # Networks of TransformerLens' own have no configuration of transformers.
+    config = getattr(body, "config", None)
     twin = build_bridge_from_module(
         body,
         architecture=source.cfg.architecture,
-        hf_config=body.config,
+        hf_config=config,
+        tl_config=copy.deepcopy(source.cfg) if config is None else None,
         tokenizer=source.tokenizer,
         dtype=source.cfg.dtype,
         model_name=source.cfg.model_name,

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
 from allheads.errors import AllHeadsError
-from allheads.models.mlps import MLP, Unit, check_finite, in_dtype
-from allheads.models.places import Place
+from allheads.models.mlps import MLP, Unit, check_finite
 from allheads.models.probe import Seen
-from allheads.models.roles import CLOSE, ROWS, SPANS, Part
+from allheads.models.roles import CLOSE, ROWS, SPANS, Part, in_dtype
 from allheads.models.sites import Site
 from allheads.theory.activations import ACTIVATIONS, Activation
 
@@ -61,8 +60,7 @@ def _expert(site: Site, module: nn.Module, layout: Layout, number: int) -> MLP:
         copied = _copied(module, dtype)
         return lambda x: run_expert(copied, number, x)
 
-    inner = site.place
-    place = Place(inner.stack, inner.layer, f"{inner.part}.{number}", expert=number)
+    place = replace(site.place, name=f"{site.place.name}.{number}", expert=number)
     return MLP(place, _tensors(module, layout, number), layout.activation, reference)
 
 

@@ -112,7 +112,7 @@ def _replace_in_bridge(twin: TransformerBridge, name: str, component: HeadBankBr
     *path, last = name.split(".")
     for part in path:
         if part not in module._modules:
-            module.add_module(part, nn.Module())
+            module._modules[part] = nn.Module()
         module = module.get_submodule(part)
     module._modules[last] = component
     if isinstance(module, GeneralizedComponent):

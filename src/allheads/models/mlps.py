@@ -15,7 +15,6 @@ What a module computes is not believed from its name: see `allheads.models.roles
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,8 +29,8 @@ from allheads.banks.bank import HeadBank
 from allheads.banks.evaluate import Evaluation
 from allheads.errors import AllHeadsError
 from allheads.models.places import Place
-from allheads.models.roles import Part, Roles, call, find_roles, takes_residual
-from allheads.models.sites import Site, is_projection
+from allheads.models.roles import Part, Roles, call, find_roles, in_dtype, is_projection, takes_residual
+from allheads.models.sites import Site
 from allheads.theory.activations import ACTIVATIONS, Activation
 from allheads.theory.gates import GateSum
 
@@ -113,7 +112,8 @@ def read_module(site: Site, module: nn.Module, d_model: int, known: list[Roles])
     if roles is None:
         raise AllHeadsError(
             "an MLP that computes out(f(in(x))) or out(f(gate(x)) * in(x)) with a known activation",
-            f"{type(module).__name__} in {site.place.stem}, whose numbers fit no such formula ({_described(module)})",
+            f"{type(module).__name__} in {site.place.stem}, whose numbers fit no such formula ({_described(module)}):"
+            " a clamp, sparsity, a norm inside, a mix of tokens, or another activation",
             f"This kind of MLP is not supported yet; f is one of {', '.join(ACTIVATIONS)}.",
         )
     if roles.activation.squared and roles.gate is not None:
@@ -181,13 +181,6 @@ def recognise(function: Callable[[Tensor], Tensor], where: str = "it") -> Activa
         f"{getattr(function, '__name__', type(function).__name__)} in {where}, which has other values",
         "This activation is not supported yet.",
     )
-
-
-def in_dtype(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The module itself if it computes in this dtype, or else a copy that does."""
-    if all(p.dtype == dtype for p in module.parameters()):
-        return module
-    return copy.deepcopy(module).to(dtype)
 
 
 def check_finite(module: nn.Module, place: Place) -> None:

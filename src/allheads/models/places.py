@@ -1,48 +1,46 @@
 """Where in a model a bank of heads sits, and what that place is called.
 
-    stem = [ "E" | "D" | "V" ] "L" layer [ "." ( "M" expert | "S" ) ]
+    stem = [ tower ] "L" layer [ "." ( "M" expert | "S" ) ]        tower = letter [ number ]
 
 ``L3`` is the MLP of layer 3, ``EL3`` and ``DL3`` those of an encoder's and a decoder's layer 3 where a model has
-both, ``VL3`` of a tower that sees or hears; ``L3.M5`` is expert 5 of a mixture, ``L3.S`` the expert that all tokens
-share.
+both, ``VL3`` of a tower that sees or hears (``V2`` a second one), ``PL0`` of what lies between towers. ``L3.M5`` is
+expert 5 of a mixture, ``L3.S`` the expert that all tokens share.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 #: Stacks of layers by what a bridge calls them; every other stack is a tower.
-_STACKS = {"blocks": "", "encoder_blocks": "E", "decoder_blocks": "D"}
+_STACKS = {"blocks": "", "encoder_blocks": "E", "decoder_blocks": "D", "L_blocks": "", "H_blocks": "H"}
 
 
 @dataclass(frozen=True)
 class Place:
-    """One MLP or expert, under the name ``stack.layer.part`` in the bridge.
+    """One MLP or expert, under ``name`` in the bridge.
 
-    >>> place = Place.at("decoder_blocks.2.mlp.experts.5", expert=5)
-    >>> place.stem, place.prefix
-    ('DL2.M5', 'decoder_blocks.2.mlp.experts.5.')
+    >>> Place.at("decoder_blocks.2.mlp.experts.5", expert=5).stem
+    'DL2.M5'
     """
 
-    stack: str
+    name: str
     layer: int
-    part: str = "mlp"
+    tower: str = ""
     expert: int | None = None
     shared: bool = False
 
     @classmethod
     def at(cls, name: str, *, expert: int | None = None, shared: bool = False) -> Place:
-        """Read the name of a bridge component; a component outside all layers counts as layer 0."""
-        match = re.fullmatch(r"(?P<stack>.*?)\.(?P<layer>\d+)\.(?P<part>.*)", name)
-        if match is None:
-            return cls("", 0, name, expert, shared)
-        return cls(match["stack"], int(match["layer"]), match["part"], expert, shared)
+        """Read the name of a bridge component; one outside all layers counts as layer 0 of its own."""
+        stack, layer = _stack(name)
+        return cls(name, layer, _STACKS.get(stack, "V" if stack != name else "P"), expert, shared)
 
     @property
-    def tower(self) -> str:
-        """``E``, ``D`` or ``V``; empty for the layers of a model with one stack."""
-        return _STACKS.get(self.stack, "V")
+    def stack(self) -> str:
+        """The stack of layers it belongs to."""
+        return _stack(self.name)[0]
 
     @property
     def stem(self) -> str:
@@ -51,11 +49,30 @@ class Place:
         return f"{self.tower}L{self.layer}{inner}"
 
     @property
-    def name(self) -> str:
-        """What the bridge calls it."""
-        return f"{self.stack}.{self.layer}.{self.part}" if self.stack else self.part
-
-    @property
     def prefix(self) -> str:
         """What its hook points begin with."""
         return f"{self.name}."
+
+
+def told_apart(places: Iterable[Place]) -> dict[str, str]:
+    """The tower of every stack: letters as they are, and numbers where two stacks would share one.
+
+    >>> told_apart([Place.at("vision.layers.0.mlp"), Place.at("audio.layers.0.mlp"), Place.at("blocks.0.mlp")])
+    {'vision.layers': 'V', 'audio.layers': 'V2', 'blocks': ''}
+    """
+    towers: dict[str, str] = {}
+    for place in places:
+        if place.stack not in towers:
+            count = sum(tower.rstrip("0123456789") == place.tower for tower in towers.values())
+            towers[place.stack] = f"{place.tower}{count + 1}" if count and place.tower else place.tower
+    return towers
+
+
+def numbered(place: Place, towers: dict[str, str]) -> Place:
+    """The place with the tower that its stack has been given."""
+    return replace(place, tower=towers[place.stack])
+
+
+def _stack(name: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(?P<stack>.*?)\.(?P<layer>\d+)\.(?P<part>.*)", name)
+    return (match["stack"], int(match["layer"])) if match else (name, 0)

@@ -33,11 +33,11 @@ def probe_inputs(body: nn.Module, cfg: Any) -> dict[str, Tensor]:
     """Random arguments for the network's forward: tokens, an image, a waveform, and tokens for a decoder beside."""
     generator = torch.Generator().manual_seed(0)
     parameter = next(body.parameters())
-    config: Any = body.config
-    name = str(body.main_input_name)
+    config: Any = getattr(body, "config", None)
+    name = str(getattr(body, "main_input_name", "input_ids"))
     if name == "input_ids":
         length = min(TOKENS, getattr(cfg, "n_ctx", None) or TOKENS)
-        made = {name: torch.randint(cfg.d_vocab, (1, length), generator=generator)}
+        made = {name: _words(config, cfg.d_vocab, length, generator)}
     elif name == "pixel_values":
         vision = getattr(config, "vision_config", config)
         size = vision.image_size if isinstance(vision.image_size, (tuple, list)) else [vision.image_size] * 2
@@ -49,11 +49,18 @@ def probe_inputs(body: nn.Module, cfg: Any) -> dict[str, Tensor]:
     else:
         made = {name: torch.randn(1, config.num_mel_bins, 2 * config.max_source_positions, generator=generator)}
     if getattr(config, "is_encoder_decoder", False):
-        made["decoder_input_ids"] = torch.randint(cfg.d_vocab, (1, 8), generator=generator)
+        made["decoder_input_ids"] = _words(config, cfg.d_vocab, 8, generator)
     return {
         key: value.to(parameter) if value.is_floating_point() else value.to(parameter.device)
         for key, value in made.items()
     }
+
+
+def _words(config: Any, d_vocab: int, length: int, generator: torch.Generator) -> Tensor:
+    """Random ids, none of which stands for an image or a sound."""
+    special = {value for name, value in vars(config or object).items() if name.endswith(("token_id", "token_index"))}
+    ordinary = [token for token in range(d_vocab) if token not in special]
+    return torch.tensor(ordinary)[torch.randint(len(ordinary), (1, length), generator=generator)]
 
 
 def observe(body: nn.Module, inputs: dict[str, Tensor], paths: Iterable[str]) -> Seen:
@@ -83,7 +90,10 @@ def run_bridge(model: TransformerBridge, inputs: Inputs) -> Tensor:
 
 def network_inputs(model: TransformerBridge, inputs: Inputs) -> dict[str, Tensor]:
     """The same arguments under the names of the network itself."""
-    names = {"input": model.original_model.main_input_name, "decoder_input": "decoder_input_ids"}
+    names = {
+        "input": getattr(model.original_model, "main_input_name", "input_ids"),
+        "decoder_input": "decoder_input_ids",
+    }
     return {names.get(name, name): value for name, value in inputs.items()}
 
 

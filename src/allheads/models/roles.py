@@ -13,6 +13,7 @@ a learned slope would show.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from allheads.models.sites import is_projection
+from allheads.errors import AllHeadsError
 from allheads.theory.activations import ACTIVATIONS, Activation
 
 #: Input rows, and the largest preactivation of each of the two probes.
@@ -76,6 +78,40 @@ def find_roles(module: nn.Module, d_model: int, known: Sequence[Roles] = ()) -> 
         if candidate.residual == residual and all(_agrees(candidate, trace) for trace in traces):
             return candidate
     return None
+
+
+def computes_mlp(module: nn.Module) -> bool:
+    """Is this module an MLP of a known kind? It has two or three projections of its own, and the numbers fit."""
+    projections = [child for child in module.children() if is_projection(child)]
+    if len(projections) not in (2, 3) or not all(isinstance(p, nn.Parameter) for p in module.parameters()):
+        return False
+    dtype = torch.promote_types(next(module.parameters()).dtype, torch.float32)
+    try:
+        return find_roles(in_dtype(module, dtype), input_size(projections[0])) is not None
+    except Exception:
+        # Whatever cannot be called with a stream alone, for whatever reason, is something else.
+        return False
+
+
+def is_projection(module: nn.Module) -> bool:
+    """A linear map with weights of its own."""
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def input_size(module: nn.Module) -> int:
+    """``d_model`` of what an MLP reads: the input of its first projection."""
+    first = next((child for child in module.modules() if is_projection(child)), None)
+    if first is None:
+        raise AllHeadsError("an MLP with linear projections", type(module).__name__, "It is not supported yet.")
+    weight = first.get_parameter("weight")
+    return weight.shape[0] if isinstance(first, Conv1D) else weight.shape[1]
+
+
+def in_dtype(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The module itself if it computes in this dtype, or else a copy that does."""
+    if all(p.dtype == dtype for p in module.parameters()):
+        return module
+    return copy.deepcopy(module).to(dtype)
 
 
 def takes_residual(module: nn.Module) -> bool:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 
+from allheads.banks.bank import HeadBank
+from allheads.banks.mixture import MixtureBank
 from allheads.errors import AllHeadsError
+from allheads.models.attention import attending
 from allheads.models.experts import read_experts
 from allheads.models.mlps import Unit, read_module, read_parts
-from allheads.models.roles import Roles
-from allheads.models.sites import find_sites, input_size
+from allheads.models.roles import Roles, input_size
+from allheads.models.sites import find_sites
+from allheads.models.tree import unwrapped
 
 
 def read_units(source: TransformerBridge, body: nn.Module) -> list[Unit]:
@@ -30,8 +34,31 @@ def read_units(source: TransformerBridge, body: nn.Module) -> list[Unit]:
             units.append(read_module(site, module, input_size(module), known))
     if not units:
         raise AllHeadsError(
-            "a transformer with MLPs",
-            f"{source.cfg.architecture}, in which none was found",
-            "State-space and recurrent models have no MLPs to convert.",
+            "a transformer with MLPs of a known kind",
+            f"{source.cfg.architecture}, whose layers have {', '.join(other_parts(source)) or 'none'}",
+            "State-space and recurrent layers have none; experts and MLPs of other kinds are not read yet.",
         )
     return units
+
+
+def other_parts(model: TransformerBridge) -> list[str]:
+    """What has matrices in the layers of a model and is neither attention nor a bank of heads, by name in its layer.
+
+    In a twin that is what stays as it is: routers, mixers of another kind, gates that are no MLP's.
+    """
+    attention = {id(component.module.original_component) for component in attending(model)}
+    found: dict[str, None] = {}
+
+    def visit(module: nn.Module, name: str | None) -> None:
+        module = unwrapped(module)
+        known = isinstance(module, (HeadBank, MixtureBank)) or id(module) in attention
+        if known or "attention" in type(module).__name__.lower():
+            return
+        if name and any(p.ndim >= 2 for p in module.parameters(recurse=False)):
+            found.setdefault(name)
+        for part, child in module.named_children():
+            inner = None if name is None else f"{name}.{part}".lstrip(".")
+            visit(child, "" if isinstance(module, nn.ModuleList) else inner)
+
+    visit(model.original_model, None)
+    return list(found)

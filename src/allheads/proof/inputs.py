@@ -27,9 +27,10 @@ def input_runs(model: TransformerBridge, given: Runs) -> list[Inputs]:
     named = _named(given)
     if named:
         return [_arguments(model, item) for item in named]
-    if model.original_model.main_input_name != "input_ids":
+    reads = getattr(model.original_model, "main_input_name", "input_ids")
+    if reads != "input_ids":
         raise AllHeadsError(
-            f"arguments by name, as in {{'{model.original_model.main_input_name}': tensor}}",
+            f"arguments by name, as in {{'{reads}': tensor}}",
             type(given).__name__,
             "This model does not read text.",
         )
@@ -46,14 +47,14 @@ def _arguments(model: TransformerBridge, given: Inputs) -> Inputs:
     _decoder_given(model, given)
     made = dict(given)
     for name in ("input", "decoder_input"):
-        if name in made:
+        if name in made and not made[name].is_floating_point():
             rows = token_rows(model, made[name])
             made[name] = torch.cat(rows) if len({row.shape for row in rows}) == 1 else rows[0]
     return made
 
 
 def _decoder_given(model: TransformerBridge, given: Inputs) -> None:
-    encoder_decoder = getattr(model.original_model.config, "is_encoder_decoder", False)
+    encoder_decoder = getattr(getattr(model.original_model, "config", None), "is_encoder_decoder", False)
     if encoder_decoder and "decoder_input" not in given and "decoder_input_ids" not in given:
         raise AllHeadsError(
             "input for the decoder beside that of the encoder",

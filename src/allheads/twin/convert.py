@@ -20,7 +20,7 @@ from allheads.models.bridge import TwinBridge, bridge, share
 from allheads.models.graft import graft, refresh
 from allheads.models.mlps import MLP
 from allheads.models.probe import observe, probe_inputs
-from allheads.models.units import read_units
+from allheads.models.units import other_parts, read_units
 from allheads.theory.approximate import DEFAULT_TOLERANCE, approximate
 from allheads.theory.gates import GateSum
 from allheads.twin.domain import Domain, input_domains, needs_domain, norm_paths
@@ -61,6 +61,7 @@ def convert(
         twin.banks = [bank for here in banks for bank in here]
         twin.places = [mlp.place for unit in units for mlp in unit.mlps]
         twin.domains = [domain for here in domains for domain in here]
+        twin.rest = other_parts(twin)
         audit(twin, units, inputs, seen)
     return twin
 

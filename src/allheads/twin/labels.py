@@ -1,7 +1,7 @@
 """Names of heads, in one grammar, parsed here and nowhere else.
 
     label   = [ stack ] "L" layer "." ( ( "A" | "X" ) head | [ expert "." ] "N" neuron [ "." part ] )
-    stack   = "E" | "D" | "V"
+    stack   = letter [ number ]
     expert  = "M" number | "S"
 
 ``L3.A5`` is ordinary head 5 of layer 3, ``L3.N812`` neuron 812 with all its heads, ``L3.N812.0`` its first head. In an
@@ -21,7 +21,7 @@ from allheads.errors import AllHeadsError
 Kind = Literal["A", "X", "N"]
 
 _GRAMMAR = re.compile(
-    r"(?P<stem>[EDV]?L(?P<layer>\d+)(?:\.(?:M\d+|S))?)\.(?P<kind>[AXN])(?P<index>\d+)(?:\.(?P<part>\d+))?"
+    r"(?P<stem>(?:[DEHPV]\d*)?L(?P<layer>\d+)(?:\.(?:M\d+|S))?)\.(?P<kind>[AXN])(?P<index>\d+)(?:\.(?P<part>\d+))?"
 )
 
 
