@@ -24,7 +24,7 @@ static: $(VENV)/.dev ## Format, lint, types, import layers
 	$(BIN)/lint-imports --no-cache
 
 suite: $(VENV)/.dev ## Tests, doctests and notebooks, with coverage
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 --cov --cov-report=term:skip-covered --cov-fail-under=95 src tests notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --nbmake --nbmake-timeout=300 --cov --cov-report=term:skip-covered --cov-fail-under=95 src tests notebooks
 
 fits: $(VENV)/.dev ## Regenerate the table of gate fits and docs/frontier.md
 	$(BIN)/python -m allheads.theory.fitting

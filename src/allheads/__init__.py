@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from allheads.banks.bank import HeadBank as HeadBank
     from allheads.errors import AllHeadsError as AllHeadsError
     from allheads.models.bridge import TwinBridge as TwinBridge
-    from allheads.models.load import load as load
     from allheads.proof.report import Report as Report
     from allheads.proof.report import Thresholds as Thresholds
     from allheads.proof.verify import verify as verify
+    from allheads.store.load import load as load
+    from allheads.store.save import save as save
     from allheads.theory.approximate import approximate as approximate
     from allheads.theory.gates import Gate as Gate
     from allheads.theory.gates import GateSum as GateSum
@@ -52,7 +53,8 @@ _HOME = {
     "cost": "twin.cost",
     "head": "twin.heads",
     "heads": "twin.heads",
-    "load": "models.load",
+    "load": "store.load",
+    "save": "store.save",
     "verify": "proof.verify",
 }
 

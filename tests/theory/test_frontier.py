@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from allheads.cli.documents import between
+from allheads.errors import AllHeadsError
 from allheads.theory import frontier
 from allheads.theory.approximate import approximate
 from allheads.theory.table import fits
@@ -26,10 +28,10 @@ def test_cost_table_counts_slots():
 
 
 def test_only_the_marked_part_is_replaced():
-    text = frontier.with_tables("before\n<!-- frontier:cost -->\nold\n<!-- /frontier:cost -->\nafter\n")
-    assert text.startswith("before\n<!-- frontier:cost -->\n| activation")
-    assert text.endswith("<!-- /frontier:cost -->\nafter\n")
-    assert "old" not in text
+    text = between("before\n<!-- a -->\nold\n<!-- /a -->\nafter\n", "a", "new")
+    assert text == "before\n<!-- a -->\nnew\n<!-- /a -->\nafter\n"
+    with pytest.raises(AllHeadsError, match="the markers <!-- b -->"):
+        between(text, "b", "new")
 
 
 def test_a_fit_that_a_special_case_of_it_beats_is_named(monkeypatch):
@@ -45,5 +47,5 @@ def test_a_fit_that_a_special_case_of_it_beats_is_named(monkeypatch):
 
 def test_the_document_is_up_to_date():
     text = DOCUMENT.read_text(encoding="utf-8")
-    assert frontier.with_tables(text) == text
-    assert all(f"<!-- frontier:{name} -->" in text for name in frontier.TABLES)
+    for name, table in frontier.TABLES.items():
+        assert between(text, f"frontier:{name}", table()) == text

@@ -42,7 +42,7 @@ def closed(
     """``f(t) W_O`` for plain neurons, ``(f(g) u) W_O`` for gated ones."""
     t, u = _projections(heads, x, at)
     post = activation(t[..., 0, :]) if heads.W_V is None else activation(t[..., 0, :]) * u[..., 0, :]
-    return _written(heads, at.hook_post(post if scale is None else post * scale[..., None]), scale)
+    return _written(heads, at.hook_post(post if scale is None else (post * scale[..., None]).to(post.dtype)), scale)
 
 
 def slots(

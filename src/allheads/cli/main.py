@@ -6,6 +6,7 @@ import typer
 
 from allheads.cli.conversion import convert
 from allheads.cli.counting import cost
+from allheads.cli.coverage import coverage
 from allheads.cli.experiments import lab
 from allheads.cli.gallery import theorems
 from allheads.cli.tables import frontier
@@ -18,6 +19,6 @@ def main() -> None:
     """Turn a pretrained transformer into its attention-only twin."""
 
 
-for command in (convert, theorems, cost, frontier):
+for command in (convert, theorems, cost, frontier, coverage):
     app.command()(command)
 app.add_typer(lab, name="lab")

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from allheads.cli.console import explained
+from allheads.cli.documents import put
 from allheads.errors import AllHeadsError
 
 
@@ -19,13 +20,12 @@ def frontier(
 ) -> None:
     """The frontier of every activation, plain and gated, from the committed fits (`make fits` computes them anew)."""
     from allheads.plots.frontier import frontier_svg
-    from allheads.theory.frontier import TABLES, with_tables
+    from allheads.theory.frontier import TABLES
     from allheads.theory.table import fits, to_json
 
     with explained():
         if write is not None:
-            text = _read(write)
-            write.write_text(with_tables(text), encoding="utf-8")
+            put(write, {f"frontier:{name}": table() for name, table in TABLES.items()})
         if figure is not None:
             if not figure.absolute().parent.is_dir():
                 raise AllHeadsError("a figure in an existing folder", str(figure), "Create the folder first.")
@@ -34,10 +34,3 @@ def frontier(
         typer.echo(json.dumps([to_json(fit) for fit in fits()]))
     elif write is None and figure is None:
         typer.echo("\n\n".join(f"{name}\n\n{table()}" for name, table in TABLES.items()))
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise AllHeadsError("a document with frontier markers", f"{path} ({error})", "Check the path.") from error

@@ -2,8 +2,8 @@
 
 Two runs on the input that the source was run on before. By `closed`, the twin is the source's own arithmetic: its
 output is the source's up to rounding, or a formula was misread. By `slots`, every bank whose MLP was called has to
-run, the output has to depend on the output z of its heads, and no weight of an MLP or expert may be read by any
-other computation.
+run, the output has to be computed from the output z of its heads, and no weight of an MLP or expert may be read by
+any other computation.
 """
 
 from __future__ import annotations
@@ -38,14 +38,17 @@ def audit(twin: TwinBridge, units: list[Unit], inputs: dict[str, Tensor], seen: 
     optional = {mlp.place for unit in units if unit.site.experts or mlp_of_mixture(unit) for mlp in unit.mlps}
     probes: dict[int, Tensor] = {}
     owned = [t for unit in units for mlp in unit.mlps for name, t in mlp.tensors.items() if name.startswith("W_")]
-    with torch.enable_grad(), twin.evaluated("slots"), _probed(expected.values(), probes):
-        with _Guard(twin.banks, owned):
-            out = first_tensor(twin.original_model(**inputs))
-        gradients = torch.autograd.grad(out.double().square().sum(), list(probes.values()), allow_unused=True)
+    watched = _probed(expected.values(), probes)
+    with torch.enable_grad(), twin.evaluated("slots"), watched, _Guard(twin.banks, owned):
+        reached = _ancestors(first_tensor(twin.original_model(**inputs)))
     # Last, because TransformerLens keeps the last patterns: they should not hold the probe's graph.
     _same_output(twin, inputs, seen)
-    moved = {number for number, g in zip(probes, gradients, strict=True) if g is not None and g.abs().max() > 0}
-    silent = [place.stem for place, bank in expected.items() if id(bank) not in moved and place not in optional]
+    heard = {number for number, probe in probes.items() if id(probe) in reached}
+    silent = [
+        place.stem
+        for place, bank in expected.items()
+        if place not in optional and (id(bank) not in heard or not bank.W_out.any())
+    ]
     if silent:
         raise AllHeadsError(
             f"{len(expected)} banks of heads that the output depends on",
@@ -57,6 +60,19 @@ def audit(twin: TwinBridge, units: list[Unit], inputs: dict[str, Tensor], seen: 
 def mlp_of_mixture(unit: Unit) -> bool:
     """Is this one expert of several, which no token may be routed to?"""
     return any(mlp.place.expert is not None for mlp in unit.mlps)
+
+
+def _ancestors(out: Tensor) -> set[int]:
+    """The leaves that a result was computed from. Walking the graph costs nothing, unlike a gradient."""
+    leaves, stack, visited = set(), [out.grad_fn], set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in visited:
+            continue
+        visited.add(node)
+        leaves.add(id(getattr(node, "variable", None)))
+        stack += [inner for inner, _ in node.next_functions]
+    return leaves
 
 
 def _same_output(twin: TwinBridge, inputs: dict[str, Tensor], seen: Seen) -> None:

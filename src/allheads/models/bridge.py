@@ -24,8 +24,8 @@ class TwinBridge(TransformerBridge):
     """An attention-only twin: a `TransformerBridge` in which every MLP and every expert is a bank of heads.
 
     ``banks``, ``places`` and ``domains`` go together, in the order of the layers: in a decoder whose layers have one
-    MLP each, ``banks[l]`` is that of layer l, ``blocks.{l}.mlp`` in the bridge. ``rest`` names what else has matrices in
-    the layers and stays: routers, mixers that are not attention.
+    MLP each, ``banks[l]`` is that of layer l, ``blocks.{l}.mlp`` in the bridge. ``rest`` names what else has matrices
+    in the layers and stays: routers, mixers that are not attention.
     """
 
     rest: list[str]
@@ -133,6 +133,8 @@ def bridge(source: TransformerBridge, body: nn.Module) -> TwinBridge:
         dtype=source.cfg.dtype,
         model_name=source.cfg.model_name,
     )
+    # Folding norms and centring weights want projections where the banks are.
+    twin.adapter.supports_fold_ln = twin.adapter.supports_center_writing_weights = False
     twin.cfg.default_prepend_bos = source.cfg.default_prepend_bos
     # The builder names its class; ours only adds to it.
     twin.__class__ = TwinBridge

@@ -5,6 +5,7 @@
 3. transformers reads the model, in safetensors only and without custom code; the weights must be complete
    and finite.
 4. TransformerLens wraps it, and text is tokenised as the model's own tokenizer does it.
+5. What was read is noted on the bridge, so that a twin of it can be saved without its weights.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from allheads.errors import AllHeadsError
+from allheads.models import bare
 from allheads.models.hf import explained, no_progress_bars, read_model, require_finite
+from allheads.models.origin import mark_loaded
+from allheads.models.registry import PACKAGED
 from allheads.models.sources import Source, find_source
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -59,7 +63,11 @@ def load(
     with no_progress_bars() if source.local else nullcontext():
         model, tokenizer = _read(source, dtype)
         require_finite(model)
-        return _bridge(source, model.to(device), tokenizer, dtype)
+        bridge = _bridge(source, model.to(device), tokenizer, dtype)
+    # A file is found again from any working directory.
+    relative = source.local and name_or_path not in PACKAGED
+    mark_loaded(bridge, str(Path(name_or_path).expanduser().resolve() if relative else name_or_path), dtype)
+    return bridge
 
 
 def _check_target(dtype: torch.dtype, device: str | torch.device) -> None:
@@ -96,6 +104,7 @@ def _read(source: Source, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
 def _bridge(
     source: Source, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype
 ) -> TransformerBridge:
+    bare.register()
     with explained("a model that TransformerLens can wrap", "Its documentation lists the architectures."):
         if tokenizer is None:  # token ids still work
             bridge = build_bridge_from_module(model, type(model).__name__, hf_config=model.config)

@@ -82,6 +82,18 @@ def watching(body: nn.Module, paths: Iterable[str]) -> Iterator[Seen]:
             handle.remove()
 
 
+@contextmanager
+def evaluating(model: TransformerBridge) -> Iterator[None]:
+    """In evaluation mode for a while, whatever the mode of each module is."""
+    training = [module for module in model.original_model.modules() if module.training]
+    model.original_model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def run_bridge(model: TransformerBridge, inputs: Inputs) -> Tensor:
     """What the bridge makes of these arguments: logits, or the last hidden state of a network without a head."""
     rest = dict(inputs)

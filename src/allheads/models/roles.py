@@ -111,7 +111,12 @@ def in_dtype(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The module itself if it computes in this dtype, or else a copy that does."""
     if all(p.dtype == dtype for p in module.parameters()):
         return module
-    return copy.deepcopy(module).to(dtype)
+    # Cast while copying: there is never a second copy in the dtype of the module.
+    cast: dict[int, Any] = {
+        id(p): nn.Parameter(p.detach().to(dtype), requires_grad=False) if p.is_floating_point() else p
+        for p in module.parameters()
+    }
+    return copy.deepcopy(module, cast).to(dtype)
 
 
 def takes_residual(module: nn.Module) -> bool:

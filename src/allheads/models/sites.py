@@ -110,7 +110,7 @@ def _elsewhere(
         taken = [site.path for site in [*sites, *found] if site.inside is None] + [*barred]
         if path and not any(_covers(outer, path) for outer in taken) and wanted(module):
             parent = next((outer for outer in _upwards(path) if outer in names), None)
-            name = path if parent is None else f"{names[parent]}.{path.removeprefix(parent + '.')}"
+            name = path if parent is None else f"{names[parent]}{path.removeprefix(parent)}"
             expert = "shared" in path.rpartition(".")[2]
             found.append(Site(Place.at(name, shared=expert), path, experts=wanted is is_experts))
     return found

@@ -23,7 +23,7 @@ class Activation:
 
     ``squared`` marks functions that grow quadratically: ``f(t) = t g(t)`` is then a gated unit that reads the
     same number as gate and as value. ``silu_form = (a, k)`` says that ``f(t) = a t sigma(k t)``, which one head
-    with one bias token computes exactly.
+    with one bias token computes exactly. ``base = (g, inner, outer)`` says that ``f(t) = outer * g(inner * t)``.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Activation:
     function: Callable[[Tensor], Tensor]
     squared: bool = False
     silu_form: tuple[float, float] | None = None
+    base: tuple[Activation, float, float] | None = None
 
     def __call__(self, t: Tensor) -> Tensor:
         """``f(t)``, elementwise."""
@@ -56,6 +57,7 @@ def _stretched(f: Activation, inner: float, outer: float) -> Activation:
         lambda t: outer * f(inner * t),
         f.squared,
         (outer * inner * a, inner * k) if f.silu_form else None,
+        (f, inner, outer),
     )
 
 
@@ -71,6 +73,7 @@ def generalised_silu(outer: float, inner: float) -> Activation:
         "Huben & Morris 2023, arXiv 2309.08593",
         lambda t: outer * F.silu(inner * t),
         silu_form=(outer * inner, inner),
+        base=(ACTIVATIONS["silu"], inner, outer),
     )
 
 

@@ -1,12 +1,10 @@
 """The frontier, heads and bias tokens against certified error, as the tables of ``docs/frontier.md``.
 
-Every number comes from the committed table of fits. `with_tables` replaces what stands between the lines
-``<!-- frontier:NAME -->`` and ``<!-- /frontier:NAME -->``; ``allheads frontier`` calls it.
+Every number comes from the committed table of fits. ``allheads frontier`` puts the tables into a document.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 
 from allheads.errors import AllHeadsError
@@ -137,16 +135,3 @@ TABLES: dict[str, Callable[[], str]] = {
     "gated": gated_table,
     "beaten": beaten_table,
 }
-
-
-def with_tables(text: str) -> str:
-    """The document with fresh tables between its markers.
-
-    >>> with_tables("<!-- frontier:heads -->old<!-- /frontier:heads -->").splitlines()[1][:14]
-    '| activation |'
-    """
-    for name, table in TABLES.items():
-        start, end = f"<!-- frontier:{name} -->", f"<!-- /frontier:{name} -->"
-        pattern = re.escape(start) + ".*?" + re.escape(end)
-        text = re.sub(pattern, f"{start}\n{table()}\n{end}", text, flags=re.DOTALL)
-    return text

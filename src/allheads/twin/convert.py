@@ -10,7 +10,13 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+
 import torch
+from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.banks.evaluate import Evaluation
@@ -18,8 +24,9 @@ from allheads.errors import AllHeadsError
 from allheads.models.audit import audit
 from allheads.models.bridge import TwinBridge, bridge, share
 from allheads.models.graft import graft, refresh
-from allheads.models.mlps import MLP
-from allheads.models.probe import observe, probe_inputs
+from allheads.models.mlps import MLP, Unit
+from allheads.models.origin import origin_of
+from allheads.models.probe import Seen, evaluating, observe, probe_inputs
 from allheads.models.units import other_parts, read_units
 from allheads.theory.approximate import DEFAULT_TOLERANCE, approximate
 from allheads.theory.gates import GateSum
@@ -41,32 +48,64 @@ def convert(
     >>> source = ah.load()  # doctest: +SKIP
     >>> twin = ah.convert(source)  # doctest: +SKIP
     """
-    source = _checked(model)
+    source = checked(model)
     # Weights made in inference mode could never be probed with a gradient, nor edited later.
-    with torch.inference_mode(False):
-        body = share(source)
-        units = read_units(source, body)
-        inputs = probe_inputs(body, source.cfg)
-        seen = observe(body, inputs, [*norm_paths(body), *(unit.reads for unit in units)])
-        domains = input_domains(body, units, seen)
-        banks = [
-            [mlp.heads(_gates(mlp, domain, tolerance), evaluation) for mlp, domain in zip(unit.mlps, here, strict=True)]
-            for unit, here in zip(units, domains, strict=True)
-        ]
-        twin = bridge(source, body)
-        for unit, here in zip(units, banks, strict=True):
-            graft(twin, unit, here)
-        refresh(twin)
-        twin.tolerance = tolerance
-        twin.banks = [bank for here in banks for bank in here]
-        twin.places = [mlp.place for unit in units for mlp in unit.mlps]
-        twin.domains = [domain for here in domains for domain in here]
-        twin.rest = other_parts(twin)
-        audit(twin, units, inputs, seen)
+    with torch.inference_mode(False), evaluating(source):
+        reading = read(source)
+        domains = list(chain(*input_domains(reading.body, reading.units, reading.seen)))
+        gates = [gates_of(mlp, domain, tolerance) for mlp, domain in zip(reading.mlps, domains, strict=True)]
+        return assemble(reading, gates, domains, tolerance, evaluation)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A source whose MLPs are understood, a copy of its network to put banks into, and one run on random input."""
+
+    source: TransformerBridge
+    body: nn.Module
+    units: list[Unit]
+    inputs: dict[str, Tensor]
+    seen: Seen
+
+    @property
+    def mlps(self) -> list[MLP]:
+        """Every MLP, in the order of a twin's banks."""
+        return [mlp for unit in self.units for mlp in unit.mlps]
+
+
+def read(source: TransformerBridge) -> Reading:
+    """Steps 1 to 3, for a source that is checked and in evaluation mode. Raises `AllHeadsError` as `convert` does."""
+    body = share(source)
+    units = read_units(source, body)
+    inputs = probe_inputs(body, source.cfg)
+    seen = observe(body, inputs, [*norm_paths(body), *(unit.reads for unit in units)])
+    return Reading(source, body, units, inputs, seen)
+
+
+def assemble(
+    reading: Reading,
+    gates: Sequence[GateSum],
+    domains: Sequence[Domain],
+    tolerance: float,
+    evaluation: Evaluation = "closed",
+) -> TwinBridge:
+    """Steps 5 and 6, with gates and domains given for every MLP: nothing is fitted. Uses the reading up."""
+    banks = [mlp.heads(each, evaluation) for mlp, each in zip(reading.mlps, gates, strict=True)]
+    twin = bridge(reading.source, reading.body)
+    rest = iter(banks)
+    for unit in reading.units:
+        graft(twin, unit, list(islice(rest, len(unit.mlps))))
+    refresh(twin)
+    twin.tolerance, twin.banks, twin.domains = tolerance, banks, list(domains)
+    twin.places = [mlp.place for mlp in reading.mlps]
+    twin.rest = other_parts(twin)
+    twin.origin = origin_of(twin, reading.source)
+    audit(twin, reading.units, reading.inputs, reading.seen)
     return twin
 
 
-def _checked(model: TransformerBridge) -> TransformerBridge:
+def checked(model: TransformerBridge) -> TransformerBridge:
+    """The model, if it is one that can have a twin; `AllHeadsError` if not."""
     if not isinstance(model, TransformerBridge):
         raise AllHeadsError(
             "a TransformerBridge",
@@ -75,18 +114,22 @@ def _checked(model: TransformerBridge) -> TransformerBridge:
         )
     if isinstance(model, TwinBridge):
         raise AllHeadsError("a model with MLPs", "an attention-only twin", "It is converted already.")
-    if model.original_model.training:
-        raise AllHeadsError("a model in evaluation mode", "one in training mode", "Call model.eval() first.")
-    if getattr(model, "_weights_processed", False) or model.compatibility_mode:
+    if getattr(model, "_weights_processed", False):
         raise AllHeadsError(
             "a bridge with the weights it was trained with",
-            "one in compatibility mode",
-            "Convert first, and call enable_compatibility_mode on neither or after.",
+            "one whose weights enable_compatibility_mode has processed",
+            "Load it again; convert first, and call enable_compatibility_mode on the twin.",
         )
+    if model.original_model.training and any(isinstance(m, torch.nn.Dropout) and m.p for m in model.modules()):
+        warnings.warn("The model is in training mode, with dropout; its twin is in evaluation mode.", stacklevel=3)
     return model
 
 
-def _gates(mlp: MLP, domain: Domain, tolerance: float) -> GateSum:
+def gates_of(mlp: MLP, domain: Domain, tolerance: float) -> GateSum:
+    """Step 4 for one MLP.
+
+    Raises `AllHeadsError` for a tolerance that cannot be reached or that rounding would hide.
+    """
     gates = approximate(
         mlp.activation,
         gated=mlp.gated,

@@ -84,4 +84,4 @@ def _domain(mlp: MLP, norm: Norm | None, reads: list[Tensor]) -> Domain:
         return Domain(float(norm.reach(weight, bias).max()), True)
     x = torch.cat([read.flatten(0, -2) for read in reads]) if reads else torch.ones(1, weight.shape[0]).to(weight)
     t = x @ weight if bias is None else x @ weight + bias
-    return Domain(MARGIN * max(1.0, float(t.abs().max())), False)
+    return Domain(MARGIN * max(1.0, float(t.detach().abs().max())), False)

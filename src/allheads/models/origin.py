@@ -1,0 +1,113 @@
+"""What a bridge was like when it was made: the tensors of its network by name, and a fingerprint of each.
+
+A twin shares its source's memory, so training in place, or an edit of ordinary attention, changes both, and nobody is
+told. Fingerprints, taken by `load` and by `convert`, tell afterwards which tensors are still what was read. They are
+sums of machine words along rows and along columns, which cost about as much as reading the memory, on any device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from allheads.models.bridge import TwinBridge
+
+#: Words of eight bytes in a row, and rows that are worked on at a time: a megabyte, which fits a cache.
+_ROW, _BLOCK = 1024, 128
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The name and dtype that `load` was given, if it was used, and a fingerprint of every tensor.
+
+    A fingerprint is None where a tensor was no longer what had been loaded.
+    """
+
+    name: str | None
+    dtype: torch.dtype
+    state: dict[str, str | None]
+
+
+def state(model: TransformerBridge) -> dict[str, Tensor]:
+    """Every parameter and buffer of a bridge's network, once, by name.
+
+    Names are paths in the network, without the bridge's components; heads are found under their place in the bridge:
+    ``model.embed_tokens.weight``, ``blocks.3.mlp.W_in``, ``blocks.3.mlp.own.W_Q``.
+    """
+    titles = _titles(model) if isinstance(model, TwinBridge) else {}
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for path, module in model.original_model.named_modules():
+        prefix = titles.get(id(module), _clean(path))
+        for leaf, tensor in chain(module._parameters.items(), module._buffers.items()):
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                found[f"{prefix}.{leaf}".lstrip(".")] = tensor
+    return found
+
+
+def fingerprint(tensor: Tensor) -> str:
+    """A digest that tells an accidental change of a tensor, at memory speed.
+
+    >>> W = torch.arange(6.0).view(2, 3)
+    >>> fingerprint(W) == fingerprint(W.clone()), fingerprint(W) == fingerprint(W.flip(0))
+    (True, False)
+    """
+    turned = tensor.ndim == 2 and tensor.stride(0) < tensor.stride(1)
+    data = (tensor.mT if turned else tensor).detach().contiguous().flatten().view(torch.uint8)
+    whole = len(data) // (8 * _ROW) * (8 * _ROW)
+    # Words have to begin where words begin.
+    head = data[:whole] if data.storage_offset() % 8 == 0 else data[:whole].clone()
+    columns, rows = torch.zeros(_ROW, dtype=torch.int64, device=tensor.device), []
+    for block in head.view(torch.int64).view(-1, _ROW).split(_BLOCK):
+        # A sum that wraps around loses highest bits in pairs, and with them signs: so they count elsewhere as well.
+        mixed = (block >> 29).add_(block)
+        columns += mixed.sum(0)
+        rows.append(mixed.sum(1))
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} {turned}".encode())
+    for part in (torch.cat([columns, *rows]), data[whole:]):
+        digest.update(part.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def mark_loaded(model: TransformerBridge, name: str, dtype: torch.dtype) -> None:
+    """Note on a bridge that `load` has just read it under this name."""
+    model.loaded_from = Origin(name, dtype, {name: fingerprint(tensor) for name, tensor in state(model).items()})
+
+
+def origin_of(twin: TwinBridge, source: TransformerBridge) -> Origin:
+    """Where a new twin's tensors come from, and which of them the source no longer has as loaded."""
+    origin: Origin | None = getattr(source, "loaded_from", None)
+    now = state(source)
+    changed = [t for name, t in now.items() if origin is not None and origin.state.get(name) != fingerprint(t)]
+    memory, known = {_memory(t) for t in changed}, {_memory(t) for t in now.values()}
+
+    def as_loaded(tensor: Tensor) -> bool:
+        # A copy, of what is not known, counts as changed when anything has.
+        return not changed or (_memory(tensor) in known and _memory(tensor) not in memory)
+
+    fingerprints = {name: fingerprint(t) if as_loaded(t) else None for name, t in state(twin).items()}
+    if origin is None:
+        return Origin(None, source.cfg.dtype, fingerprints)
+    return Origin(origin.name, origin.dtype, fingerprints)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _titles(twin: TwinBridge) -> dict[int, str]:
+    return {
+        id(module): f"{place.name}.{inner}".rstrip(".")
+        for place, bank in zip(twin.places, twin.banks, strict=True)
+        for inner, module in bank.named_modules()
+    }
+
+
+def _clean(path: str) -> str:
+    return ".".join(part for part in path.split(".") if part != "_original_component")

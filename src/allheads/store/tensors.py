@@ -1,0 +1,131 @@
+"""Tensors on disk and in a network: safetensors files, digests, and putting values in place."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from allheads.errors import AllHeadsError
+from allheads.models.origin import state
+from allheads.store.record import Record, damaged
+
+STEM = "twin"
+#: Bytes in a file; one tensor may be more.
+SHARD = 2_000_000_000
+#: Seconds after which a bar shows that there is work.
+PATIENCE = 3.0
+
+
+def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """SHA-256 of every tensor: of its name, dtype, shape and bytes."""
+    bar = tqdm(tensors.items(), desc="Hashing", delay=PATIENCE, disable=None, leave=False)
+    return {name: digest(name, tensor) for name, tensor in bar}
+
+
+def digest(name: str, tensor: Tensor) -> str:
+    """SHA-256 of one tensor; its layout in memory does not count.
+
+    >>> W = torch.ones(2, 3)
+    >>> digest("W", W) == digest("W", W.T.contiguous().T), digest("W", W) == digest("W", W.double())
+    (True, False)
+    """
+    found = hashlib.sha256(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+    found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def write(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Write ``twin.safetensors``, or ``twin-00001-of-00003.safetensors`` and so on if that would be large."""
+    shards = list(_shards(tensors))
+    for number, names in enumerate(shards, 1):
+        name = STEM if len(shards) == 1 else f"{STEM}-{number:05}-of-{len(shards):05}"
+        # Tensors are copied file by file: the copies of all of them might not fit.
+        path = folder / f"{name}.safetensors"
+        path.touch()
+        usual = path.stat().st_mode  # safetensors lets nobody else read what it writes
+        save_file(_apart({name: tensors[name] for name in names}), path, {"format": "pt"})
+        path.chmod(usual)
+
+
+def read(folder: Path, record: Record) -> dict[str, Tensor]:
+    """Every tensor of the files that the record names."""
+    tensors: dict[str, Tensor] = {}
+    for name in record.files:
+        if name.endswith(".safetensors"):
+            try:
+                with safe_open(folder / name, "pt") as file:
+                    tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
+            except SafetensorError as cause:
+                raise damaged(folder, f"{name} that cannot be read: {cause}") from cause
+    return tensors
+
+
+def put(model: TransformerBridge, tensors: Mapping[str, Tensor]) -> None:
+    """Let parameters and buffers have these values, in memory of their own; equal ones stay where they are.
+
+    Raises `AllHeadsError` if the shape of a parameter differs. Buffers may grow with what a model has been run on, and
+    heads of their own have any number of bias tokens.
+    """
+    for name, old in state(model).items():
+        new = tensors.get(name)
+        if new is None or (new.dtype == old.dtype and torch.equal(new.to(old.device), old)):
+            continue
+        if new.shape != old.shape and isinstance(old, nn.Parameter) and ".own." not in name:
+            raise AllHeadsError(
+                f"a network with {name} of shape {tuple(new.shape)}",
+                str(tuple(old.shape)),
+                "The twin was made from a model of other sizes.",
+            )
+        made = _like(old, new)
+        if isinstance(old, nn.Parameter):
+            old.data = made
+        else:
+            _replace_buffer(model, old, made)
+
+
+def _replace_buffer(model: TransformerBridge, old: Tensor, new: Tensor) -> None:
+    """A buffer is no object that could be given other memory, so whoever has it gets the new one."""
+    # Not everything in the network is a part of the bridge.
+    for module in (*model.modules(), *model.original_model.modules()):
+        for leaf, tensor in module._buffers.items():
+            if tensor is old:
+                module._buffers[leaf] = new
+
+
+def _like(old: Tensor, new: Tensor) -> Tensor:
+    """The new values, on the device and in the memory order of the old ones: another order may round otherwise."""
+    if new.shape != old.shape:
+        return new.to(old.device, copy=True)
+    return torch.empty_like(old, dtype=new.dtype, requires_grad=False).copy_(new)
+
+
+def _shards(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    names: list[str] = []
+    size = 0
+    for name, tensor in tensors.items():
+        if names and size + tensor.nbytes > SHARD:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += tensor.nbytes
+    yield names
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Dense, on the processor, and none of them in the memory of something larger or of another."""
+    apart: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        dense = tensor.detach().cpu().contiguous()
+        alone = dense.untyped_storage().nbytes() == dense.nbytes and dense.data_ptr() not in taken
+        apart[name] = dense if alone else dense.clone()
+        taken.add(dense.data_ptr())
+    return apart
