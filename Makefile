@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 # In the environment, the constraints hold for the packages that builds need, too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: help demo test check static suite fits bench docs clean
+.PHONY: help demo test check static suite fits coverage bench docs clean
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -29,6 +29,9 @@ suite: $(VENV)/.dev ## Tests, doctests and notebooks, with coverage
 fits: $(VENV)/.dev ## Regenerate the table of gate fits and docs/frontier.md
 	$(BIN)/python -m allheads.theory.fitting
 	$(BIN)/allheads frontier --write docs/frontier.md --figure docs/img/frontier.svg
+
+coverage: $(VENV)/.dev ## Convert the smallest model of every family, and write docs/coverage.md
+	OMP_NUM_THREADS=1 $(BIN)/allheads coverage --write docs/coverage.md
 
 bench: $(VENV)/.dev ## Speed and memory of twin and source, side by side, as JSON
 	OMP_NUM_THREADS=2 $(BIN)/python bench/forward.py

@@ -33,28 +33,29 @@ import allheads as ah
 
 VOCABULARY = 96
 _SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": VOCABULARY}
+_ONE_LAYER = _SIZES | {"num_hidden_layers": 1}
 _HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
 
 
 def _t5() -> PreTrainedModel:
-    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": VOCABULARY}
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4, "vocab_size": VOCABULARY}
     return T5ForConditionalGeneration(T5Config(**sizes, feed_forward_proj="gated-gelu", decoder_start_token_id=0))
 
 
 def _bart() -> PreTrainedModel:
-    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "vocab_size": VOCABULARY}
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": VOCABULARY}
     heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 64}
     return BartForConditionalGeneration(BartConfig(**sizes, **heads, encoder_ffn_dim=48, decoder_ffn_dim=48))
 
 
 def _mixtral() -> PreTrainedModel:
-    return MixtralForCausalLM(MixtralConfig(**_SIZES, **_HEADS, num_local_experts=4, num_experts_per_tok=2))
+    return MixtralForCausalLM(MixtralConfig(**_ONE_LAYER, **_HEADS, num_local_experts=4, num_experts_per_tok=2))
 
 
 def _falcon_h1() -> PreTrainedModel:
     """Factors on the gate and on the output of its MLPs."""
     mamba = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
-    return FalconH1ForCausalLM(FalconH1Config(**_SIZES, **_HEADS, **mamba, mlp_multipliers=[0.7, 0.3]))
+    return FalconH1ForCausalLM(FalconH1Config(**_ONE_LAYER, **_HEADS, **mamba, mlp_multipliers=[0.7, 0.3]))
 
 
 _KINDS = {"t5": _t5, "bart": _bart, "mixtral": _mixtral, "falcon_h1": _falcon_h1}

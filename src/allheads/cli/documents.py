@@ -10,16 +10,17 @@ from allheads.errors import AllHeadsError
 
 
 def put(path: Path, tables: Mapping[str, str]) -> None:
-    """Replace what stands between the markers of every table.
+    """Replace what stands between the markers of every table that the document has markers for.
 
-    Raises `AllHeadsError` if the document cannot be read, or has no such markers.
+    Raises `AllHeadsError` if it cannot be read, or has markers for none.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise AllHeadsError("a document with markers for tables", f"{path} ({error})", "Check the path.") from error
-    for name, table in tables.items():
-        text = between(text, name, table, str(path))
+    wanted = [name for name in tables if f"<!-- {name} -->" in text] or list(tables)
+    for name in wanted:
+        text = between(text, name, tables[name], str(path))
     path.write_text(text, encoding="utf-8")
 
 
