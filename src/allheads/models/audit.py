@@ -8,6 +8,7 @@ any other computation.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -117,6 +118,7 @@ class _Guard(TorchFunctionMode):
     def __init__(self, banks: list[HeadBank], weights: list[Tensor]) -> None:
         super().__init__()
         self.spans = sorted((w.data_ptr(), w.data_ptr() + w.numel() * w.element_size()) for w in weights)
+        self.starts = [start for start, _ in self.spans]
         self.inside = 0
         self.handles: list[Any] = []
         self.banks = banks
@@ -147,8 +149,9 @@ class _Guard(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _check(self, tensor: Tensor, func: Any) -> None:
-        address = tensor.data_ptr() if tensor.device.type != "meta" else 0
-        if address and any(start <= address < end for start, end in self.spans):
+        address = tensor.data_ptr() if tensor.device.type != "meta" else -1
+        before = bisect_right(self.starts, address)
+        if before and address < self.spans[before - 1][1]:
             raise AllHeadsError(
                 "an MLP's weights read by its heads only",
                 f"a tensor of shape {tuple(tensor.shape)} read by {func.__name__}",

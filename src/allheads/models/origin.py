@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import chain
 
 import torch
@@ -19,6 +20,8 @@ from allheads.models.bridge import TwinBridge
 
 #: Words of eight bytes in a row, and rows that are worked on at a time: a megabyte, which fits a cache.
 _ROW, _BLOCK = 1024, 128
+#: Ends the fingerprint of a matrix that lies in memory column by column.
+TURNED = "T"
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,13 @@ def fingerprint(tensor: Tensor) -> str:
     >>> fingerprint(W) == fingerprint(W.clone()), fingerprint(W) == fingerprint(W.flip(0))
     (True, False)
     """
-    turned = tensor.ndim == 2 and tensor.stride(0) < tensor.stride(1)
-    data = (tensor.mT if turned else tensor).detach().contiguous().flatten().view(torch.uint8)
+    return _digest(tensor) + _order(tensor)
+
+
+def _digest(tensor: Tensor) -> str:
+    """Of the values as they lie in memory, a matrix turned or not."""
+    straight = tensor.mT if _order(tensor) else tensor
+    data = straight.detach().contiguous().flatten().view(torch.uint8)
     whole = len(data) // (8 * _ROW) * (8 * _ROW)
     # Words have to begin where words begin.
     head = data[:whole] if data.storage_offset() % 8 == 0 else data[:whole].clone()
@@ -69,7 +77,7 @@ def fingerprint(tensor: Tensor) -> str:
         mixed = (block >> 29).add_(block)
         columns += mixed.sum(0)
         rows.append(mixed.sum(1))
-    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} {turned}".encode())
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(straight.shape)}".encode())
     for part in (torch.cat([columns, *rows]), data[whole:]):
         digest.update(part.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -81,20 +89,35 @@ def mark_loaded(model: TransformerBridge, name: str, dtype: torch.dtype) -> None
 
 
 def origin_of(twin: TwinBridge, source: TransformerBridge) -> Origin:
-    """Where a new twin's tensors come from, and which of them the source no longer has as loaded."""
-    origin: Origin | None = getattr(source, "loaded_from", None)
+    """Where a new twin's tensors come from. What lies where the source was loaded to is not read once more."""
     now = state(source)
-    changed = [t for name, t in now.items() if origin is not None and origin.state.get(name) != fingerprint(t)]
-    memory, known = {_memory(t) for t in changed}, {_memory(t) for t in now.values()}
+    prints = {name: cache(partial(fingerprint, tensor)) for name, tensor in now.items()}
+    loaded: Origin | None = getattr(source, "loaded_from", None)
+    first = {name: prints[name]() if loaded is None else loaded.state.get(name) for name in now}
+    places = {_place(tensor): name for name, tensor in now.items()}
 
-    def as_loaded(tensor: Tensor) -> bool:
-        # A copy, of what is not known, counts as changed when anything has.
-        return not changed or (_memory(tensor) in known and _memory(tensor) not in memory)
+    def recorded(tensor: Tensor) -> str | None:
+        if (name := places.get(_place(tensor))) is not None:
+            known = first[name]
+            return known and known.removesuffix(TURNED) + _order(tensor)
+        # A part of a tensor, or a copy of something, is as loaded where that is: for a copy, where everything is.
+        origins = [name for name, old in now.items() if _memory(old) == _memory(tensor)] or list(now)
+        return fingerprint(tensor) if all(first[name] == prints[name]() for name in origins) else None
 
-    fingerprints = {name: fingerprint(t) if as_loaded(t) else None for name, t in state(twin).items()}
-    if origin is None:
+    fingerprints = {name: recorded(tensor) for name, tensor in state(twin).items()}
+    if loaded is None:
         return Origin(None, source.cfg.dtype, fingerprints)
-    return Origin(origin.name, origin.dtype, fingerprints)
+    return Origin(loaded.name, loaded.dtype, fingerprints)
+
+
+def _order(tensor: Tensor) -> str:
+    return TURNED if tensor.ndim == 2 and tensor.stride(0) < tensor.stride(1) else ""
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """Where in memory a tensor is, the same for a matrix and its transpose."""
+    straight = tensor.mT if _order(tensor) else tensor
+    return tensor.data_ptr(), tensor.dtype, straight.shape, straight.stride()
 
 
 def _memory(tensor: Tensor) -> int:

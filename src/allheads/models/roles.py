@@ -17,6 +17,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -67,14 +68,23 @@ class Trace:
     projections: list[tuple[str, Tensor, Tensor]]
     out: Tensor
 
+    def split(self) -> list[Trace]:
+        """A run for each of `SPANS`, which were a batch."""
+        projections = [
+            [(name, *pair) for pair in zip(read.chunk(len(SPANS)), out.chunk(len(SPANS)), strict=True)]
+            for name, read, out in self.projections
+        ]
+        parts = zip(self.x.chunk(len(SPANS)), self.out.chunk(len(SPANS)), strict=True)
+        return [Trace(x, [each[n] for each in projections], out) for n, (x, out) in enumerate(parts)]
+
 
 def find_roles(module: nn.Module, d_model: int, known: Sequence[Roles] = ()) -> Roles | None:
     """The roles in ``module``, those ``known`` tried first; None if it computes something else."""
     residual = takes_residual(module)
-    traces = [trace for trace in (_spanning(module, d_model, span, residual) for span in SPANS) if trace]
-    if len(traces) < len(SPANS):
+    traces = _spanning(module, d_model, residual)
+    if not traces:
         return None
-    for candidate in [*known, *_candidates(traces[-1], residual)]:
+    for candidate in chain(known, _candidates(traces[-1], residual)):
         if candidate.residual == residual and all(_agrees(candidate, trace) for trace in traces):
             return candidate
     return None
@@ -130,17 +140,17 @@ def call(module: nn.Module, x: Tensor, residual: bool) -> Tensor:
     return out[0] if isinstance(out, tuple) else out
 
 
-def _spanning(module: nn.Module, d_model: int, span: float, residual: bool) -> Trace | None:
-    """A run whose largest preactivation is ``span``."""
+def _spanning(module: nn.Module, d_model: int, residual: bool) -> list[Trace]:
+    """For each of `SPANS` what the module does where that is the largest preactivation; empty if nothing reads x."""
     parameter = next(module.parameters())
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, ROWS, d_model, generator=generator).to(parameter)
+    x = torch.randn(1, ROWS, d_model, generator=torch.Generator().manual_seed(0)).to(parameter)
     trace = _run(module, x, residual)
     readers = [out for _, read, out in trace.projections if _same(read, trace.x)]
     if not readers:
-        return None
-    largest = max(float(out.abs().max()) for out in readers)
-    return _run(module, x * (span / max(largest, 1e-6)), residual)
+        return []
+    largest = max(max(float(out.abs().max()) for out in readers), 1e-6)
+    # Together, because the time goes into reading the weights.
+    return _run(module, torch.cat([x * (span / largest) for span in SPANS]), residual).split()
 
 
 def _run(module: nn.Module, x: Tensor, residual: bool) -> Trace:

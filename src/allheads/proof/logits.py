@@ -35,6 +35,11 @@ def logit_gap(source: Float[Tensor, "*pos vocab"], twin: Float[Tensor, "*pos voc
     >>> gap.largest, gap.kl.tolist(), gap.agree.tolist()
     (0.0, [0.0, 0.0], [True, True])
     """
+    if torch.equal(source, twin):
+        positions = source.argmax(-1).flatten()
+        return LogitGap(
+            0.0, torch.zeros_like(positions, dtype=torch.float64), torch.ones_like(positions, dtype=torch.bool)
+        )
     largest, kl = largest_gap(source, twin), []
     mine_of, theirs_of = (logits.flatten(0, -2).split(_POSITIONS) for logits in (source, twin))
     for mine, theirs in zip(mine_of, theirs_of, strict=True):

@@ -48,7 +48,8 @@ def input_domains(body: nn.Module, units: list[Unit], seen: Seen) -> list[list[D
 
     ``seen`` is a run of the network in which its norms and the units were watched.
     """
-    norms = {path: written for path, written in seen.outputs.items() if path in set(norm_paths(body))}
+    paths = set(norm_paths(body))
+    norms = {path: written for path, written in seen.outputs.items() if path in paths}
     measured: dict[str, Norm | None] = {}
     domains = []
     for unit in units:
