@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -40,7 +41,10 @@ def audit(twin: TwinBridge, units: list[Unit], inputs: dict[str, Tensor], seen: 
     probes: dict[int, Tensor] = {}
     owned = [t for unit in units for mlp in unit.mlps for name, t in mlp.tensors.items() if name.startswith("W_")]
     watched = _probed(expected.values(), probes)
-    with torch.enable_grad(), twin.evaluated("slots"), watched, _Guard(twin.banks, owned):
+    # The graph is walked, never run backward: it needs to keep no activations.
+    nothing = torch.empty(0)
+    graph_only = saved_tensors_hooks(lambda _: nothing, lambda kept: kept)
+    with torch.enable_grad(), graph_only, twin.evaluated("slots"), watched, _Guard(twin.banks, owned):
         reached = _ancestors(first_tensor(twin.original_model(**inputs)))
     # Last, because TransformerLens keeps the last patterns: they should not hold the probe's graph.
     _same_output(twin, inputs, seen)

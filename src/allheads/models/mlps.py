@@ -113,7 +113,7 @@ def read_module(site: Site, module: nn.Module, d_model: int, known: list[Roles])
         raise AllHeadsError(
             "an MLP that computes out(f(in(x))) or out(f(gate(x)) * in(x)) with a known activation",
             f"{type(module).__name__} in {site.place.stem}, whose numbers fit no such formula ({_described(module)}):"
-            " a clamp, sparsity, a norm inside, a mix of tokens, or another activation",
+            " a clamp, sparsity, a norm inside, a mix of tokens, quantised projections, or another activation",
             f"This kind of MLP is not supported yet; f is one of {', '.join(ACTIVATIONS)}.",
         )
     if roles.activation.squared and roles.gate is not None:

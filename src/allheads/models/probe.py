@@ -16,7 +16,7 @@ from allheads.models.tree import called
 #: What a bridge is called with, by name.
 Inputs = Mapping[str, Tensor]
 #: Length of a random text.
-TOKENS = 16
+TOKENS = 8
 
 
 @dataclass
@@ -86,8 +86,9 @@ def watching(body: nn.Module, paths: Iterable[str]) -> Iterator[Seen]:
 def evaluating(model: TransformerBridge) -> Iterator[None]:
     """In evaluation mode for a while, whatever the mode of each module is."""
     training = [module for module in model.original_model.modules() if module.training]
-    model.original_model.eval()
     try:
+        for module in training:
+            module.training = False
         yield
     finally:
         for module in training:

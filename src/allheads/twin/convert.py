@@ -120,6 +120,12 @@ def checked(model: TransformerBridge) -> TransformerBridge:
             "one whose weights enable_compatibility_mode has processed",
             "Load it again; convert first, and call enable_compatibility_mode on the twin.",
         )
+    if elsewhere := [name for name, p in model.original_model.named_parameters() if p.is_meta]:
+        raise AllHeadsError(
+            "a model whose weights are in memory",
+            f"one with {len(elsewhere)} of them elsewhere, as {elsewhere[0].replace('_original_component.', '')}",
+            "A device_map may spread it over devices, but not offload it to disk.",
+        )
     if model.original_model.training and any(isinstance(m, torch.nn.Dropout) and m.p for m in model.modules()):
         warnings.warn("The model is in training mode, with dropout; its twin is in evaluation mode.", stacklevel=3)
     return model
