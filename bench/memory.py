@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import gc
 import json
-import threading
 import time
-from pathlib import Path
 
 import torch
+from resident import Peak, resident
 
 import allheads as ah
-
-PAGE = 4096
 
 
 def main() -> None:
@@ -24,16 +21,16 @@ def main() -> None:
     source = ah.load()
     loaded = time.perf_counter() - started
     weights = sum(p.untyped_storage().nbytes() for p in source.original_model.parameters())
-    before = _resident()
+    before = resident()
     seconds, peaks, twins = [], [], []
     for _ in range(3):
-        with _Peak() as peak:
+        with Peak() as peak:
             started = time.perf_counter()
             twins.append(ah.convert(source))
             seconds.append(time.perf_counter() - started)
         peaks.append(peak.bytes - before)
         gc.collect()
-    held = (_resident() - before) / len(twins)
+    held = (resident() - before) / len(twins)
     tokens = torch.randint(source.cfg.d_vocab, (1, 512), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         mine = _held(source.run_with_cache(tokens, return_cache_object=False)[1])
@@ -54,31 +51,9 @@ def main() -> None:
     print(json.dumps(result, indent=2))
 
 
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
-
-
 def _held(cache: dict[str, torch.Tensor]) -> int:
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in cache.values()}
     return sum(storages.values())
-
-
-class _Peak:
-    """The largest resident memory while it is open, looked at every 5 ms."""
-
-    def __enter__(self) -> _Peak:
-        self.bytes, self._done = _resident(), threading.Event()
-        self._watcher = threading.Thread(target=self._watch)
-        self._watcher.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.005):
-            self.bytes = max(self.bytes, _resident())
-
-    def __exit__(self, *details: object) -> None:
-        self._done.set()
-        self._watcher.join()
 
 
 if __name__ == "__main__":

@@ -91,3 +91,22 @@ def test_a_file_is_read_by_paragraphs(tmp_path, monkeypatch):
     assert conversion.texts_of(None, path) == ["First paragraph.", "Second one.\n"]
     assert conversion.texts_of("words", None) == ["words"]
     assert conversion.texts_of(None, None) is None
+
+
+def _attribute(*arguments):
+    return CliRunner().invoke(app, ["attribute", *arguments])
+
+
+def test_attribute():
+    prompt = "When Mary and John went to the store, John gave a drink to"
+    result = _attribute(prompt, "--target", " Mary", "--versus", " John", "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["total"] == pytest.approx(facts["target_value"], abs=1e-4)
+    assert sum(row["embedding"] for row in facts["tokens"]) == pytest.approx(facts["total"], abs=1e-4)
+    assert facts["top"][0]["label"] == "L23.A3"
+    assert len(facts["top"]) == 12
+    shown = _attribute(prompt, "--target", " Mary", "--rule", "relp", "--top", "3").stdout
+    assert "Not complete" in shown and "' Mary' at position 13" in shown
+    refused = _attribute(prompt, "--target", "antidisestablish")
+    assert refused.exit_code == 2

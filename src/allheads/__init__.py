@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from allheads import plots as plots
     from allheads import pure as pure
     from allheads.banks.bank import HeadBank as HeadBank
+    from allheads.circuits.attribution import Attribution as Attribution
+    from allheads.circuits.backward import attribute as attribute
+    from allheads.circuits.holding import frozen as frozen
+    from allheads.circuits.rules import RULES as RULES
+    from allheads.circuits.rules import Rule as Rule
     from allheads.errors import AllHeadsError as AllHeadsError
     from allheads.models.bridge import TwinBridge as TwinBridge
     from allheads.proof.report import Report as Report
@@ -38,7 +43,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "RULES": "circuits.rules",
     "AllHeadsError": "errors",
+    "Attribution": "circuits.attribution",
     "Cost": "twin.cost",
     "Gate": "theory.gates",
     "GateSum": "theory.gates",
@@ -46,11 +53,14 @@ _HOME = {
     "HeadBank": "banks.bank",
     "Label": "twin.labels",
     "Report": "proof.report",
+    "Rule": "circuits.rules",
     "Thresholds": "proof.report",
     "TwinBridge": "models.bridge",
     "approximate": "theory.approximate",
+    "attribute": "circuits.backward",
     "convert": "twin.convert",
     "cost": "twin.cost",
+    "frozen": "circuits.holding",
     "head": "twin.heads",
     "heads": "twin.heads",
     "load": "store.load",

@@ -131,3 +131,14 @@ def test_torch_compile():
     with torch.no_grad(), twin.evaluated("slots"):
         compiled = torch.compile(twin, backend="eager")(sample.inputs["input"])
         assert (compiled - sample.run(twin)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", [*KINDS, "BloomForCausalLM", "OPTForCausalLM", "Gemma2ForCausalLM"])
+def test_every_hook_point_can_be_hooked_by_name(name):
+    twin = ah.convert(zoo.build(name).bridge)
+    # TransformerLens asks for a setting before some: those say so.
+    points = [point for point in twin.hook_dict if twin._gated_hook_reason(point) is None]
+    assert any(point.endswith("mlp.hook_out") for point in points)
+    for point in points:
+        with twin.hooks(fwd_hooks=[(point, lambda value, hook: value)]):
+            pass

@@ -14,6 +14,7 @@ from allheads.banks import evaluate
 from allheads.banks.evaluate import Evaluation
 from allheads.banks.guard import SharedWeight
 from allheads.banks.hooks import HeadHooks
+from allheads.banks.linear import Held, linear
 from allheads.banks.own import OwnHeads
 from allheads.banks.weights import HeadWeights
 from allheads.errors import AllHeadsError
@@ -93,6 +94,7 @@ class HeadBank(nn.Module):
         self.evaluation = evaluation
         self.pattern_dtype: torch.dtype | None = None
         self.own: OwnHeads | None = None
+        self.held: Held | None = None
         shared = {
             "W_in": W_in,
             "b_in": b_in,
@@ -140,10 +142,14 @@ class HeadBank(nn.Module):
     ) -> Float[Tensor, "batch pos d_model"]:
         """The MLP's output, by the chosen evaluation, or by ``slots`` where a hook needs the heads one by one.
 
+        While ``held`` is set it is a linear map, see `allheads.banks.linear`.
         ``scale`` multiplies all values, see `allheads.banks.evaluate`.
         """
         if x.ndim != 3:
             raise AllHeadsError("a residual stream [batch pos d_model]", f"shape {tuple(x.shape)}", "Add a batch axis.")
+        if self.held is not None:
+            closed = self.evaluation == "closed"
+            return linear(self.weights(), x, self.hooks, self.held, self.gates, closed)
         if self.evaluation == "closed" and self.own is None and not self.hooks.watched(*HeadHooks.PER_HEAD):
             return evaluate.closed(self.weights(), x, self.hooks, self.gates.activation, scale)
         pattern_dtype = self._pattern_dtype(x.dtype)

@@ -40,9 +40,9 @@ def closed(
     scale: Float[Tensor, "batch pos"] | None = None,
 ) -> Float[Tensor, "batch pos d_model"]:
     """``f(t) W_O`` for plain neurons, ``(f(g) u) W_O`` for gated ones."""
-    t, u = _projections(heads, x, at)
+    t, u = projections(heads, x, at)
     post = activation(t[..., 0, :]) if heads.W_V is None else activation(t[..., 0, :]) * u[..., 0, :]
-    return _written(heads, at.hook_post(post if scale is None else (post * scale[..., None]).to(post.dtype)), scale)
+    return written(heads, at.hook_post(post if scale is None else (post * scale[..., None]).to(post.dtype)), scale)
 
 
 def slots(
@@ -54,7 +54,7 @@ def slots(
 ) -> Float[Tensor, "batch pos d_model"]:
     """Softmax over self and bias tokens, in ``pattern_dtype``; ``scale`` multiplies every value."""
     stream, x = x.dtype, _read_in(heads, x, pattern_dtype)
-    t, u = _projections(heads, x, at)
+    t, u = projections(heads, x, at)
     q = _per_head(t.to(pattern_dtype), heads.parts, at.hook_q)
     v = heads.alpha.to(pattern_dtype)[:, None] * u.to(pattern_dtype) + heads.delta.to(pattern_dtype)[:, None]
     v = _per_head(v if scale is None else v * scale[..., None, None].to(v.dtype), heads.parts, at.hook_v)
@@ -77,7 +77,7 @@ def attention(
 ) -> Float[Tensor, "batch pos d_model"]:
     """Every head over every position, masked: what an attention layer would literally do."""
     stream, x, length = x.dtype, _read_in(heads, x, pattern_dtype), x.shape[1]
-    t, u = (projected.to(pattern_dtype) for projected in _projections(heads, x, at))
+    t, u = (projected.to(pattern_dtype) for projected in projections(heads, x, at))
     keys = _self_keys(heads, x, pattern_dtype)
     z = []
     for part in range(heads.parts):
@@ -106,7 +106,7 @@ def _read_in(heads: HeadWeights, x: Tensor, pattern_dtype: torch.dtype) -> Tenso
     return x.to(pattern_dtype) if heads.edited else x
 
 
-def _projections(heads: HeadWeights, x: Tensor, at: HeadHooks) -> tuple[Tensor, Tensor]:
+def projections(heads: HeadWeights, x: Tensor, at: HeadHooks) -> tuple[Tensor, Tensor]:
     """Query and value inputs, ``[batch pos part|1 neuron]``; the hooks on them fire while they are shared."""
     t = _project(x, heads.W_Q, heads.b_Q)
     if not heads.edited:
@@ -201,10 +201,11 @@ def _write(
         return _biased(heads, out, scale) + F.linear(at.hook_post(post) - post, heads.W_O[0].T)
     if heads.edited:
         return _biased(heads, F.linear(z.flatten(2), heads.W_O.flatten(0, 1).T.to(z.dtype)).to(stream), scale)
-    return _written(heads, at.hook_post(z.sum(2).to(stream)), scale)
+    return written(heads, at.hook_post(z.sum(2).to(stream)), scale)
 
 
-def _written(heads: HeadWeights, post: Float[Tensor, "batch pos neuron"], scale: Tensor | None) -> Tensor:
+def written(heads: HeadWeights, post: Float[Tensor, "batch pos neuron"], scale: Tensor | None) -> Tensor:
+    """What neurons with these activations write into the stream, with the layer's bias."""
     if scale is None:
         return F.linear(post, heads.W_O[0].T, heads.b_O)
     return _biased(heads, F.linear(post, heads.W_O[0].T), scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from allheads.cli.attribution import attribute
 from allheads.cli.conversion import convert
 from allheads.cli.counting import cost
 from allheads.cli.coverage import coverage
@@ -19,6 +20,6 @@ def main() -> None:
     """Turn a pretrained transformer into its attention-only twin."""
 
 
-for command in (convert, theorems, cost, frontier, coverage):
+for command in (convert, attribute, theorems, cost, frontier, coverage):
     app.command()(command)
 app.add_typer(lab, name="lab")

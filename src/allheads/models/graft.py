@@ -63,6 +63,8 @@ def graft(twin: TransformerBridge, unit: Unit, banks: Sequence[HeadBank]) -> Non
     for name in [name for name in twin._hook_registry if name.startswith(f"{site.place.name}.")]:
         if name not in keep:
             del twin._hook_registry[name]
+    for name, point in keep.items():
+        point.name = name  # an assignment to a module renames it
     twin._hook_registry.update(keep)
     for mlp, each in zip(unit.mlps, banks, strict=True):
         for name, point in each.hooks.named_children():

@@ -1,0 +1,84 @@
+"""``allheads attribute``: what in a prompt, and which heads and neurons, make the next token."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from allheads.cli.console import explained, results, step
+
+if TYPE_CHECKING:
+    from allheads.circuits.attribution import Attribution
+
+
+def attribute(
+    prompt: Annotated[str, typer.Argument(help="Text whose next token is asked about.")],
+    target: Annotated[str, typer.Option(help="The token to explain, with its space: ' Mary'.")],
+    versus: Annotated[str | None, typer.Option(help="A token it is compared with.")] = None,
+    rule: Annotated[str, typer.Option(help="What is held: frozen, gate, half, live, relp or gradient.")] = "frozen",
+    model: Annotated[str, typer.Option(help="A model's name, folder, .gguf file, saved twin or hub id.")] = (
+        "smollm2-135m"
+    ),
+    position: Annotated[int, typer.Option(help="Where the logits are read.")] = -1,
+    top: Annotated[int, typer.Option(min=1, help="How many heads and neurons are listed.")] = 12,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Split the logit of a token, or a difference of two, over tokens, attention heads and neurons."""
+    with explained():
+        with step("Importing torch, transformers and TransformerLens"):
+            import allheads as ah
+        with step(f"Loading and converting {model}"):
+            source = ah.load(model)
+            twin = source if isinstance(source, ah.TwinBridge) else ah.convert(source)
+        with step("One forward and one backward pass"):
+            asked = target if versus is None else (target, versus)
+            found = ah.attribute(twin, prompt, asked, rule=rule, position=position)
+    if as_json:
+        typer.echo(json.dumps(_facts(found, top)))
+    else:
+        _print(found, top)
+
+
+def _facts(found: Attribution, top: int) -> dict[str, Any]:
+    return {
+        "rule": found.rule.name,
+        "target": found.target.name,
+        "position": found.target.position,
+        "target_value": found.target_value,
+        "total": found.total,
+        "intercept": found.intercept,
+        "completeness_error": found.completeness_error,
+        "tokens": [
+            {"position": position, "token": token, "embedding": embedding}
+            for position, (token, embedding) in enumerate(zip(found.tokens, found.embeddings.tolist(), strict=True))
+        ],
+        "top": found.to_dataframe(top).to_dict("records"),
+    }
+
+
+def _print(found: Attribution, top: int) -> None:
+    console = results()
+    console.print(
+        f"{found.target.name} at position {found.target.position}: {found.target_value:.4f}. "
+        f"Rule {found.rule.name}: {found.rule.answers}"
+    )
+    tokens = Table(title=f"Token embeddings, which sum to {float(found.embeddings.sum()):.4f}")
+    for header in ("position", "token", "contribution"):
+        tokens.add_column(header, justify="left" if header == "token" else "right")
+    for position, (token, value) in enumerate(zip(found.tokens, found.embeddings.tolist(), strict=True)):
+        tokens.add_row(str(position), repr(token), f"{value:+.4f}")
+    console.print(tokens)
+    heads = Table(title="Heads and neurons with the largest effects")
+    for header in ("label", "position", "token", "effect", "direct"):
+        heads.add_column(header, justify="left" if header in ("label", "token") else "right")
+    for each in found.top(top):
+        row = (each.label, str(each.position), repr(found.tokens[each.position]))
+        heads.add_row(*row, f"{each.effect:+.4f}", f"{each.direct:+.4f}")
+    console.print(heads)
+    if found.rule.complete:
+        console.print(f"Completeness error {found.completeness_error:.1e}. Misses: {found.rule.misses}")
+    else:
+        console.print(f"Not complete: contributions sum to {found.total:.4f}. Misses: {found.rule.misses}")

@@ -1,0 +1,99 @@
+"""Norms that keep their scale: what makes a normalised network linear.
+
+A norm ``x -> gain * s(x) * (x - mean) + shift`` with s held is linear, up to its shift. TransformerLens' hook points
+for scales are not used: on the path that computes what the model does, a change there does not reach the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+
+from allheads.errors import AllHeadsError
+from allheads.models.norms import Norm, known_norm
+
+
+@dataclass
+class HeldNorm:
+    """A norm whose scale is recorded when it first runs: ``gain * scale * (x - mean) + shift``."""
+
+    module: nn.Module
+    component: GeneralizedComponent | None
+    norm: Norm | None = None
+    scale: Float[Tensor, "batch pos 1"] | None = None
+    shift: Float[Tensor, " d_model"] | None = None
+
+    def __call__(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        """The norm with its scale held, between the hook points of its component."""
+        x = x if self.component is None else self.component.hook_in(x)
+        if self.scale is None:
+            self._record(x.detach())
+            if torch.is_grad_enabled() and self.shift is not None:
+                self.shift.requires_grad_()
+        assert self.norm is not None and self.scale is not None
+        wide = x.to(self.scale.dtype)
+        centred = wide - wide.mean(-1, keepdim=True) if self.norm.centred else wide
+        out = (self.norm.gain.to(wide) * self.scale * centred + self.shift).to(x.dtype)
+        return out if self.component is None else self.component.hook_out(out)
+
+    def _record(self, x: Tensor) -> None:
+        """The scale is read off what the norm itself makes of the input, whatever its formula for it."""
+        self.norm = known_norm(self.module, x.shape[-1])
+        if self.norm is None:
+            raise AllHeadsError(
+                "norms that scale their input", f"a {type(self.module).__name__}", "It cannot be held: rule='gradient'."
+            )
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        with torch.no_grad():
+            self.shift = self.norm.shift.to(wide)
+            centred = wide - wide.mean(-1, keepdim=True) if self.norm.centred else wide
+            straight = self.norm.gain.to(wide) * centred
+            written = self.module(x).to(wide) - self.shift
+            size = straight.square().sum(-1, keepdim=True).clamp_min(torch.finfo(wide.dtype).tiny)
+            self.scale = (written * straight).sum(-1, keepdim=True) / size
+
+
+@contextmanager
+def held_norms(body: nn.Module) -> Iterator[dict[str, HeldNorm]]:
+    """Let every norm of a bridged network keep, for a while, the scale that it has in its first run; by path."""
+    held: dict[str, HeldNorm] = {}
+    with ExitStack() as stack:
+        for path, module, component in _norms(body):
+            held[path] = HeldNorm(module, component)
+            stack.enter_context(_called_instead(component or module, held[path]))
+        yield held
+
+
+def _norms(body: nn.Module) -> Iterator[tuple[str, nn.Module, GeneralizedComponent | None]]:
+    """Every norm by path, with the component around it if there is one."""
+    around = {
+        id(module._modules["_original_component"]): module
+        for module in body.modules()
+        if isinstance(module, GeneralizedComponent) and "_original_component" in module._modules
+    }
+    for path, module in body.named_modules():
+        if isinstance(module, GeneralizedComponent) or any(module.children()):
+            continue
+        if "norm" in type(module).__name__.lower():
+            clean = ".".join(part for part in path.split(".") if part != "_original_component")
+            yield clean, module, around.get(id(module))
+
+
+@contextmanager
+def _called_instead(module: nn.Module, function: Callable[..., Tensor]) -> Iterator[None]:
+    before = module.__dict__.get("forward")
+    module.__dict__["forward"] = function
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = before
