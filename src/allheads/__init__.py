@@ -18,8 +18,13 @@ if TYPE_CHECKING:
     from allheads import pure as pure
     from allheads.banks.bank import HeadBank as HeadBank
     from allheads.circuits.attribution import Attribution as Attribution
+    from allheads.circuits.averages import Means as Means
+    from allheads.circuits.averages import means as means
     from allheads.circuits.backward import attribute as attribute
     from allheads.circuits.holding import frozen as frozen
+    from allheads.circuits.interventions import ablate as ablate
+    from allheads.circuits.interventions import patch as patch
+    from allheads.circuits.interventions import pin as pin
     from allheads.circuits.rules import RULES as RULES
     from allheads.circuits.rules import Rule as Rule
     from allheads.errors import AllHeadsError as AllHeadsError
@@ -52,10 +57,12 @@ _HOME = {
     "Head": "twin.heads",
     "HeadBank": "banks.bank",
     "Label": "twin.labels",
+    "Means": "circuits.averages",
     "Report": "proof.report",
     "Rule": "circuits.rules",
     "Thresholds": "proof.report",
     "TwinBridge": "models.bridge",
+    "ablate": "circuits.interventions",
     "approximate": "theory.approximate",
     "attribute": "circuits.backward",
     "convert": "twin.convert",
@@ -64,6 +71,9 @@ _HOME = {
     "head": "twin.heads",
     "heads": "twin.heads",
     "load": "store.load",
+    "means": "circuits.averages",
+    "patch": "circuits.interventions",
+    "pin": "circuits.interventions",
     "save": "store.save",
     "verify": "proof.verify",
 }

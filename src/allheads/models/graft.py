@@ -54,6 +54,7 @@ def graft(twin: TransformerBridge, unit: Unit, banks: Sequence[HeadBank]) -> Non
     site = unit.site
     bank: HeadBank | MixtureBank = MixtureBank(banks) if site.experts else banks[0]
     component = HeadBankBridge(site.path.rpartition(".")[2], bank, residual=unit.residual, config=twin.cfg)
+    component.train(twin.original_model.training)
     replaced = _component(twin, site.place.name)
     if replaced is not None:
         component.adopt(replaced)

@@ -1,0 +1,71 @@
+"""What heads and neurons write on average: the reference that ablation and relative attribution need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from allheads.errors import AllHeadsError
+from allheads.models.attention import attending
+from allheads.models.bridge import TwinBridge
+
+#: Seconds after which a bar shows that there is work.
+PATIENCE = 3.0
+
+
+@dataclass(frozen=True)
+class Means:
+    """Means over ``count`` positions, by hook point: ``hook_z [head d_head]``, ``hook_post [d_mlp]``, in float64."""
+
+    count: int
+    values: dict[str, Float[Tensor, "..."]]
+
+    def of(self, name: str) -> Float[Tensor, "..."]:
+        """The mean at a hook point. Raises `AllHeadsError` if it was not measured."""
+        if name not in self.values:
+            some = ", ".join(list(self.values)[:2])
+            raise AllHeadsError(f"a hook point with a mean, such as {some}", name, "Whole neurons and heads have one.")
+        return self.values[name]
+
+
+def means(twin: TwinBridge, texts: Sequence[str | Tensor], *, skip_first: bool = True) -> Means:
+    """What every ordinary head and every neuron writes on average over all positions of some texts.
+
+    ``skip_first`` leaves the first position of each text out: it often is where heads rest, and unlike all others.
+
+    Raises `AllHeadsError` for anything but a twin, and if no position is left.
+
+    >>> average = means(twin, ["Mary and John", "went to the store"])  # doctest: +SKIP
+    """
+    if not isinstance(twin, TwinBridge):
+        raise AllHeadsError("an attention-only twin", type(twin).__name__, "Make one with ah.convert(source).")
+    items = [texts] if isinstance(texts, (str, Tensor)) else list(texts)
+    names = [f"{each.place.prefix}hook_z" for each in attending(twin)]
+    for place, bank in zip(twin.places, twin.banks, strict=True):
+        if bank.own is not None:
+            raise AllHeadsError("neurons with one activation each", f"edited heads in {place.stem}", "Measure before.")
+        names.append(f"{place.prefix}hook_post")
+    sums: dict[str, Tensor] = {}
+    counts = dict.fromkeys(names, 0)
+
+    def adder(name: str) -> Callable[..., None]:
+        def add(value: Tensor, hook: object) -> None:
+            kept = value.detach()[:, int(skip_first) :]
+            counts[name] += kept.shape[0] * kept.shape[1]
+            total = kept.sum((0, 1), dtype=torch.float64)
+            sums[name] = sums[name] + total if name in sums else total
+
+        return add
+
+    with torch.no_grad(), twin.hooks(fwd_hooks=[(name, adder(name)) for name in names]):
+        for item in tqdm(items, desc="Means", delay=PATIENCE, disable=None, leave=False):
+            twin(item)
+    count = max(counts.values(), default=0)
+    if not count:
+        raise AllHeadsError("texts with a position to average over", "none", "Give longer texts, or skip_first=False.")
+    return Means(count, {name: total / counts[name] for name, total in sums.items() if counts[name]})
