@@ -28,7 +28,7 @@ def linear_heads(
     """``x M + bias`` by heads that attend to themselves; rows and columns of zeros cost nothing.
 
     >>> from allheads.pure.runner import allowed, attend
-    >>> M, x = torch.randn(5, 5), torch.randn(3, 5)
+    >>> M, x = torch.randn(5, 5, generator=torch.manual_seed(0)), torch.randn(3, 5)
     >>> (heads,) = linear_heads(M, d_head=2)
     >>> len(heads.W_O), torch.allclose(attend(x, heads, allowed(heads, 3)), x @ M, atol=1e-5)
     (3, True)
