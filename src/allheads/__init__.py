@@ -18,13 +18,19 @@ if TYPE_CHECKING:
     from allheads import pure as pure
     from allheads.banks.bank import HeadBank as HeadBank
     from allheads.circuits.attribution import Attribution as Attribution
+    from allheads.circuits.attribution_graph import AttributionGraph as AttributionGraph
     from allheads.circuits.averages import Means as Means
     from allheads.circuits.averages import means as means
     from allheads.circuits.backward import attribute as attribute
+    from allheads.circuits.confirmation import Confirmation as Confirmation
+    from allheads.circuits.confirmation import confirm as confirm
+    from allheads.circuits.graph import graph as graph
     from allheads.circuits.holding import frozen as frozen
     from allheads.circuits.interventions import ablate as ablate
     from allheads.circuits.interventions import patch as patch
     from allheads.circuits.interventions import pin as pin
+    from allheads.circuits.patterns import PatternAttribution as PatternAttribution
+    from allheads.circuits.patterns import attribute_pattern as attribute_pattern
     from allheads.circuits.rules import RULES as RULES
     from allheads.circuits.rules import Rule as Rule
     from allheads.errors import AllHeadsError as AllHeadsError
@@ -51,6 +57,8 @@ _HOME = {
     "RULES": "circuits.rules",
     "AllHeadsError": "errors",
     "Attribution": "circuits.attribution",
+    "AttributionGraph": "circuits.attribution_graph",
+    "Confirmation": "circuits.confirmation",
     "Cost": "twin.cost",
     "Gate": "theory.gates",
     "GateSum": "theory.gates",
@@ -58,6 +66,7 @@ _HOME = {
     "HeadBank": "banks.bank",
     "Label": "twin.labels",
     "Means": "circuits.averages",
+    "PatternAttribution": "circuits.patterns",
     "Report": "proof.report",
     "Rule": "circuits.rules",
     "Thresholds": "proof.report",
@@ -65,9 +74,12 @@ _HOME = {
     "ablate": "circuits.interventions",
     "approximate": "theory.approximate",
     "attribute": "circuits.backward",
+    "attribute_pattern": "circuits.patterns",
+    "confirm": "circuits.confirmation",
     "convert": "twin.convert",
     "cost": "twin.cost",
     "frozen": "circuits.holding",
+    "graph": "circuits.graph",
     "head": "twin.heads",
     "heads": "twin.heads",
     "load": "store.load",

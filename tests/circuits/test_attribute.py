@@ -280,3 +280,56 @@ def test_edited_banks_are_refused(twins):
         heads.W_O[3] *= 2.0
     with pytest.raises(ah.AllHeadsError, match="share their neuron's weights, got edited heads"):
         ah.attribute(twin, sample.inputs["input"], 3)
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "GPT2LMHeadModel", "Olmo2ForCausalLM"])
+@pytest.mark.parametrize("by_position", [False, True])
+def test_relative_to_means(twins, name, by_position):
+    """Every part loses what its mean is worth; the sum stays the target."""
+    twin, ids = twins(name)
+    other = ids.flip(1)
+    means = ah.means(twin, [ids, other], by_position=by_position)
+    plain, relative = ah.attribute(twin, ids, 7), ah.attribute(twin, ids, 7, baseline=means)
+    assert relative.baseline != 0.0
+    assert relative.total == pytest.approx(plain.target_value, abs=1e-11)
+    assert relative.completeness_error < 1e-12
+    at_mean = {name: value.to(torch.float64) for name, value in means.values.items()}
+    with ah.frozen(twin, ids), torch.no_grad():
+        own = twin(ids)[0, -1, 7]
+        for label, point, index in (
+            ("L0.N3", "blocks.0.mlp.hook_post", 3),
+            ("L0.A1", "blocks.0.attn.hook_z", 1),
+        ):
+
+            def to_mean(value, hook, point=point, index=index):
+                value = value.clone()
+                value[:, :, index] = at_mean[point].select(1 if by_position else 0, index)
+                return value
+
+            with twin.hooks(fwd_hooks=[(point, to_mean)]):
+                change = float(own - twin(ids)[0, -1, 7])
+            assert change == pytest.approx(sum(each.effect for each in relative.of(label)), abs=1e-11)
+    direct = relative.neurons_direct - plain.neurons_direct
+    assert direct.abs().max() > 1e-6
+
+
+def test_means_that_do_not_fit(twins):
+    twin, ids = twins("LlamaForCausalLM")
+    short = ah.means(twin, [ids[:, :4]], by_position=True)
+    with pytest.raises(ah.AllHeadsError, match="or by position"):
+        ah.attribute(twin, ids, 7, baseline=short)
+    with pytest.raises(ah.AllHeadsError, match="prompts of 12 tokens each, got one of 4"):
+        ah.means(twin, [ids, ids[:, :4]], by_position=True)
+
+
+def test_the_first_position_can_be_left_out(twins):
+    twin, ids = twins("LlamaForCausalLM")
+    found = ah.attribute(twin, ids, 7)
+    everything = found.heads.numel() + found.neurons.numel()
+    first = everything // ids.shape[1]
+    for by in ("size", "sign"):
+        without = found.top(everything, by=by, skip_first=True)
+        assert len(without) == everything - first
+        assert without == [each for each in found.top(everything, by=by) if each.position] or len(
+            {each.effect for each in without}
+        ) < len(without)

@@ -64,3 +64,26 @@ def test_the_largest_head_moves_the_answer(twin):
 def test_words_that_are_no_single_token(twin):
     with pytest.raises(ah.AllHeadsError, match=r"one token, got ' antidisestablish', which is ' ant', '"):
         ah.attribute(twin, PROMPT, " antidisestablish")
+
+
+def test_a_graph_of_the_indirect_object(twin):
+    """Twenty parts, found backward from the answer; in the held twin each is worth what the graph says."""
+    found = ah.graph(twin, PROMPT, PAIR, budget=20)
+    assert found.into("target")[0].source == "L23.A3@13"
+    assert len(found.parts) == 20
+    confirmed = ah.confirm(twin, PROMPT, PAIR, found)
+    assert confirmed.frozen_error < 1e-4
+    assert confirmed.correlation > 0.6
+    assert found["target"].inflow["V"].total == pytest.approx(6.1196, abs=1e-3)
+
+
+def test_why_a_name_mover_attends(twin):
+    """The score of the largest head on the first name, over the second, splits to the last digit."""
+    why = ah.attribute_pattern(twin, PROMPT, "L23.A3", -1, source=1, versus=3)
+    pattern = twin.run_with_cache(PROMPT, names_filter=["blocks.23.attn.hook_pattern"])[1][
+        "blocks.23.attn.hook_pattern"
+    ]
+    odds = float(pattern[0, 3, -1, 1].log() - pattern[0, 3, -1, 3].log())
+    assert why.score == pytest.approx(odds, abs=1e-4)
+    assert why.query.completeness_error < 1e-5
+    assert why.query.total == pytest.approx(why.score, abs=1e-4)

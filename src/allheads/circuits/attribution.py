@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from allheads.circuits.rules import Rule
-from allheads.circuits.tokens import Target
+from allheads.circuits.tokens import Asked
 from allheads.errors import AllHeadsError
 from allheads.twin.labels import Kind, Label
 
@@ -31,7 +31,7 @@ class Contribution:
 
 @dataclass(frozen=True)
 class Attribution:
-    """Contributions to a target, by one forward and one backward pass under a rule.
+    """Contributions to a target, or to something a head reads, by one forward and one backward pass under a rule.
 
     Embeddings and constants are the cut of the stream before layer 0, and sum to the target where the rule is complete.
     Heads and neurons pass on what they were given: their effects overlap along a path, and do not sum to it.
@@ -40,7 +40,7 @@ class Attribution:
     """
 
     rule: Rule
-    target: Target
+    target: Asked
     tokens: list[str]
     #: The target in the twin, and what the rule does not attribute; 0 for a linear target under a complete rule.
     target_value: float
@@ -54,11 +54,11 @@ class Attribution:
     #: At the target's position; nothing is written into its logits from elsewhere.
     heads_direct: Float[Tensor, "layer head"]
     neurons_direct: Float[Tensor, "layer d_mlp"]
-    #: Contribution of the stream before each layer, and after the last.
+    #: Contribution of the stream before each layer up to the one that reads the target, and after the last.
     stream: Float[Tensor, "cut pos"]
     #: For each layer the contribution of what a head carried from each source, if it was asked for.
     sources: Float[Tensor, "layer head destination source"] | None = None
-    #: What the means contribute that activations were taken relative to.
+    #: What the mean embeddings contribute, if contributions are relative to means.
     baseline: float = 0.0
 
     @property
@@ -69,7 +69,7 @@ class Attribution:
     def cut(self, layer: int) -> float:
         """The sum over the stream before ``layer``, and over the constants from there on.
 
-        Raises `AllHeadsError` for a layer that is not there; ``n_layers`` is the cut after the last.
+        Raises `AllHeadsError` for a layer that is not there; for logits, ``n_layers`` is the cut after the last.
         """
         if not 0 <= layer < len(self.stream):
             raise AllHeadsError(f"a cut from 0 to {len(self.stream) - 1}", str(layer), "Cuts are before layers.")
@@ -87,7 +87,7 @@ class Attribution:
             size = float(self.stream[layer].abs().sum())
             if layer == 0:
                 size = float(self.embeddings.abs().sum())
-                size += 0.0 if self.positions is None else float(self.positions.abs().sum())
+                size += abs(self.baseline) + (0.0 if self.positions is None else float(self.positions.abs().sum()))
             size += sum(abs(value) for value, place in self.constants.values() if place >= layer or layer == 0)
             gaps.append(abs(self.cut(layer) - self.target_value) / max(size, abs(self.target_value), 1e-300))
         return max(gaps)
@@ -103,17 +103,23 @@ class Attribution:
             raise AllHeadsError(f"a label up to {last}", label, "Neurons are whole here: L3.N812.")
         return [self._contribution(wanted.kind, wanted.layer, wanted.index, position) for position in range(length)]
 
-    def top(self, k: int = 10, *, by: str = "size", kind: str | None = None) -> list[Contribution]:
+    def top(
+        self, k: int = 10, *, by: str = "size", kind: str | None = None, skip_first: bool = False
+    ) -> list[Contribution]:
         """The k largest contributions of heads and neurons at positions, by ``size``, or by ``sign``: most for first.
 
-        ``kind`` is ``"A"`` for ordinary heads only, ``"N"`` for neurons only.
+        ``kind`` is ``"A"`` for ordinary heads only, ``"N"`` for neurons only. ``skip_first`` leaves out the first
+        position, where many models rest.
         """
         if by not in ("size", "sign") or kind not in (None, "A", "N"):
             raise AllHeadsError("by='size' or 'sign', and kind 'A', 'N' or None", f"{by!r}, {kind!r}", "Change it.")
         tables = {"A": self.heads, "N": self.neurons.transpose(1, 2)}
         chosen = [name for name in tables if kind in (None, name)]
-        effects = torch.cat([tables[name].flatten() for name in chosen])
-        order = (effects.abs() if by == "size" else effects).topk(min(k, len(effects))).indices.tolist()
+        ranks = [tables[name].abs() if by == "size" else tables[name].clone() for name in chosen]
+        for rank in ranks:
+            rank[..., : int(skip_first)] = -torch.inf
+        rank = torch.cat([each.flatten() for each in ranks])
+        order = rank.topk(min(k, int((rank > -torch.inf).sum()))).indices.tolist()
         return [self._at(number, chosen) for number in order]
 
     def by_layer(self) -> dict[str, Float[Tensor, " layer"]]:

@@ -11,7 +11,7 @@ TransformerLens' hook points stay where they are, so activations can be watched 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -47,14 +47,17 @@ class Holding:
 
 
 @contextmanager
-def holding(twin: TwinBridge, rule: Rule) -> Iterator[Holding]:
-    """Hold what the rule names for a while; the first run inside is the one that is recorded."""
+def holding(twin: TwinBridge, rule: Rule, moving: Iterable[str] = ()) -> Iterator[Holding]:
+    """Hold what the rule names for a while; the first run inside is the one that is recorded.
+
+    Queries or keys at the hook points ``moving`` are not held.
+    """
     held = Holding(twin, rule)
     with ExitStack() as stack:
         if rule.norms:
             held.norms = stack.enter_context(held_norms(twin.original_model))
         if rule.patterns:
-            reads = [(name, _keeper(name, held.reads)) for name in _queries_and_keys(twin)]
+            reads = [(name, _keeper(name, held.reads)) for name in _queries_and_keys(twin) if name not in moving]
             stack.enter_context(twin.hooks(fwd_hooks=reads))
         if rule.gates:
             for bank in twin.banks:
@@ -78,7 +81,8 @@ def frozen(twin: TwinBridge, tokens: str | Tensor, *, rule: str | Rule = "frozen
 
         logits(x + d) = logits(x) + J d,
 
-    with the same J for every d; ``logits(x)`` are the twin's own up to rounding.
+    with the same J for every d; ``logits(x)`` are the twin's own up to rounding. Several rows may run inside:
+    each is this prompt, changed by hooks in its own way.
 
     Raises `AllHeadsError` for a rule that does not make the twin linear, for tokens it cannot read, and for a twin with
     more than one stack.
@@ -107,6 +111,6 @@ def _keeper(name: str, reads: dict[str, Tensor]) -> Callable[..., Tensor]:
     """Let pass what is recorded instead of what comes."""
 
     def keep(value: Tensor, hook: object) -> Tensor:
-        return reads.setdefault(name, value.detach())
+        return reads.setdefault(name, value.detach()).expand_as(value)
 
     return keep

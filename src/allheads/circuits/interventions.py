@@ -55,7 +55,11 @@ def ablate(
     if how == "zero":
         values = {name: torch.zeros(()) for name in found}
     elif how == "mean" and means is not None:
-        values = {name: means.of(name)[indices] for name, indices in found.items()}
+        axes = {name: -1 if name.endswith("hook_post") else -2 for name in found}
+        values = {
+            name: means.of(name).index_select(axes[name], torch.tensor(found[name], device=means.of(name).device))
+            for name in found
+        }
     elif how == "resample" and tokens is not None:
         seen = _seen(twin, found, tokens)
         values = {name: seen[name][:, :, indices] for name, indices in found.items()}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -46,6 +46,45 @@ def token_ids(twin: TwinBridge, tokens: str | Tensor) -> Int[Tensor, "1 pos"]:
     return ids
 
 
+def token_names(twin: TwinBridge, ids: Int[Tensor, "1 pos"]) -> list[str]:
+    """What the tokens say; their numbers, for a model without a tokenizer."""
+    return twin.to_str_tokens(ids[0]) if twin.tokenizer is not None else [str(each) for each in ids[0].tolist()]
+
+
+def position_in(length: int, position: int) -> int:
+    """A position counted from the front. Raises `AllHeadsError` for one outside the prompt."""
+    if not isinstance(position, int) or not -length <= position < length:
+        raise AllHeadsError(f"a position from {-length} to {length - 1}", repr(position), "The last one is -1.")
+    return position % length
+
+
+class Asked(Protocol):
+    """A number that is explained: a target, or something a head reads.
+
+    It is read at one ``position``, out of the logits (``layer`` is None) or inside a layer, from what passes the hook
+    points ``watched``.
+    """
+
+    @property
+    def name(self) -> str:
+        """What it is called in results."""
+
+    @property
+    def position(self) -> int:
+        """Where the stream is read."""
+
+    @property
+    def layer(self) -> int | None:
+        """In which layer; None for the logits."""
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """Hook points that are needed."""
+
+    def of(self, logits: Tensor, seen: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+        """Its value."""
+
+
 @dataclass(frozen=True)
 class Target:
     """A functional of the logits at one position: ``weights @ logits``, or any function, which is then not linear."""
@@ -54,8 +93,10 @@ class Target:
     position: int
     weights: Float[Tensor, " d_vocab"] | None
     function: Callable[[Tensor], Tensor] | None = None
+    layer: None = None
+    watched: tuple[str, ...] = ()
 
-    def of(self, logits: Float[Tensor, "1 pos d_vocab"]) -> Float[Tensor, ""]:
+    def of(self, logits: Float[Tensor, "1 pos d_vocab"], seen: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         """Its value."""
         row = logits[0, self.position]
         if self.function is None:
@@ -73,9 +114,7 @@ def make_target(twin: TwinBridge, target: TargetLike, position: int, length: int
     Raises `AllHeadsError` for text that is not one token, ids outside the vocabulary, a pair of one and the same, and
     positions outside the prompt.
     """
-    if not isinstance(position, int) or not -length <= position < length:
-        raise AllHeadsError(f"a position from {-length} to {length - 1}", repr(position), "The last one is -1.")
-    place = position % length
+    place = position_in(length, position)
     if isinstance(target, Tensor):
         if target.shape != (twin.cfg.d_vocab_out,) or not target.is_floating_point():
             raise AllHeadsError(f"weights [{twin.cfg.d_vocab_out}]", _described(target), "One weight for each token.")

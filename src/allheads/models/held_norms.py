@@ -40,7 +40,9 @@ class HeldNorm:
         assert self.norm is not None and self.scale is not None
         wide = x.to(self.scale.dtype)
         centred = wide - wide.mean(-1, keepdim=True) if self.norm.centred else wide
-        out = (self.norm.gain.to(wide) * self.scale * centred + self.shift).to(x.dtype)
+        # Some layers run all rows in one.
+        scale = self.scale if x.ndim > 2 else self.scale.repeat(len(x) // len(self.scale), 1)
+        out = (self.norm.gain.to(wide) * scale * centred + self.shift).to(x.dtype)
         return out if self.component is None else self.component.hook_out(out)
 
     def _record(self, x: Tensor) -> None:
