@@ -10,6 +10,7 @@ from allheads.cli.counting import cost
 from allheads.cli.coverage import coverage
 from allheads.cli.experiments import lab
 from allheads.cli.gallery import theorems
+from allheads.cli.sweeping import sweep
 from allheads.cli.tables import frontier
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -20,6 +21,6 @@ def main() -> None:
     """Turn a pretrained transformer into its attention-only twin."""
 
 
-for command in (convert, attribute, theorems, cost, frontier, coverage):
+for command in (convert, attribute, sweep, theorems, cost, frontier, coverage):
     app.command()(command)
 app.add_typer(lab, name="lab")
