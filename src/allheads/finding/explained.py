@@ -26,7 +26,7 @@ def explained(
 
     >>> counts, sums = torch.tensor([2, 2]), torch.tensor([[2.0, 1.0], [6.0, 1.0]]).double()
     >>> explained(counts, sums, torch.tensor([20.0, 1.0]).double())
-    tensor([ 1.0000, -0.5000], dtype=torch.float64)
+    tensor([1., nan], dtype=torch.float64)
     """
     some = counts > 0
     n, size = int(counts.sum()), counts[some].double()[:, None]

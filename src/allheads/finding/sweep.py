@@ -121,7 +121,7 @@ def _begin(settings: dict[str, Any], groups: torch.Tensor, target: Path | None) 
     for name, value in settings.items():
         require_same(name, value, found.settings.get(name))
     if not torch.equal(found.groups, groups):
-        raise AllHeadsError("a sweep with the same groups of tokens", "others", "Name another file to write.")
+        raise AllHeadsError("a sweep with the same groups of tokens", "others", "Sweep again, or name another file.")
     return found
 
 
@@ -137,10 +137,10 @@ def _settings(twin: TwinBridge, points: Points, read: Survey, sizes: dict[str, i
         "model": str(twin.cfg.model_name),
         "weights": digest.hexdigest(),
         "evaluation": sorted({bank.evaluation for bank in twin.banks}),
+        **sizes,
         "corpus": read.sha256,
         "texts": read.texts,
         "windows": read.windows,
-        **sizes,
         "parts": -(-batches_in_all // sizes["every"]),
         "stems": [list(each) for each in points.stems],
         "heads": points.heads,
