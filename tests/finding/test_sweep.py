@@ -12,6 +12,7 @@ import allheads as ah
 from allheads.finding import disk
 from allheads.finding.corpus import PIECE, TextFiles, windows
 from allheads.finding.watching import Watch
+from allheads.models import zoo
 
 SIZES = {"context": 16, "batch": 4, "every": 3}
 
@@ -193,3 +194,12 @@ def test_large_files_are_read_piece_by_piece(small_twin, tmp_path):
     assert all(len(piece) < PIECE + 100 and piece.endswith("\n") for piece in pieces)
     ids = [token for each in windows(small_twin, TextFiles([path]), 16) for token in each.ids]
     assert ids == [3, 4, 5] * 20_000
+
+
+def test_padding_is_not_seen():
+    """Not even by a network that looks both ways."""
+    twin = ah.convert(zoo.build("BertForMaskedLM").bridge)
+    ids = torch.randint(1, 96, (16,), generator=torch.Generator().manual_seed(0))
+    texts = [ids, ids[:5], ids[:9]]
+    together, alone = (ah.sweep(twin, texts, context=16, batch=batch) for batch in (3, 1))
+    _close(together, alone)

@@ -154,7 +154,7 @@ def require_same(name: str, first: object, second: object) -> None:
         raise AllHeadsError(
             f"a sweep with the same {name}",
             f"{_short(second)} instead of {_short(first)}",
-            "Name another file to write.",
+            "Sweep again, or name another file.",
         )
 
 
