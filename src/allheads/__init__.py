@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     from allheads.circuits.rules import RULES as RULES
     from allheads.circuits.rules import Rule as Rule
     from allheads.errors import AllHeadsError as AllHeadsError
+    from allheads.finding.corpus import TextFiles as TextFiles
+    from allheads.finding.result import Sweep as Sweep
+    from allheads.finding.scores import HeadScores as HeadScores
+    from allheads.finding.scores import head_scores as head_scores
+    from allheads.finding.sweep import sweep as sweep
     from allheads.models.bridge import TwinBridge as TwinBridge
     from allheads.proof.report import Report as Report
     from allheads.proof.report import Thresholds as Thresholds
@@ -64,11 +69,14 @@ _HOME = {
     "GateSum": "theory.gates",
     "Head": "twin.heads",
     "HeadBank": "banks.bank",
+    "HeadScores": "finding.scores",
     "Label": "twin.labels",
     "Means": "circuits.averages",
     "PatternAttribution": "circuits.patterns",
     "Report": "proof.report",
     "Rule": "circuits.rules",
+    "Sweep": "finding.result",
+    "TextFiles": "finding.corpus",
     "Thresholds": "proof.report",
     "TwinBridge": "models.bridge",
     "ablate": "circuits.interventions",
@@ -81,12 +89,14 @@ _HOME = {
     "frozen": "circuits.holding",
     "graph": "circuits.graph",
     "head": "twin.heads",
+    "head_scores": "finding.scores",
     "heads": "twin.heads",
     "load": "store.load",
     "means": "circuits.averages",
     "patch": "circuits.interventions",
     "pin": "circuits.interventions",
     "save": "store.save",
+    "sweep": "finding.sweep",
     "verify": "proof.verify",
 }
 

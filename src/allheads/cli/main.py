@@ -11,6 +11,7 @@ from allheads.cli.coverage import coverage
 from allheads.cli.experiments import lab
 from allheads.cli.faithfulness import faithfulness
 from allheads.cli.gallery import theorems
+from allheads.cli.sweeping import sweep
 from allheads.cli.tables import frontier
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -21,6 +22,6 @@ def main() -> None:
     """Turn a pretrained transformer into its attention-only twin."""
 
 
-for command in (convert, attribute, theorems, cost, frontier, coverage, faithfulness):
+for command in (convert, attribute, sweep, theorems, cost, frontier, coverage, faithfulness):
     app.command()(command)
 app.add_typer(lab, name="lab")

@@ -1,0 +1,99 @@
+"""``allheads sweep``: what all neurons and ordinary heads do over a text corpus."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from allheads.cli.console import explained, results, step
+
+if TYPE_CHECKING:
+    from allheads.finding.result import Sweep
+
+#: Rows of a table.
+TOP = 8
+
+
+def sweep(
+    files: Annotated[list[Path], typer.Argument(help="Text files; each is one text.")],
+    out: Annotated[Path, typer.Option(help="Write checkpoints and the result here.")],
+    model: Annotated[str, typer.Option(help="A model's name, folder, .gguf file, saved twin or hub id.")] = (
+        "smollm2-135m"
+    ),
+    lines: Annotated[bool, typer.Option("--lines", help="Each line is a text.")] = False,
+    context: Annotated[int, typer.Option(help="Tokens in a window.")] = 128,
+    batch: Annotated[int, typer.Option(help="Windows at a time.")] = 8,
+    every: Annotated[int, typer.Option(help="Batches between checkpoints.")] = 16,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint, if there is one.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Count what every neuron and every ordinary head does over a corpus; stop and resume at will.
+
+    With several processes: accelerate launch --multi_gpu --num_processes 2 -m allheads sweep ..., on processors too.
+    """
+    with explained():
+        with step("Importing torch, transformers and TransformerLens"):
+            import allheads as ah
+            from allheads.finding import processes
+        if processes.fewer_than_asked():
+            typer.echo("allheads: accelerate has started one process; add --multi_gpu for several", err=True)
+        with step(f"Loading and converting {model}"):
+            source = ah.load(model, device=processes.device())
+            twin = source if isinstance(source, ah.TwinBridge) else ah.convert(source)
+        texts = ah.TextFiles(files, lines)
+        found = ah.sweep(twin, texts, context=context, batch=batch, every=every, out=out, resume=resume)
+        writes = processes.Processes.found().index == 0
+        processes.leave()
+    if writes and as_json:
+        typer.echo(json.dumps(_facts(found, out)))
+    elif writes:
+        _print(found, out)
+
+
+def _facts(found: Sweep, out: Path) -> dict[str, Any]:
+    table = found.neurons()
+    return {
+        "model": found.settings["model"],
+        "texts": found.settings["texts"],
+        "windows": found.settings["windows"],
+        "positions": found.tally.positions,
+        "n_neurons": len(table),
+        "n_heads": len(found.settings["heads"]),
+        "dead": int((table["state"] == "dead").sum()),
+        "always_open": int((table["state"] == "always").sum()),
+        "median_open": float(table["open"].median()),
+        "token_driven": int((table["token"] > 0.5).sum()),
+        "position_driven": int((table["position"] > 0.5).sum()),
+        "out": str(out),
+    }
+
+
+def _print(found: Sweep, out: Path) -> None:
+    console, facts = results(), _facts(found, out)
+    console.print(
+        f"{facts['model']} at {facts['positions']:,} positions of {facts['texts']:,} texts. Of {facts['n_neurons']:,} "
+        f"neurons {facts['dead']} are dead, {facts['always_open']} are always open, {facts['token_driven']} are driven "
+        f"by the token and {facts['position_driven']} by the position (more than half of the variance)."
+    )
+    neurons, heads = found.neurons(), found.heads()
+    for by in ("token", "position"):
+        table = Table(title=f"Neurons driven most by the {by}")
+        columns = ["label", "open", "mean", "std", "token", "position", "largest", "text", "offset"]
+        for name in columns:
+            table.add_column(name, justify="left" if name == "label" else "right")
+        for row in neurons.nlargest(TOP, by)[columns].to_dict("records"):
+            table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
+        console.print(table)
+    table = Table(title="Ordinary heads with the most attention to each role, of 1")
+    for role in heads.columns[1:-1]:
+        table.add_column(role)
+    best = [heads.nlargest(TOP, role) for role in heads.columns[1:-1]]
+    for rank in range(min(TOP, len(heads))):
+        rows = [(top.iloc[rank], role) for top, role in zip(best, heads.columns[1:-1], strict=True)]
+        table.add_row(*(f"{row['label']} {row[role]:.2f}" for row, role in rows))
+    console.print(table)
+    console.print(f"Written to {out}; read it with ah.Sweep.load.")
