@@ -97,7 +97,7 @@ def _attribute(*arguments):
     return CliRunner().invoke(app, ["attribute", *arguments])
 
 
-def test_attribute():
+def test_attribute(tmp_path):
     prompt = "When Mary and John went to the store, John gave a drink to"
     result = _attribute(prompt, "--target", " Mary", "--versus", " John", "--json")
     assert result.exit_code == 0, result.output
@@ -106,7 +106,9 @@ def test_attribute():
     assert sum(row["embedding"] for row in facts["tokens"]) == pytest.approx(facts["total"], abs=1e-4)
     assert facts["top"][0]["label"] == "L23.A3"
     assert len(facts["top"]) == 12
-    shown = _attribute(prompt, "--target", " Mary", "--rule", "relp", "--top", "3").stdout
+    page = tmp_path / "page.html"
+    shown = _attribute(prompt, "--target", " Mary", "--rule", "relp", "--top", "3", "--report", str(page)).stdout
+    assert "60 parts" in page.read_text("utf-8")
     assert "Not complete" in shown and "' Mary' at position 13" in shown
     refused = _attribute(prompt, "--target", "antidisestablish")
     assert refused.exit_code == 2

@@ -73,7 +73,10 @@ def ids():
 def twin(source):
     """Its tokenizer only names tokens, and names them nastily."""
     made = ah.convert(source)
-    made.tokenizer = SimpleNamespace(decode=lambda ids: WORDS[ids[0] % len(WORDS)])
+    made.tokenizer = SimpleNamespace(
+        decode=lambda ids: WORDS[ids[0] % len(WORDS)],
+        batch_decode=lambda rows, **_: [WORDS[row[0] % len(WORDS)] for row in rows],
+    )
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,6 +25,8 @@ def attribute(
     ),
     position: Annotated[int, typer.Option(help="Where the logits are read.")] = -1,
     top: Annotated[int, typer.Option(min=1, help="How many heads and neurons are listed.")] = 12,
+    report: Annotated[Path | None, typer.Option(help="Write a page with pictures and a graph here, as HTML.")] = None,
+    budget: Annotated[int, typer.Option(min=1, help="Heads and neurons in the page's graph.")] = 60,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Split the logit of a token, or a difference of two, over tokens, attention heads and neurons."""
@@ -36,6 +39,10 @@ def attribute(
         with step("One forward and one backward pass"):
             asked = target if versus is None else (target, versus)
             found = ah.attribute(twin, prompt, asked, rule=rule, position=position)
+        if report is not None:
+            with step(f"Writing {report}"):
+                flows = ah.graph(twin, prompt, asked, rule=rule, position=position, budget=budget)
+                ah.plots.write_attribution(found, flows, report, model=model)
     if as_json:
         typer.echo(json.dumps(_facts(found, top)))
     else:

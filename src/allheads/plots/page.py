@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 from string import Template
 from typing import Any
 
@@ -22,7 +24,7 @@ from jaxtyping import Float
 from plotly.offline import get_plotlyjs
 from torch import Tensor
 
-from allheads.proof.report import Report
+from allheads.errors import AllHeadsError
 
 
 @dataclass(frozen=True)
@@ -64,18 +66,12 @@ def options(names: Iterable[str], step: int = 1) -> str:
     return "".join(f'<option value="{step * i}">{escape(name)}</option>' for i, name in enumerate(names))
 
 
-def html_page(report: Report, plots: dict[str, Plot], fields: dict[str, str]) -> str:
+def html_page(template: str, plots: dict[str, Plot], fields: dict[str, str]) -> str:
     """The whole page. ``fields`` are the template's further places, as HTML."""
     here = files("allheads.plots")
     data = json.dumps({name: plot.to_dict() for name, plot in plots.items()}, allow_nan=False)
-    verdict = "source and twin are the same" if report.passed else "source and twin are NOT the same"
-    return Template(here.joinpath("report.html").read_text("utf-8")).substitute(
+    return Template(here.joinpath(template).read_text("utf-8")).substitute(
         fields,
-        model=escape(report.model),
-        verdict=verdict,
-        state="passed" if report.passed else "failed",
-        failures="".join(f"<li>{escape(failure)}</li>" for failure in report.failures),
-        facts=_facts(report),
         style=here.joinpath("report.css").read_text("utf-8"),
         script=here.joinpath("report.js").read_text("utf-8"),
         plotly=get_plotlyjs(),
@@ -83,23 +79,33 @@ def html_page(report: Report, plots: dict[str, Plot], fields: dict[str, str]) ->
     )
 
 
-def _facts(report: Report) -> str:
-    """The rows of the table: figure, value, the same by `closed`, threshold."""
-    limits = report.thresholds
-    rows = (
-        ("largest logit difference", report.max_logit_error, report.max_logit_error_closed, limits.max_logit_error),
-        ("mean KL divergence, nats", report.mean_kl, report.mean_kl_closed, limits.mean_kl),
-        ("largest KL divergence, nats", report.max_kl, None, None),
-        ("the source's own rounding noise in its logits", report.noise_floor, None, None),
-    )
-    cells = [[name, *("" if v is None else f"{v:.1e}" for v in values)] for name, *values in rows]
-    cells.append(["loss of source, of twin", f"{report.loss_source:.6f}, {report.loss_twin:.6f}", "", ""])
-    cells.append(["same most likely token", f"{report.top1_agreement:.2%}", "", ""])
-    cells.append(["activations outside the certified domain", str(report.domain_violations), "", "0"])
-    head = ["", f"{report.evaluation}, patterns in {report.pattern_dtype}", "closed", "threshold"]
-    body = "".join(f"<tr><th>{escape(r[0])}</th>{_cells('td', r[1:])}</tr>" for r in cells)
+def table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
+    """The inside of a table, the first cell of each row its header, as HTML."""
+    body = "".join(f"<tr><th>{escape(row[0])}</th>{_cells('td', row[1:])}</tr>" for row in rows)
     return f"<thead><tr>{_cells('th', head)}</tr></thead><tbody>{body}</tbody>"
 
 
 def _cells(tag: str, values: Iterable[str]) -> str:
     return "".join(f"<{tag}>{escape(value)}</{tag}>" for value in values)
+
+
+def checked_path(path: str | Path) -> Path:
+    """A file that can be written. Raises `AllHeadsError` for a folder, or one in a folder that does not exist."""
+    target = Path(path)
+    if target.is_dir():
+        raise AllHeadsError("a file to write to", f"the folder {target}", "Add a file name, such as report.html.")
+    if not target.parent.is_dir():
+        raise AllHeadsError("a path in a folder that exists", str(target), f"Create {target.parent} first.")
+    return target
+
+
+def write_page(target: Path, text: str) -> None:
+    """All or nothing: into a new file beside the target, then in its place."""
+    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(target)
+    except OSError as error:
+        raise AllHeadsError(f"to write {target}", f"{error.strerror}", "Choose a path that can be written.") from error
+    finally:
+        beside.unlink(missing_ok=True)

@@ -9,8 +9,8 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from allheads.errors import AllHeadsError
 from allheads.models.bridge import TwinBridge
 from allheads.plots.gate_maps import GateReading, mean_gate_map, neuron_map, read_gates
 from allheads.plots.layer_errors import errors
-from allheads.plots.page import Plot, html_page, options, packed, rounding
+from allheads.plots.page import Plot, checked_path, html_page, options, packed, rounding, table, write_page
 from allheads.plots.patterns import ordinary_patterns, pattern_map
 from allheads.plots.texts import one_text, token_names
 from allheads.proof.inputs import Texts
@@ -49,7 +49,7 @@ def write_report(
     Raises `AllHeadsError` if the file cannot be written (nothing is left behind then), for a layer the twin does
     not have, for a report of another model, or for a text it cannot read.
     """
-    target = _checked_path(path)
+    target = checked_path(path)
     shown = _checked_layers(twin, report, layers)
     whole = one_text(twin, tokens)
     row = whole[:, : min(LONGEST, math.isqrt(BUDGET // (len(shown) * twin.cfg.n_heads)))]
@@ -57,7 +57,7 @@ def write_report(
     fields["tokens"] = f"{row.shape[1]} tokens"
     if row.shape[1] < whole.shape[1]:
         fields["tokens"] = f"the first {row.shape[1]} of {whole.shape[1]} tokens"
-    _write(target, html_page(report, plots, fields))
+    write_page(target, html_page("report.html", plots, fields | _verdict(report)))
     return target
 
 
@@ -108,15 +108,6 @@ def _neuron_plot(readings: Sequence[GateReading], names: Sequence[str]) -> Plot:
     return Plot(drawn[0], views)
 
 
-def _checked_path(path: str | Path) -> Path:
-    target = Path(path)
-    if target.is_dir():
-        raise AllHeadsError("a file to write to", f"the folder {target}", "Add a file name, such as report.html.")
-    if not target.parent.is_dir():
-        raise AllHeadsError("a path in a folder that exists", str(target), f"Create {target.parent} first.")
-    return target
-
-
 def _checked_layers(twin: TwinBridge, report: Report, layers: Sequence[int] | None) -> list[int]:
     count = len(twin.blocks)
     if [proof.layer for proof in report.layers] != list(range(count)):
@@ -129,13 +120,28 @@ def _checked_layers(twin: TwinBridge, report: Report, layers: Sequence[int] | No
     return shown
 
 
-def _write(target: Path, text: str) -> None:
-    """All or nothing: into a new file beside the target, then in its place."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(target)
-    except OSError as error:
-        raise AllHeadsError(f"to write {target}", f"{error.strerror}", "Choose a path that can be written.") from error
-    finally:
-        beside.unlink(missing_ok=True)
+def _verdict(report: Report) -> dict[str, str]:
+    """The head of the page."""
+    return {
+        "model": escape(report.model),
+        "verdict": "source and twin are the same" if report.passed else "source and twin are NOT the same",
+        "state": "passed" if report.passed else "failed",
+        "failures": "".join(f"<li>{escape(failure)}</li>" for failure in report.failures),
+        "facts": _facts(report),
+    }
+
+
+def _facts(report: Report) -> str:
+    """The rows of the table: figure, value, the same by `closed`, threshold."""
+    limits = report.thresholds
+    rows = (
+        ("largest logit difference", report.max_logit_error, report.max_logit_error_closed, limits.max_logit_error),
+        ("mean KL divergence, nats", report.mean_kl, report.mean_kl_closed, limits.mean_kl),
+        ("largest KL divergence, nats", report.max_kl, None, None),
+        ("the source's own rounding noise in its logits", report.noise_floor, None, None),
+    )
+    cells = [[name, *("" if v is None else f"{v:.1e}" for v in values)] for name, *values in rows]
+    cells.append(["loss of source, of twin", f"{report.loss_source:.6f}, {report.loss_twin:.6f}", "", ""])
+    cells.append(["same most likely token", f"{report.top1_agreement:.2%}", "", ""])
+    cells.append(["activations outside the certified domain", str(report.domain_violations), "", "0"])
+    return table(["", f"{report.evaluation}, patterns in {report.pattern_dtype}", "closed", "threshold"], cells)

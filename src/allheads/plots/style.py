@@ -16,6 +16,12 @@ SCALE = [
     [0.45, "rgba(124,92,255,0.85)"],
     [1.0, "rgba(255,64,110,1)"],
 ]
+#: For values of both signs: nothing is drawn for 0.
+BOTH = [
+    [0.0, "rgba(255,64,110,1)"],
+    [0.5, "rgba(128,136,147,0)"],
+    [1.0, "rgba(47,129,247,1)"],
+]
 #: Legible on white and on black; a page that knows its colours sets its own.
 INK = "#808893"
 LINE = "rgba(128,136,147,0.25)"

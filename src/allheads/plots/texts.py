@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 from jaxtyping import Int
@@ -31,8 +32,12 @@ def token_names(twin: TwinBridge, tokens: Int[Tensor, "1 pos"]) -> list[str]:
     A model without a tokenizer shows the ids.
     """
     ids = tokens[0].tolist()
-    words = [str(i) for i in ids] if twin.tokenizer is None else [twin.tokenizer.decode([i]) for i in ids]
-    return [f"{position} {_shown(word)}" for position, word in enumerate(words)]
+    return shown_names([str(i) for i in ids] if twin.tokenizer is None else [twin.tokenizer.decode([i]) for i in ids])
+
+
+def shown_names(words: Sequence[str], *, numbered: bool = True) -> list[str]:
+    """Words with white space made visible, escaped for plotly, and with their positions: all different."""
+    return [f"{position} {_shown(word)}" if numbered else _shown(word) for position, word in enumerate(words)]
 
 
 def _shown(word: str) -> str:

@@ -1,0 +1,61 @@
+"""write_attribution: what makes a token, as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+from allheads.circuits.attribution import Attribution
+from allheads.circuits.attribution_graph import AttributionGraph
+from allheads.circuits.rules import RULES
+from allheads.plots.contributions import heads, layers, tokens
+from allheads.plots.graphs import graph
+from allheads.plots.page import Plot, checked_path, html_page, table, write_page
+
+#: Parts in the table.
+_PARTS = 20
+
+
+def write_attribution(
+    found: Attribution, flows: AttributionGraph, path: str | Path, *, model: str = "the model"
+) -> Path:
+    """Write one self-contained HTML file and return its path.
+
+    Raises `AllHeadsError` if the file cannot be written; nothing is left behind then.
+    """
+    target = checked_path(path)
+    plots = {"tokens": tokens(found), "heads": heads(found), "layers": layers(found), "graph": graph(flows)}
+    rule = RULES.get(found.rule.name, found.rule)
+    inflow = flows.nodes[0].inflow["V"]
+    fields = {
+        "model": escape(model),
+        "rule": escape(found.rule.name),
+        "target": escape(found.target.name),
+        "value": f"{found.target_value:.4f}",
+        "prompt": escape("".join(found.tokens)),
+        "answers": f"Asked: {escape(rule.answers)}",
+        "misses": f"Not seen: {escape(rule.misses)}",
+        "facts": table(["", "logits"], _facts(found)),
+        "parts": table(["part", "token", "effect", "direct"], _parts(found)),
+        "graph_text": f"{len(flows.parts)} parts, found backward from the target. They write {inflow.kept:+.3f} of its "
+        f"{inflow.total:+.3f} themselves; {inflow.left_out:+.3f} is left out, {inflow.left_out_size:.3f} in absolute "
+        "parts. Squares are heads, circles neurons, triangles tokens.",
+    }
+    write_page(target, html_page("attribution.html", {name: Plot(each) for name, each in plots.items()}, fields))
+    return target
+
+
+def _facts(found: Attribution) -> list[list[str]]:
+    constants = sum(value for value, _ in found.constants.values())
+    rows = [["embeddings", f"{float(found.embeddings.sum()):+.4f}"]]
+    if found.positions is not None:
+        rows.append(["positions", f"{float(found.positions.sum()):+.4f}"])
+    rows += [["constants", f"{constants:+.4f}"], ["not linear", f"{found.intercept:+.4f}"]]
+    return [*rows, ["sum", f"{found.total:+.4f}"], ["completeness error, of 1", f"{found.completeness_error:.1e}"]]
+
+
+def _parts(found: Attribution) -> list[list[str]]:
+    return [
+        [each.label, f"{each.position} {found.tokens[each.position]!r}", f"{each.effect:+.4f}", f"{each.direct:+.4f}"]
+        for each in found.top(_PARTS)
+    ]
