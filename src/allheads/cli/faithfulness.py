@@ -22,7 +22,7 @@ def faithfulness(
     model: Annotated[str, typer.Option(help="A model's name, folder or hub id.")] = "smollm2-135m",
     seed: Annotated[int, typer.Option(help="Of the prompts.")] = 0,
     write: Annotated[Path | None, typer.Option(help="Replace the tables in this document.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list and nothing else.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list a line for each task and nothing else.")] = False,
 ) -> None:
     """Keep the parts that an attribution ranks first, write means for the rest: how much of the answer is left?"""
     with explained():
@@ -35,14 +35,14 @@ def faithfulness(
         chosen = tasks or list(TASKS)
         with Progress(console=progress, disable=not progress.is_terminal) as bar:
             task = bar.add_task("prompts", total=len(chosen) * prompts)
-            found = {name: list(outcomes(twin, name, prompts, seed, lambda: bar.advance(task))) for name in chosen}
-        tables = {f"faithfulness:{name}": _table(rows) for name, rows in found.items()}
-        if write is not None:
-            put(write, tables)
-    if as_json:
-        typer.echo(json.dumps([row.to_dict() for rows in found.values() for row in rows]))
-    elif write is None:
-        typer.echo("\n\n".join(f"{name}\n\n{table}" for name, table in tables.items()))
+            for name in chosen:
+                rows = list(outcomes(twin, name, prompts, seed, lambda: bar.advance(task)))
+                if write is not None:
+                    put(write, {f"faithfulness:{name}": _table(rows)})
+                if as_json:
+                    typer.echo(json.dumps([row.to_dict() for row in rows]))
+                elif write is None:
+                    typer.echo(f"{name}\n\n{_table(rows)}\n")
 
 
 def _table(rows: list[Outcome]) -> str:

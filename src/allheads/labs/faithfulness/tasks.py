@@ -19,7 +19,7 @@ _NAMES = (
 _PLACES = ("store", "park", "school", "office", "garden", "station")
 _THINGS = ("drink", "book", "key", "ring", "letter", "ball")
 _NOUNS = ("author", "teacher", "doctor", "farmer", "pilot", "senator", "driver", "lawyer", "artist", "guard", "king")
-_VERBS = ("like", "know", "hate", "meet", "trust", "see")
+_VERBS = ("like", "know", "help", "meet", "trust", "see")
 _EVENTS = ("war", "siege", "journey", "strike", "drought", "project", "trial", "voyage", "festival", "mission")
 
 
