@@ -50,8 +50,8 @@ def test_the_ladder_is_mean_ablation(twin, case):
             for name, kind in (("attn.hook_z", "A"), ("mlp.hook_post", "N")):
                 here = [(at, label.index) for label, at in kept if (label.layer, label.kind) == (layer, kind)]
 
-                def write(value, hook, here=here, mean=case.means.of(f"blocks.{layer}.{name}")):
-                    written = mean[None].clone()
+                def write(value, hook, here=here, point=f"blocks.{layer}.{name}"):
+                    written = case.means.of(point)[None].clone()
                     for at, index in here:
                         written[0, at, index] = value[0, at, index]
                     return written

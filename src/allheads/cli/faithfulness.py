@@ -22,7 +22,7 @@ def faithfulness(
     model: Annotated[str, typer.Option(help="A model's name, folder or hub id.")] = "smollm2-135m",
     seed: Annotated[int, typer.Option(help="Of the prompts.")] = 0,
     write: Annotated[Path | None, typer.Option(help="Replace the tables in this document.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list a line for each task and nothing else.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list for each task, a line each.")] = False,
 ) -> None:
     """Keep the parts that an attribution ranks first, write means for the rest: how much of the answer is left?"""
     with explained():
