@@ -218,3 +218,23 @@ def test_transformer_lens_patches_a_twin(twin, sample, ids, name):
     )
     assert torch.allclose(mine, theirs, atol=1e-4)
     assert mine.std() > 1e-5
+
+
+@pytest.mark.parametrize("component", ["q", "k", "v"])
+def test_transformer_lens_patches_direct_paths(component):
+    """From one source head into each later head, and from all source heads; the source keeps its weights and flags."""
+    sample = zoo.build("GPT2LMHeadModel")
+    ids = sample.inputs["input"][:, :5]
+    corrupted = ids.flip(1)
+    results = []
+    for model in (sample.bridge, ah.convert(sample.bridge)):
+        with torch.no_grad():
+            clean, broken = (model.run_with_cache(each)[1] for each in (ids, corrupted))
+            given = (model, corrupted, clean, broken, lambda logits: logits[0, -1, 5])
+            one = patching.get_act_patch_direct_path(*given, 0, 1, component, verbose=False)
+            every = patching.get_act_patch_direct_path_all_sources(*given, component=component, verbose=False)
+        results.append((one, every))
+    (one, every), (mine, all_mine) = results
+    assert torch.allclose(one, mine, atol=1e-4)
+    assert torch.allclose(every, all_mine, atol=1e-4)
+    assert mine[1].std() > 1e-6
