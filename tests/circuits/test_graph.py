@@ -132,6 +132,25 @@ def test_growth_is_by_size_and_stops(twins):
     assert 0.5 <= some.coverage < 0.9
 
 
+@pytest.mark.parametrize("rule", ["frozen", "live"])
+def test_growth_is_greedy(twins, monkeypatch, rule):
+    """One by one, always the part that writes most into all that is there: by hand, on the whole graph's edges."""
+    twin, ids = twins("LlamaForCausalLM")
+    monkeypatch.setattr(growing, "_EDGES", 10**6)
+    whole = ah.graph(twin, ids, 7, rule=rule, budget=10**6)
+    monkeypatch.setattr("allheads.circuits.graph._ROUND", 1)
+    found = ah.graph(twin, ids, 7, rule=rule, budget=25)
+    parts = {node.name for node in whole.parts}
+    kept = ["target"]
+    for _ in range(25):
+        written = dict.fromkeys(parts - set(kept), 0.0)
+        for edge in whole.edges:
+            if edge.target in kept and edge.source in written:
+                written[edge.source] += edge.weight
+        kept.append(max(written, key=lambda name: abs(written[name])))
+    assert [node.name for node in found.nodes[:26]] == kept
+
+
 def test_files(twins, tmp_path):
     import networkx
 
