@@ -44,6 +44,10 @@ if TYPE_CHECKING:
     from allheads.twin.heads import head as head
     from allheads.twin.heads import heads as heads
     from allheads.twin.labels import Label as Label
+    from allheads.weights.circuit import Circuit as Circuit
+    from allheads.weights.circuit import circuit as circuit
+    from allheads.weights.composition import Composition as Composition
+    from allheads.weights.composition import composition as composition
 
 __version__ = "0.1.0"
 
@@ -51,6 +55,8 @@ _HOME = {
     "RULES": "circuits.rules",
     "AllHeadsError": "errors",
     "Attribution": "circuits.attribution",
+    "Circuit": "weights.circuit",
+    "Composition": "weights.composition",
     "Cost": "twin.cost",
     "Gate": "theory.gates",
     "GateSum": "theory.gates",
@@ -65,6 +71,8 @@ _HOME = {
     "ablate": "circuits.interventions",
     "approximate": "theory.approximate",
     "attribute": "circuits.backward",
+    "circuit": "weights.circuit",
+    "composition": "weights.composition",
     "convert": "twin.convert",
     "cost": "twin.cost",
     "frozen": "circuits.holding",
