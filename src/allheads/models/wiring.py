@@ -159,7 +159,7 @@ class _Run:
     def scores_differ(self, read: Attention, layer: int) -> bool:
         """Are the patterns others than those of ``scale (x W_Q + b_Q) R (x W_K + b_K)``?
 
-        Logarithms of a row of the pattern are its scores, up to a constant: they are compared with their own token's.
+        Logarithms of a row of the pattern are its scores, up to a constant: they are compared with the largest one's.
         """
         x = self.cache[f"blocks.{layer}.attn.hook_in"].double()
         q, k = (
@@ -170,7 +170,8 @@ class _Run:
         ours = read.scale * read.rotary_scale**2 * q @ k.mT
         pattern = self.cache[f"blocks.{layer}.attn.hook_pattern"].double()
         seen = (pattern > 1e-30) & torch.ones_like(pattern, dtype=torch.bool).tril()
-        ours, theirs = ((s - s.diagonal(dim1=-2, dim2=-1)[..., None])[seen] for s in (ours, pattern.log()))
+        largest = pattern.argmax(-1, keepdim=True)
+        ours, theirs = ((s - s.gather(-1, largest))[seen] for s in (ours, pattern.log()))
         return not bool((ours - theirs).abs().max() <= 4 * self._tolerance * ours.abs().max().clamp_min(1.0))
 
     def values_differ(self, read: Attention, layer: int) -> bool:

@@ -129,9 +129,7 @@ def composition(twin: TwinBridge, kind: str, *, k: int = 100, offsets: Sequence[
     count, squares = 0, 0.0
     for later in tqdm(layers, desc=kind, delay=PATIENCE, disable=None, leave=False):
         reads = streams.reads(reader, later)
-        for earlier in range(later + 1):
-            if 2 * earlier + (writer == "neuron") >= reads.place:
-                continue
+        for earlier in streams.reaching(writer, reads):
             writes = streams.writes(writer, earlier)
             total, squared = _compare(writes, reads, streams.d, best)
             pairs = len(writes.M) * len(reads.M)

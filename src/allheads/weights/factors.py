@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
-from allheads.models.attention import Attention, read_attention
+from allheads.models.attention import read_attention
 from allheads.models.bridge import TwinBridge
 from allheads.models.wiring import Sublayer, Wiring, turned
 from allheads.weights.vocabulary import written
@@ -35,13 +35,11 @@ Reader = Literal["Q", "K", "V", "query", "value"]
 
 @dataclass(frozen=True)
 class Factors:
-    """The matrices of one sublayer, as factors of norm 1; one that is zero stays zero.
-
-    ``place`` counts the sublayers that have written before a read, and before a write.
-    """
+    """The matrices of one sublayer, as factors of norm 1; one that is zero stays zero."""
 
     layer: int
     kind: Literal["A", "N"]
+    #: Sublayers that have written to the stream before.
     place: int
     M: Float[Tensor, "matrix rank d_model"]
 
@@ -73,10 +71,10 @@ class Streams:
         """What the neurons or heads of a layer write."""
         if writer == "neuron":
             sublayer, M = self.wiring.neurons[layer], self._neurons(layer, "W_O")[:, None]
-            return Factors(layer, "N", 2 * layer + 1, _unit(self._seen(written(sublayer, M))))
-        sublayer, read = self.wiring.attention[layer], self._attention(layer)
+            return Factors(layer, "N", sublayer.place, _unit(self._seen(written(sublayer, M))))
+        sublayer, read = self.wiring.attention[layer], read_attention(self.twin, layer)
         root = torch.linalg.qr(_folded(sublayer, read.W_V), mode="r").R
-        return Factors(layer, "A", 2 * layer, _unit(root @ self._seen(written(sublayer, _wide(read.W_O)))))
+        return Factors(layer, "A", sublayer.place, _unit(root @ self._seen(written(sublayer, _wide(read.W_O)))))
 
     def reads(self, reader: Reader, layer: int) -> Factors:
         """What the neurons of a layer read by query or value, or its heads by Q, K or V."""
@@ -84,7 +82,7 @@ class Streams:
             sublayer = self.wiring.neurons[layer]
             W = self._neurons(layer, "W_Q" if reader == "query" else "W_V").T[None]
             return Factors(layer, "N", sublayer.place, _unit(_folded(sublayer, W)[0].T[:, None]))
-        sublayer, read = self.wiring.attention[layer], self._attention(layer)
+        sublayer, read = self.wiring.attention[layer], read_attention(self.twin, layer)
         if reader == "V":
             out = self._seen(written(sublayer, _wide(read.W_O)))
             M = _folded(sublayer, read.W_V) @ torch.linalg.qr(out.mT, mode="r").R.mT
@@ -95,6 +93,11 @@ class Streams:
             mine, other = (queries, keys) if reader == "Q" else (keys, queries)
             M = mine @ self._root(other, read.rotary, sign)
         return Factors(layer, "A", sublayer.place, _unit(M.mT))
+
+    def reaching(self, writer: Writer, reads: Factors) -> list[int]:
+        """The layers whose neurons or heads have written when a read takes place."""
+        layers = range(len(self.twin.banks))
+        return [layer for layer in layers if 2 * layer + (writer == "neuron") < reads.place]
 
     def _root(self, W: Tensor, rotary: Tensor | None, sign: int) -> Float[Tensor, "head d_head d_head"]:
         """The root of the mean over offsets of ``R W^T W R^T``."""
@@ -113,9 +116,6 @@ class Streams:
         if weight is None:
             raise AllHeadsError("gated neurons, for '->value'", f"plain ones in L{layer}", "Theirs is '->query'.")
         return _wide(weight[0].detach())
-
-    def _attention(self, layer: int) -> Attention:
-        return read_attention(self.twin, layer)
 
     def _seen(self, M: Tensor) -> Tensor:
         """The part of a write that readers see."""
