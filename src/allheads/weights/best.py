@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 T = TypeVar("T")
-#: Numbers in a block: 64 MB in float32.
-BLOCK = 2**24
+#: Numbers in a block: 16 MB in float32.
+BLOCK = 2**22
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """composition: how much of what one part writes is what another reads, over every pair, block by block.
 
-1. For each layer of readers and each layer of writers before it, both sides become thin factors of norm 1.
-2. Their product, for as many writers at a time as a block of bounded size holds, gives the scores.
+1. Reads become thin factors of norm 1, for as many layers at a time as a bounded memory holds.
+2. So does each layer of writers; its product with all later reads, in blocks of bounded size, gives the scores.
 3. The score of matrices turned at random is subtracted; the k largest stay, with a mean for each pair of layers.
 """
 
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from allheads.errors import AllHeadsError
 from allheads.models.bridge import TwinBridge
 from allheads.models.wiring import read_wiring
-from allheads.weights.baseline import baseline, peakedness
+from allheads.weights.baseline import baseline
 from allheads.weights.best import Best, chunks
 from allheads.weights.factors import (
     Factors,
@@ -124,19 +124,31 @@ def composition(twin: TwinBridge, kind: str, *, k: int = 100, offsets: Sequence[
         require_scores(streams.wiring, layers)
     if reader == "V" or writer == "head":
         require_values(streams.wiring, layers)
-    best: Best[Pair] = Best(k)
-    by_layer = torch.full((len(layers), len(layers)), torch.nan, dtype=torch.float64)
-    count, squares = 0, 0.0
-    for later in tqdm(layers, desc=kind, delay=PATIENCE, disable=None, leave=False):
-        reads = streams.reads(reader, later)
-        for earlier in streams.reaching(writer, reads):
-            writes = streams.writes(writer, earlier)
-            total, squared = _compare(writes, reads, streams.d, best)
-            pairs = len(writes.M) * len(reads.M)
-            by_layer[earlier, later] = total / pairs
-            count, squares = count + pairs, squares + squared
-    found = [pair for _, pair in best.entries]
-    return Composition(kind, offsets, found, count, by_layer, squares * streams.d / max(1, count))
+    tally = _Tally(Best(k), *torch.zeros(3, len(layers), len(layers), dtype=torch.float64))
+    for reads in streams.groups(reader):
+        for layer in tqdm(layers, desc=kind, delay=PATIENCE, disable=None, leave=False):
+            later = reads.after(2 * layer + (writer == "neuron"))
+            if len(later.M):
+                _compare(streams.writes(writer, layer), later, streams.d, tally)
+    count = int(tally.count.sum())
+    return Composition(
+        kind,
+        offsets,
+        pairs=[pair for _, pair in tally.best.entries],
+        count=count,
+        by_layer=tally.excess / tally.count,
+        chance_ratio=float(tally.squares.sum()) * streams.d / max(1, count),
+    )
+
+
+@dataclass(frozen=True)
+class _Tally:
+    """What is kept of all pairs: the best, and sums by layer of writer and reader."""
+
+    best: Best[Pair]
+    count: Float[Tensor, "layer layer"]
+    excess: Float[Tensor, "layer layer"]
+    squares: Float[Tensor, "layer layer"]
 
 
 def _sides(twin: TwinBridge, kind: str) -> tuple[Writer, Reader]:
@@ -148,24 +160,24 @@ def _sides(twin: TwinBridge, kind: str) -> tuple[Writer, Reader]:
     return cast(Writer, writer), cast(Reader, reader)
 
 
-def _compare(writes: Factors, reads: Factors, d: int, best: Best[Pair]) -> tuple[float, float]:
-    """Offer the excess of every pair of two layers; their sum, and that of the squared scores."""
+def _compare(writes: Factors, reads: Factors, d: int, tally: _Tally) -> None:
+    """Look at every write of a layer with every read of some later ones."""
     (count, rank, _), (readers, width, _) = writes.M.shape, reads.M.shape
-    # One number for all where all have rank one.
-    a, b = (peakedness(side.M[:1] if side.M.shape[1] == 1 else side.M) for side in (writes, reads))
-    chance = baseline(a[:, None], b, d).to(reads.M).expand(count, readers)
-    total = squared = 0.0
+    vectors, across, earlier = rank == width == 1, reads.M.flatten(0, 1).T, int(writes.layers[0])
+    # Writes of rank one are all alike here.
+    chance = baseline((writes.peaks[:1] if rank == 1 else writes.peaks)[:, None], reads.peaks, d)
+    chance = chance.to(across).expand(count, readers)
     for some in chunks(count, rank * readers * width):
-        products = (writes.M[some].flatten(0, 1) @ reads.M.flatten(0, 1).T).view(-1, rank, readers, width)
-        vectors = rank == width == 1
+        products = (writes.M[some].flatten(0, 1) @ across).view(-1, rank, readers, width)
         scores = products[:, 0, :, 0].abs() if vectors else products.square().sum((1, 3)).sqrt()
         excess = scores - chance[some]
 
         def pair(value: float, row: int, column: int, products: Tensor = products, start: int = some.start) -> Pair:
             by_chance, sign = float(chance[start + row, column]), int(products[row, 0, column, 0].sign())
             names = writes.label(start + row), reads.label(column)
-            return Pair(*names, value + by_chance, by_chance, sign if rank == width == 1 else 0)
+            return Pair(*names, value + by_chance, by_chance, sign if vectors else 0)
 
-        total, squared = total + float(excess.sum(dtype=torch.float64)), squared + float(scores.square().sum())
-        best.offer(excess, pair)
-    return total, squared
+        tally.best.offer(excess, pair)
+        for sums, values in ((tally.excess, excess), (tally.squares, scores.square())):
+            sums[earlier].index_add_(0, reads.layers, values.sum(0, dtype=torch.float64).cpu())
+    tally.count[earlier].index_add_(0, reads.layers, torch.full((readers,), float(count), dtype=torch.float64))

@@ -15,37 +15,63 @@ behind LayerNorm both sides are centred: the mean of the stream is not seen. Bia
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
 from allheads.models.attention import read_attention
 from allheads.models.bridge import TwinBridge
 from allheads.models.wiring import Sublayer, Wiring, turned
+from allheads.weights.baseline import peakedness
 from allheads.weights.vocabulary import written
 
 Writer = Literal["neuron", "head"]
 Reader = Literal["Q", "K", "V", "query", "value"]
+#: Numbers in the factors of the reads that are compared at a time: 256 MB in float32.
+GROUP = 2**26
 
 
 @dataclass(frozen=True)
 class Factors:
-    """The matrices of one sublayer, as factors of norm 1; one that is zero stays zero."""
+    """The matrices of one sublayer, or of several layers one after the other; one that is zero stays zero."""
 
-    layer: int
     kind: Literal["A", "N"]
-    #: Sublayers that have written to the stream before.
-    place: int
+    #: By matrix: its layer, how many sublayers have written to the stream before, its head or neuron, its peakedness.
+    layers: Int[Tensor, " matrix"]
+    places: Int[Tensor, " matrix"]
+    numbers: Int[Tensor, " matrix"]
+    peaks: Float[Tensor, " matrix"]
     M: Float[Tensor, "matrix rank d_model"]
+
+    @classmethod
+    def of(cls, kind: Literal["A", "N"], layer: int, place: int, M: Float[Tensor, "matrix rank d_model"]) -> Factors:
+        """Those of one layer, made of norm 1."""
+        size, numbers = M.norm(dim=(1, 2), keepdim=True), torch.arange(len(M))
+        M = M / size.masked_fill(size == 0, 1.0)
+        peaks = M.new_ones(len(M)) if M.shape[1] == 1 else peakedness(M)
+        return cls(kind, torch.full_like(numbers, layer), torch.full_like(numbers, place), numbers, peaks, M)
+
+    @classmethod
+    def joined(cls, several: list[Factors]) -> Factors:
+        """Those of several layers, in their order."""
+        joint = (torch.cat([getattr(each, name) for each in several]) for name in cls._OF_MATRICES)
+        return cls(several[0].kind, *joint)
+
+    def after(self, sublayer: int) -> Factors:
+        """Those whose stream holds what a sublayer has written; places grow with the layers."""
+        first = int((self.places <= sublayer).sum())
+        return Factors(self.kind, *(getattr(self, name)[first:] for name in self._OF_MATRICES))
 
     def label(self, index: int) -> str:
         """The head or neuron that a matrix belongs to."""
-        return f"L{self.layer}.{self.kind}{index}"
+        return f"L{int(self.layers[index])}.{self.kind}{int(self.numbers[index])}"
+
+    _OF_MATRICES: ClassVar = ("layers", "places", "numbers", "peaks", "M")
 
 
 @dataclass(frozen=True)
@@ -71,17 +97,17 @@ class Streams:
         """What the neurons or heads of a layer write."""
         if writer == "neuron":
             sublayer, M = self.wiring.neurons[layer], self._neurons(layer, "W_O")[:, None]
-            return Factors(layer, "N", sublayer.place, _unit(self._seen(written(sublayer, M))))
+            return Factors.of("N", layer, sublayer.place, self._seen(written(sublayer, M)))
         sublayer, read = self.wiring.attention[layer], read_attention(self.twin, layer)
         root = torch.linalg.qr(_folded(sublayer, read.W_V), mode="r").R
-        return Factors(layer, "A", sublayer.place, _unit(root @ self._seen(written(sublayer, _wide(read.W_O)))))
+        return Factors.of("A", layer, sublayer.place, root @ self._seen(written(sublayer, _wide(read.W_O))))
 
     def reads(self, reader: Reader, layer: int) -> Factors:
         """What the neurons of a layer read by query or value, or its heads by Q, K or V."""
         if reader in ("query", "value"):
             sublayer = self.wiring.neurons[layer]
             W = self._neurons(layer, "W_Q" if reader == "query" else "W_V").T[None]
-            return Factors(layer, "N", sublayer.place, _unit(_folded(sublayer, W)[0].T[:, None]))
+            return Factors.of("N", layer, sublayer.place, _folded(sublayer, W)[0].T[:, None])
         sublayer, read = self.wiring.attention[layer], read_attention(self.twin, layer)
         if reader == "V":
             out = self._seen(written(sublayer, _wide(read.W_O)))
@@ -92,12 +118,19 @@ class Streams:
             sign = -1 if reader == "Q" else 1
             mine, other = (queries, keys) if reader == "Q" else (keys, queries)
             M = mine @ self._root(other, read.rotary, sign)
-        return Factors(layer, "A", sublayer.place, _unit(M.mT))
+        return Factors.of("A", layer, sublayer.place, M.mT)
 
-    def reaching(self, writer: Writer, reads: Factors) -> list[int]:
-        """The layers whose neurons or heads have written when a read takes place."""
-        layers = range(len(self.twin.banks))
-        return [layer for layer in layers if 2 * layer + (writer == "neuron") < reads.place]
+    def groups(self, reader: Reader) -> Iterator[Factors]:
+        """The reads of all layers, as many layers at a time as `GROUP` numbers hold."""
+        waiting: list[Factors] = []
+        for layer in range(len(self.twin.banks)):
+            new = self.reads(reader, layer)
+            size = sum(each.M.numel() for each in waiting)
+            if waiting and (size + new.M.numel() > GROUP or new.M.shape[1:] != waiting[0].M.shape[1:]):
+                yield Factors.joined(waiting)
+                waiting = []
+            waiting.append(new)
+        yield Factors.joined(waiting)
 
     def _root(self, W: Tensor, rotary: Tensor | None, sign: int) -> Float[Tensor, "head d_head d_head"]:
         """The root of the mean over offsets of ``R W^T W R^T``."""
@@ -155,8 +188,3 @@ def _folded(sublayer: Sublayer, W: Float[Tensor, "head d_model out"]) -> Float[T
 
 def _wide(W: Tensor) -> Tensor:
     return W.to(torch.promote_types(W.dtype, torch.float32))
-
-
-def _unit(M: Float[Tensor, "matrix rank d_model"]) -> Float[Tensor, "matrix rank d_model"]:
-    size = M.norm(dim=(1, 2), keepdim=True)
-    return M / size.masked_fill(size == 0, 1.0)
