@@ -55,6 +55,10 @@ if TYPE_CHECKING:
     from allheads.twin.heads import head as head
     from allheads.twin.heads import heads as heads
     from allheads.twin.labels import Label as Label
+    from allheads.weights.circuit import Circuit as Circuit
+    from allheads.weights.circuit import circuit as circuit
+    from allheads.weights.composition import Composition as Composition
+    from allheads.weights.composition import composition as composition
 
 __version__ = "0.1.0"
 
@@ -64,6 +68,8 @@ _HOME = {
     "Attribution": "circuits.attribution",
     "AttributionGraph": "circuits.attribution_graph",
     "Confirmation": "circuits.confirmation",
+    "Circuit": "weights.circuit",
+    "Composition": "weights.composition",
     "Cost": "twin.cost",
     "Gate": "theory.gates",
     "GateSum": "theory.gates",
@@ -84,6 +90,8 @@ _HOME = {
     "attribute": "circuits.backward",
     "attribute_pattern": "circuits.patterns",
     "confirm": "circuits.confirmation",
+    "circuit": "weights.circuit",
+    "composition": "weights.composition",
     "convert": "twin.convert",
     "cost": "twin.cost",
     "frozen": "circuits.holding",

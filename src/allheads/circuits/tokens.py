@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from allheads.errors import AllHeadsError
 from allheads.models.bridge import TwinBridge
+from allheads.twin.tokens import described, one_token
 
 #: A token, a pair (for, against), weights over the vocabulary, or a function of the logits at one position.
 TargetLike = str | int | tuple[str | int, str | int] | Tensor | Callable[[Tensor], Tensor]
@@ -33,7 +34,7 @@ def token_ids(twin: TwinBridge, tokens: str | Tensor) -> Int[Tensor, "1 pos"]:
     elif isinstance(tokens, Tensor) and not tokens.is_floating_point() and tokens.ndim in (1, 2):
         ids = (tokens if tokens.ndim == 2 else tokens[None]).to(twin.cfg.device).long()
     else:
-        raise AllHeadsError("a prompt, or its ids [pos]", _described(tokens), "Pass a string or integer ids.")
+        raise AllHeadsError("a prompt, or its ids [pos]", described(tokens), "Pass a string or integer ids.")
     n_ctx, d_vocab = twin.cfg.n_ctx, twin.cfg.d_vocab
     if ids.shape[0] != 1 or not 0 < ids.shape[1] <= n_ctx:
         raise AllHeadsError(
@@ -104,7 +105,7 @@ class Target:
             return row @ self.weights.to(row)
         value = self.function(row)
         if not isinstance(value, Tensor) or value.numel() != 1:
-            raise AllHeadsError("a target that is one number", _described(value), "Return a scalar tensor.")
+            raise AllHeadsError("a target that is one number", described(value), "Return a scalar tensor.")
         return value.reshape(())
 
 
@@ -117,34 +118,17 @@ def make_target(twin: TwinBridge, target: TargetLike, position: int, length: int
     place = position_in(length, position)
     if isinstance(target, Tensor):
         if target.shape != (twin.cfg.d_vocab_out,) or not target.is_floating_point():
-            raise AllHeadsError(f"weights [{twin.cfg.d_vocab_out}]", _described(target), "One weight for each token.")
+            raise AllHeadsError(f"weights [{twin.cfg.d_vocab_out}]", described(target), "One weight for each token.")
         return Target("weights", place, target)
     if isinstance(target, tuple) and len(target) == 2:
-        (plus, plus_name), (minus, minus_name) = (_token(twin, each) for each in target)
+        (plus, plus_name), (minus, minus_name) = (one_token(twin, each) for each in target)
         if plus == minus:
             raise AllHeadsError("two different tokens", f"{plus_name} twice", "Name one for and one against.")
         return Target(f"{plus_name} - {minus_name}", place, _weights(twin, {plus: 1.0, minus: -1.0}))
     if callable(target):
         return Target(getattr(target, "__name__", "function"), place, None, target)
-    token, name = _token(twin, target)
+    token, name = one_token(twin, target)
     return Target(name, place, _weights(twin, {token: 1.0}))
-
-
-def _token(twin: TwinBridge, token: object) -> tuple[int, str]:
-    d_vocab = twin.cfg.d_vocab_out
-    if isinstance(token, int) and not isinstance(token, bool):
-        if not 0 <= token < d_vocab:
-            raise AllHeadsError(f"a token from 0 to {d_vocab - 1}", str(token), "Use the model's own tokenizer.")
-        return token, repr(twin.tokenizer.decode([token])) if twin.tokenizer is not None else str(token)
-    if not isinstance(token, str):
-        raise AllHeadsError("a token, a pair of them, or weights", _described(token), "Pass a string or an id.")
-    if twin.tokenizer is None:
-        raise AllHeadsError("a token's id", f"{token!r}, for a model without a tokenizer", "Pass an integer.")
-    ids = twin.tokenizer(token, add_special_tokens=False).input_ids
-    if len(ids) != 1:
-        parts = ", ".join(repr(twin.tokenizer.decode([each])) for each in ids) or "none"
-        raise AllHeadsError("one token", f"{token!r}, which is {parts}", "Words inside a text begin with a space.")
-    return ids[0], repr(token)
 
 
 def _weights(twin: TwinBridge, entries: dict[int, float]) -> Tensor:
@@ -152,9 +136,3 @@ def _weights(twin: TwinBridge, entries: dict[int, float]) -> Tensor:
     for token, weight in entries.items():
         weights[token] = weight
     return weights
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{value.dtype} of shape {tuple(value.shape)}"
-    return f"{type(value).__name__} {value!r}"[:80]

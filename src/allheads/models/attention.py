@@ -87,11 +87,13 @@ def read_attention(model: TransformerBridge, layer: int) -> Attention:
             "attention with W_Q, W_K, W_V and W_O", f"layer {layer} without {missing}", "Not supported."
         )
     turning = getattr(getattr(model, "rotary_emb", None), "original_component", None)
+    # Some families have other frequencies in every layer: those are not read.
+    frequencies = getattr(turning, "inv_freq", None)
     return Attention(
         **weights,
         scale=float(getattr(module, "scaling", None) or weights["W_Q"].shape[2] ** -0.5),
-        rotary=None if turning is None else turning.inv_freq.detach(),
-        rotary_scale=1.0 if turning is None else float(turning.attention_scaling),
+        rotary=None if frequencies is None else frequencies.detach(),
+        rotary_scale=float(getattr(turning, "attention_scaling", 1.0)),
         window=getattr(module, "sliding_window", None),
     )
 

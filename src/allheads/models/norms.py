@@ -43,11 +43,20 @@ class Norm:
         [2.0, 2.0, 2.0, 2.0]
         """
         weight = W.detach().to(torch.promote_types(W.dtype, torch.float32))
-        direction = self.gain.to(weight)[:, None] * weight
-        if self.centred:
-            direction = direction - direction.mean(0)
+        direction = self.folded(weight)
         offset = self.shift.to(weight) @ weight if b is None else self.shift.to(weight) @ weight + b.detach().to(weight)
         return self.slack * (offset.abs() + math.sqrt(len(self.gain)) * direction.norm(dim=0))
+
+    def __call__(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        """What the norm makes of a stream."""
+        n = x - x.mean(-1, keepdim=True) if self.centred else x
+        n = n * (n.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        return self.gain.to(x) * n + self.shift.to(x)
+
+    def folded(self, W: Float[Tensor, "d_model out"]) -> Float[Tensor, "d_model out"]:
+        """The weights that read a stream as W reads the normalised one, up to its scale and shift."""
+        direction = self.gain.to(W)[:, None] * W
+        return direction - direction.mean(0) if self.centred else direction
 
 
 _MEASURED: WeakKeyDictionary[nn.Module, tuple[Any, Norm | None]] = WeakKeyDictionary()

@@ -1,0 +1,1 @@
+"""Reading a twin by its weights only: circuits through the embeddings, and composition over every pair."""

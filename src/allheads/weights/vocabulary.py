@@ -1,0 +1,90 @@
+"""Tokens at both ends of the network: what a sublayer reads of an embedding, and what a write does to the logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from allheads.models.attention import read_ends
+from allheads.models.bridge import TwinBridge
+from allheads.models.wiring import Sublayer, Wiring
+from allheads.weights.best import chunks
+
+
+@dataclass(frozen=True)
+class TokenValue:
+    """A token and a number; what it measures is said where it stands."""
+
+    token: int
+    text: str
+    value: float
+
+
+@dataclass(frozen=True)
+class TokenPair:
+    """Two tokens and a number: query and key, or source and what it makes likelier."""
+
+    first: int
+    second: int
+    texts: tuple[str, str]
+    value: float
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a twin."""
+
+    twin: TwinBridge
+    wiring: Wiring
+
+    def read(
+        self, sublayer: Sublayer, W: Float[Tensor, "d_model out"], b: Float[Tensor, " out"] | None
+    ) -> Float[Tensor, "d_vocab out"]:
+        """``norm(W_E) W + b``: what would be read if the stream were one token's embedding, without its position."""
+        W_E = read_ends(self.twin).W_E
+        dtype = torch.promote_types(W_E.dtype, torch.float32)
+        rows = []
+        for some in chunks(*W_E.shape):
+            x = self.wiring.embedding * W_E[some].to(dtype)
+            x = x if sublayer.before is None else sublayer.before(x)
+            rows.append(x @ W.to(x))
+        found = torch.cat(rows)
+        return found if b is None else found + b.to(found)
+
+    def logits(self, sublayer: Sublayer, W: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
+        """``W gain W_U``: logits per unit written and per unit of the final norm's scale, less their mean.
+
+        The mean over the vocabulary changes no probability. A norm behind the sublayer adds its gain, and multiplies by
+        a scale of its own that is left out.
+        """
+        W = W.to(torch.promote_types(W.dtype, torch.float32))
+        W = written(sublayer, W)
+        W_U = read_ends(self.twin).W_U
+        final = self.wiring.final
+        direction = W if final is None else final.gain.to(W) * (W - W.mean(-1, keepdim=True) if final.centred else W)
+        logits = direction @ W_U.to(W)
+        return logits - logits.mean(-1, keepdim=True)
+
+    def text(self, token: int) -> str:
+        """The token as it is written, or its number without a tokenizer."""
+        return str(token) if self.twin.tokenizer is None else self.twin.tokenizer.decode([token])
+
+    def most(self, values: Float[Tensor, " d_vocab"], k: int, *, least: bool = False) -> list[TokenValue]:
+        """The k tokens with the largest numbers, or with the smallest."""
+        found, tokens = values.topk(min(k, len(values)), largest=not least)
+        return [TokenValue(t, self.text(t), v) for t, v in zip(tokens.tolist(), found.tolist(), strict=True)]
+
+    def pair(self, value: float, first: int, second: int) -> TokenPair:
+        """Two tokens by number."""
+        return TokenPair(first, second, (self.text(first), self.text(second)), value)
+
+
+def written(sublayer: Sublayer, W: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+    """What is added to the stream, up to a positive factor: through the norm behind the sublayer, if there is one."""
+    if sublayer.after is None:
+        return W
+    centred = W - W.mean(-1, keepdim=True) if sublayer.after.centred else W
+    return sublayer.after.gain.to(W) * centred
