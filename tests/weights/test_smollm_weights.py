@@ -70,3 +70,13 @@ def test_a_last_neuron_moves_the_logits_as_said(twin):
     best, worst = found.promotes[0], found.suppresses[0]
     seen = ah.attribute(twin, TEXT, (best.token, worst.token)).of("L29.N812")[-1].direct
     assert seen == pytest.approx(activation * scale * (best.value - worst.value), rel=1e-3)
+
+
+def test_a_neuron_of_women(smollm_twin):
+    """It adds to Mary over John, and its weights say why."""
+    found = ah.circuit(smollm_twin, "L26.N1262", k=4)
+    assert {" women", " woman"} <= {each.text for each in found.opens}
+    assert {" women", " woman"} <= {each.text for each in found.promotes}
+    lines = str(found).splitlines()
+    assert lines[0] == "L26.N1262"
+    assert "opens: ' women'" in lines[1]

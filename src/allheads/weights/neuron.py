@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     import pandas
 
 
+_SIDES = ("opens", "closes", "raises", "lowers", "promotes", "suppresses")
+
+
 @dataclass(frozen=True)
 class NeuronCircuit:
     """A neuron through the embeddings, k tokens a side, the strongest first.
@@ -35,12 +38,12 @@ class NeuronCircuit:
         """Columns: side, token, text, value."""
         import pandas
 
-        rows = [
-            (side, each.token, each.text, each.value)
-            for side in ("opens", "closes", "raises", "lowers", "promotes", "suppresses")
-            for each in getattr(self, side)
-        ]
+        rows = [(side, each.token, each.text, each.value) for side in _SIDES for each in getattr(self, side)]
         return pandas.DataFrame(rows, columns=["side", "token", "text", "value"])
+
+    def __str__(self) -> str:
+        found = {side: " ".join(repr(each.text) for each in getattr(self, side)) for side in _SIDES}
+        return "\n".join([self.label, *(f"{side:>10}: {texts}" for side, texts in found.items() if texts)])
 
 
 def neuron_circuit(vocabulary: Vocabulary, label: str, layer: int, neuron: int, k: int) -> NeuronCircuit:
