@@ -39,6 +39,7 @@ bench: $(VENV)/.dev ## Speed and memory of twin and source, side by side, as JSO
 	OMP_NUM_THREADS=2 $(BIN)/python bench/dense.py
 	OMP_NUM_THREADS=2 $(BIN)/python bench/pure.py
 	OMP_NUM_THREADS=2 $(BIN)/python bench/attribution.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/composition.py
 
 clean: ## Remove the environment and what the tools wrote
 	rm -rf $(VENV) allheads-report.html .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

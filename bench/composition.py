@@ -1,4 +1,4 @@
-"""Composition of every pair of SmolLM2-135M, by kind, and circuits of a head and a neuron, as JSON. 2 threads.
+"""Composition of every pair of SmolLM2-135M, by kind, and circuits of a head and a neuron, as JSON. One thread.
 
 Each in a process of its own: seconds, and the peak of resident memory beyond the model's. Kinds may be named as
 arguments; ``averaged`` in front of one takes the scores over 64 offsets.
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def _measured(name: str) -> dict[str, Any]:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     twin = ah.convert(ah.load())
     before, started, worked = resident(), time.perf_counter(), time.process_time()
     with Peak() as peak:

@@ -10,7 +10,7 @@ import torch
 
 import allheads as ah
 from allheads.models import zoo
-from allheads.weights import best
+from allheads.weights import best, factors
 from allheads.weights.composition import KINDS
 
 OFFSETS = (0, 1, 5)
@@ -150,6 +150,7 @@ def test_blocks_do_not_matter(twin_of, kind, monkeypatch):
     twin = twin_of("LlamaForCausalLM")
     whole = ah.composition(twin, kind, k=20)
     monkeypatch.setattr(best, "BLOCK", 100)
+    monkeypatch.setattr(factors, "GROUP", 1)
     pieces = ah.composition(twin, kind, k=20)
     assert [(p.writer, p.reader) for p in pieces] == [(p.writer, p.reader) for p in whole]
     assert [p.score for p in pieces] == pytest.approx([p.score for p in whole], abs=1e-6)

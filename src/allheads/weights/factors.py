@@ -6,7 +6,7 @@ A matrix is replaced by rows ``M [rank d_model]`` that give the same norms: for 
     a head's write           ||W_V W_O X||          R W_O, with W_V = Q R
     a neuron's read          ||X w||                rank 1: its query, or the value of a gated neuron
     a head's read by V       ||X W_V W_O||          (W_V R^T)^T, with W_O^T = Q R
-    a head's read by Q       ||X W_Q R W_K^T||      (W_Q S)^T, with S S the mean over offsets of R W_K^T W_K R^T
+    a head's read by Q       ||X W_Q R W_K^T||      (W_Q S)^T, with S S the sum over offsets of R W_K^T W_K R^T
     a head's read by K       the same with Q and K exchanged
 
 so that a composition score is ``||M_write M_read^T||_F``. Weights that read have the gain of their norm folded in, and
@@ -133,11 +133,11 @@ class Streams:
         yield Factors.joined(waiting)
 
     def _root(self, W: Tensor, rotary: Tensor | None, sign: int) -> Float[Tensor, "head d_head d_head"]:
-        """The root of the mean over offsets of ``R W^T W R^T``."""
+        """The root of the sum over offsets of ``R W^T W R^T``: only its direction counts."""
         gram = W.mT.double() @ W.double()
         if rotary is not None:
             turns = (turned(turned(gram, [sign * o], rotary).mT, [sign * o], rotary) for o in self.offsets)
-            gram = sum(turns, torch.zeros_like(gram)) / len(self.offsets)
+            gram = sum(turns, torch.zeros_like(gram))
         values, vectors = torch.linalg.eigh(gram)
         return ((vectors * values.clamp_min(0).sqrt()[:, None]) @ vectors.mT).to(W)
 
