@@ -261,7 +261,7 @@ def test_parts_that_are_not_held_are_named(twins):
 
     with (
         twin.hooks(fwd_hooks=[("blocks.0.attn.hook_out", gate)]),
-        pytest.raises(ah.AllHeadsError, match="linear under rule 'frozen', got LlamaForCausalLM, whose parts miss"),
+        pytest.raises(ah.AllHeadsError, match="linear under rule 'half', got LlamaForCausalLM, whose parts miss"),
     ):
         ah.attribute(twin, ids, 7)
 

@@ -20,7 +20,7 @@ from allheads.circuits.attribution import Attribution
 from allheads.circuits.averages import Means
 from allheads.circuits.constants import constants, only_biases_differ, places
 from allheads.circuits.holding import Holding, holding
-from allheads.circuits.rules import Rule, rule_named
+from allheads.circuits.rules import DEFAULT, Rule, rule_named
 from allheads.circuits.run import EMBEDDINGS, Run
 from allheads.circuits.tokens import Asked, TargetLike, make_target, token_ids, token_names
 from allheads.errors import AllHeadsError
@@ -35,7 +35,7 @@ def attribute(
     tokens: str | Tensor,
     target: TargetLike,
     *,
-    rule: str | Rule = "frozen",
+    rule: str | Rule = DEFAULT,
     position: int = -1,
     baseline: Means | None = None,
     sources: bool = False,

@@ -11,7 +11,7 @@ from allheads.circuits.attribution_graph import AttributionGraph, Edge, Inflow, 
 from allheads.circuits.averages import PATIENCE
 from allheads.circuits.edges import edges
 from allheads.circuits.growth import Growth, Record
-from allheads.circuits.rules import Rule, rule_named
+from allheads.circuits.rules import DEFAULT, Rule, rule_named
 from allheads.circuits.tokens import Target, TargetLike, make_target, token_ids, token_names
 from allheads.errors import AllHeadsError
 from allheads.models.bridge import TwinBridge
@@ -26,7 +26,7 @@ def graph(
     tokens: str | Tensor,
     target: TargetLike,
     *,
-    rule: str | Rule = "frozen",
+    rule: str | Rule = DEFAULT,
     position: int = -1,
     budget: int = 100,
     coverage: float = 1.0,

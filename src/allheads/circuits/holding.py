@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from allheads.banks.linear import Held
-from allheads.circuits.rules import Rule, rule_named
+from allheads.circuits.rules import DEFAULT, Rule, rule_named
 from allheads.circuits.tokens import token_ids
 from allheads.errors import AllHeadsError
 from allheads.models.bridge import TwinBridge
@@ -74,7 +74,7 @@ def holding(twin: TwinBridge, rule: Rule, moving: Iterable[str] = ()) -> Iterato
 
 
 @contextmanager
-def frozen(twin: TwinBridge, tokens: str | Tensor, *, rule: str | Rule = "frozen") -> Iterator[TwinBridge]:
+def frozen(twin: TwinBridge, tokens: str | Tensor, *, rule: str | Rule = DEFAULT) -> Iterator[TwinBridge]:
     r"""The twin as the linear network it is on ``tokens``, under a rule that holds everything.
 
     Inside, for any change d of its embeddings (or of anything a head or neuron writes)

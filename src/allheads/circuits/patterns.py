@@ -18,7 +18,7 @@ from torch import Tensor
 from allheads.circuits.attribution import Attribution
 from allheads.circuits.averages import Means
 from allheads.circuits.backward import contributions
-from allheads.circuits.rules import Rule, rule_named
+from allheads.circuits.rules import DEFAULT, Rule, rule_named
 from allheads.circuits.tokens import position_in, token_ids
 from allheads.errors import AllHeadsError
 from allheads.models.bridge import TwinBridge
@@ -70,7 +70,7 @@ def attribute_pattern(
     *,
     source: int | None = None,
     versus: int | None = None,
-    rule: str | Rule = "frozen",
+    rule: str | Rule = DEFAULT,
     baseline: Means | None = None,
 ) -> PatternAttribution:
     r"""Which tokens, heads and neurons make a head attend.

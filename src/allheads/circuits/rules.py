@@ -93,6 +93,8 @@ _RULES = (
 )
 #: All rules by name.
 RULES = {rule.name: rule for rule in _RULES}
+#: What is used unless another is named: complete, and first or level with the first by sign in docs/faithfulness.md.
+DEFAULT = "half"
 
 
 def rule_named(rule: str | Rule) -> Rule:
