@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from allheads.weights.baseline import baseline, peakedness
+from allheads.weights.baseline import baseline, peakedness, variance
 
 D = 24
 SPECTRA = {
@@ -47,8 +47,8 @@ def test_variance_is_exact():
         torch.tensor(row, dtype=torch.float64) for row in ([0.7, 0.2, 0.1, 0, 0, 0], [0.5, 0.5, 0, 0, 0, 0])
     )
     squared = torch.einsum("i,nij,j->n", first, Q.square(), second)
-    a, b = float(first.square().sum()), float(second.square().sum())
-    assert float(squared.var()) == pytest.approx(2 * (a - 1 / 6) * (b - 1 / 6) / (5 * 8), rel=0.05)
+    expected = float(variance(first.square().sum(), second.square().sum(), 6))
+    assert float(squared.var()) == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize(("rank", "width"), [(1, 1), (1, 8), (8, 1), (4, 8)])

@@ -32,11 +32,14 @@ def baseline(a: Float[Tensor, "*pair"], b: Float[Tensor, "*pair"], d: int) -> Fl
     >>> round(float(baseline(one, one / 64, 1000) * 1000**0.5), 3)
     0.996
     """
-    a, b = a.double(), b.double()
-    variance = 2 * ((a - 1 / d) * (b - 1 / d)).clamp_min(0) / ((d - 1) * (d + 2))
     # Beta(s, s (d - 1)) has mean 1/d and variance (d - 1) / (d^2 (s d + 1)).
-    s = (((d - 1) / (d**2 * variance) - 1) / d).clamp(max=_SHARP)
+    s = (((d - 1) / (d**2 * variance(a, b, d)) - 1) / d).clamp(max=_SHARP)
     return torch.exp(torch.lgamma(s + 0.5) - torch.lgamma(s) + torch.lgamma(s * d) - torch.lgamma(s * d + 0.5))
+
+
+def variance(a: Float[Tensor, "*pair"], b: Float[Tensor, "*pair"], d: int) -> Float[Tensor, "*pair"]:
+    """That of the squared score, over all rotations."""
+    return 2 * ((a.double() - 1 / d) * (b.double() - 1 / d)).clamp_min(0) / ((d - 1) * (d + 2))
 
 
 def peakedness(M: Float[Tensor, "matrix rank d_model"]) -> Float[Tensor, " matrix"]:
