@@ -84,7 +84,7 @@ def test_each_side_predicts_interventions(twins):
     """With the key held and norms frozen, taking a neuron away changes the score by what the query side says."""
     twin, ids = twins("LlamaForCausalLM")
     at = ids.shape[1] - 1
-    why = ah.attribute_pattern(twin, ids, "L1.A3", at, source=1)
+    why = ah.attribute_pattern(twin, ids, "L1.A3", at, source=1, rule="frozen")
     points = [f"blocks.{layer}.attn.hook_{name}" for layer in (0, 1) for name in "qk"]
     for letter, side in (("q", why.query), ("k", why.key)):
         held = dict(zip(points, _cache(twin, ids, *points), strict=True))
