@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from playwright.sync_api import sync_playwright
 from plotly.offline import get_plotlyjs
 
 import allheads as ah
@@ -17,44 +21,101 @@ import allheads as ah
 WORDS = ["</script>", "<!--", "<b>bold</b>", " a & b", "\"'", "$plotly", "\n", "\x00", "x" * 40, "é"]
 
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+#: Loud: without a browser half of what this room promises is not tested.
+MISSING = "NO BROWSER: chromium is not installed, no page was opened"
+
+
+@dataclass
+class Opened:
+    """A page that is open; requests beside the page's own are refused and kept."""
+
+    page: object
+    said: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+    def quiet(self) -> bool:
+        return not self.said and not self.asked
+
+    def words(self, selector: str) -> list[str]:
+        return self.page.locator(selector).all_inner_texts()
+
+
+class Browser:
+    def __init__(self, chromium) -> None:
+        self.chromium = chromium
+
+    @contextmanager
+    def open(self, path, *, dark=False, fragment="", width=1200, height=1000):
+        scheme = "dark" if dark else "light"
+        context = self.chromium.new_context(color_scheme=scheme, viewport={"width": width, "height": height})
+        opened = Opened(context.new_page())
+        address = path.as_uri()
+
+        def answer(route):
+            if route.request.url.split("#")[0] == address:
+                return route.continue_()
+            opened.asked.append(route.request.url)
+            return route.abort()
+
+        context.route("**/*", answer)
+        opened.page.on("console", lambda message: opened.said.append(message.text))
+        opened.page.on("pageerror", lambda error: opened.said.append(str(error)))
+        opened.page.goto(address + (f"#{fragment}" if fragment else ""))
+        try:
+            yield opened
+        finally:
+            context.close()
+
+
 class Page(HTMLParser):
-    """What a test wants to know of the page: its scripts, its dropdowns, and its text without plotly.js."""
+    """What a test wants to know of a page: its pictures, its dropdowns, and its text without plotly.js."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.own_text = text.replace(get_plotlyjs(), "")
-        self.scripts: list[str] = []
+        self.scripts: dict[str, str] = {}
         self.dropdowns: list[list[int]] = []
-        self._in_script = False
+        self._in_script = ""
         self.feed(text)
-        self.plots = json.loads(self.scripts[1])
+        self.pictures = {name: drawn["data"] for name, drawn in json.loads(self.scripts["application/json"]).items()}
 
     def handle_starttag(self, tag, attrs):
-        self._in_script = tag == "script"
-        if tag == "script":
-            self.scripts.append("")
+        self._in_script = dict(attrs).get("type", "plotly") if tag == "script" else ""
         if tag == "select":
             self.dropdowns.append([])
         if tag == "option":
             self.dropdowns[-1].append(int(dict(attrs)["value"]))
 
     def handle_endtag(self, tag):
-        self._in_script = False
+        self._in_script = ""
 
     def handle_data(self, data):
         if self._in_script:
-            self.scripts[-1] += data
+            self.scripts[self._in_script] = self.scripts.get(self._in_script, "") + data
 
     def shown(self, plot: str, view: int) -> torch.Tensor:
         """The weights of one view, unpacked as the page's script does it."""
-        width = len(self.plots[plot]["figure"]["data"][0]["x"])
-        raw = np.frombuffer(base64.b64decode(self.plots[plot]["views"][view]["z"]), np.uint8)
+        width = len(self.pictures[plot]["figure"]["data"][0]["x"])
+        raw = np.frombuffer(base64.b64decode(self.pictures[plot]["views"][view]["z"]), np.uint8)
         return torch.tensor(raw / 255).float().reshape(-1, width)
 
     def array(self, packed: dict[str, str]) -> torch.Tensor:
         """An array as plotly packs it: base64 of the numbers in this dtype."""
         raw = np.frombuffer(base64.b64decode(packed["bdata"]), packed["dtype"])
         return torch.tensor(raw.reshape([int(size) for size in packed["shape"].split(",")]))
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A real browser that reaches nothing but the page it opens."""
+    if CHROMIUM is None:
+        pytest.skip(MISSING)
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield Browser(started)
+        started.close()
 
 
 @pytest.fixture(scope="session")

@@ -22,40 +22,35 @@ def flows(twin, ids):
 
 
 def test_figures_show_the_numbers(found):
-    bars = ah.plots.tokens(found)
+    bars = ah.plots.attribution(found, "token")
     assert list(bars.data[0].y) == pytest.approx(found.embeddings.tolist())
     assert any("&lt;/script&gt;" in name for name in bars.data[0].x)
-    heat = ah.plots.heads(found)
+    heat = ah.plots.attribution(found, "head")
     assert torch.allclose(torch.tensor(heat.data[0].z), found.heads.sum(-1))
     assert heat.data[0].zmin == -heat.data[0].zmax
-    by_layer = ah.plots.layers(found)
+    by_layer = ah.plots.attribution(found, "layer")
     assert [list(bar.y) for bar in by_layer.data] == [each.tolist() for each in found.by_layer().values()]
 
 
-def test_a_graph_is_drawn_whole(flows):
-    drawn = ah.plots.graph(flows, edges=20)
-    *lines, nodes = drawn.data
-    assert len(lines) == 20
-    assert f"20 of {len(flows.edges)} edges" in drawn.layout.title.text
-    assert len(nodes.x) == len(flows.nodes)
-    assert len({*zip(nodes.x, nodes.y, strict=True)}) == len(flows.nodes)  # none hides another
-    widest = max(lines, key=lambda line: line.line.width)
-    largest = max(flows.edges, key=lambda edge: abs(edge.weight))
-    places = dict(zip((node.name for node in flows.nodes), zip(nodes.x, nodes.y, strict=True), strict=True))
-    assert [*zip(widest.x, widest.y, strict=True)] == [places[largest.source], places[largest.target]]
-    by_effect = sorted(zip((abs(node.effect) for node in flows.nodes[1:]), nodes.marker.size[1:], strict=True))
-    assert [size for _, size in by_effect] == sorted(size for _, size in by_effect)
-    left = flows.nodes[0].inflow["V"].left_out
-    assert f"{left:+.3f}" in nodes.text[0]
+def test_a_waterfall_ends_at_the_target(found):
+    (bars,) = ah.plots.attribution(found).data
+    assert sum(bars.y) == pytest.approx(found.target_value, abs=1e-5)
+    assert bars.x[0] == "embeddings, constants" and bars.x[2] == "L0 neurons" and bars.measure[-1] == "total"
+    assert bars.y[2] == pytest.approx(float(found.neurons_direct[0].sum()), abs=1e-6)
+    with pytest.raises(ah.AllHeadsError, match="by out of token, head, layer, waterfall, got 'heads'"):
+        ah.plots.attribution(found, "heads")
 
 
 def test_the_page(found, flows, tmp_path, load_page):
     path = ah.plots.write_attribution(found, flows, tmp_path / "page.html", model="<img onerror=x>&")
     page = load_page(path)
-    assert set(page.plots) == {"tokens", "heads", "layers", "graph"}
-    assert not re.findall(r"https?:|\bsrc\s*=|\bhref\s*=|url\(|@import|\bimport\b|fetch\(|XMLHttp", page.own_text)
+    assert set(page.pictures) == {"tokens", "heads", "layers", "graph"}
+    assert not re.findall(
+        r"https?:|\bsrc\s*=|\bhref\s*=|url\(|@import|\bimport\b|fetch\(|XMLHttp",
+        page.own_text.replace("http://www.w3.org/2000/svg", ""),
+    )
     assert "<img" not in path.read_text("utf-8").replace(get_plotlyjs(), "")
-    assert "<" not in page.scripts[1]
+    assert "<" not in page.scripts["application/json"]
     assert f"{found.target_value:.4f}" in page.own_text
     for each in found.top(20):
         assert f"<th>{each.label}</th>" in page.own_text

@@ -1,75 +1,261 @@
-"""The page in a real browser, without a network: everything is drawn, dropdowns work, the console is silent."""
+"""Every page in a real browser that reaches nothing else: what a reader does works, and the console is silent."""
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-import subprocess
-from html import unescape
 
 import pytest
 import torch
+from playwright.sync_api import expect
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PROBE = """<script>
-console.log("the probe ran");
-const [layer, head] = document.querySelectorAll('[data-plot="attention"] select');
-layer.selectedIndex = 2; head.selectedIndex = 1;
-head.dispatchEvent(new Event("change", { bubbles: true }));
-const probe = document.createElement("pre");
-probe.id = "probe";
-const drawn = document.getElementById("attention");
-probe.textContent = JSON.stringify({ z: drawn.data[0].z, title: drawn.layout.title.text });
-document.body.append(probe);
-</script></body>"""
-
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="NO BROWSER: chromium is not installed, the page was not opened"
-)
+import allheads as ah
 
 
 @pytest.fixture(scope="module")
-def opened(path, tmp_path_factory):
-    """The DOM of the page after its scripts ran, and what the browser wrote to its log."""
-    folder = tmp_path_factory.mktemp("browser")
-    probed = folder / "page.html"
-    probed.write_text(path.read_text("utf-8").replace("</body>", PROBE), "utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-    flags += ["--disable-component-update", "--disable-dev-shm-usage", f"--user-data-dir={folder / 'profile'}"]
-    flags += ["--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--virtual-time-budget=5000"]
-    command = [CHROMIUM, *flags, "--dump-dom", probed.as_uri()]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
-    return run.stdout, run.stderr
+def attention_page(twin, ids, tmp_path_factory):
+    view = ah.plots.attention(twin, ids, heads=[f"L{layer}.A{head}" for layer in range(3) for head in range(4)])
+    return view.save(tmp_path_factory.mktemp("pages") / "attention.html")
 
 
-def test_every_plot_is_drawn(opened):
-    dom, _ = opened
-    for name in ("attention", "gates", "neurons"):
-        drawn = dom.split(f'id="{name}"')[1].split("<script")[0]
-        assert re.search(r'<image[^>]+href="data:image/png', drawn), name
-    assert len(re.findall(r'class="point[ "]', dom.split('id="errors"')[1])) == 6
+@pytest.fixture(scope="module")
+def flows(twin, ids):
+    return ah.graph(twin, ids, (3, 5), budget=15)
 
 
-def test_nothing_can_be_sent_away(opened):
-    """plotly offers to upload a chart unless told otherwise."""
-    buttons = set(re.findall(r'data-title="([^"]*)"', opened[0]))
-    assert buttons == {"Download plot as a PNG", "Zoom", "Pan", "Reset axes"}
+@pytest.fixture(scope="module")
+def explorer(twin, ids, tmp_path_factory):
+    return ah.plots.explore(twin, ids, budget=15).save(tmp_path_factory.mktemp("pages") / "explore.html")
 
 
-def test_the_console_is_silent(opened):
-    """Errors are logged there as the probe's own message is."""
-    said = [line for line in opened[1].splitlines() if "CONSOLE" in line]
-    assert len(said) == 1 and "the probe ran" in said[0]
+def _chosen(opened) -> str:
+    return opened.page.locator("h1").first.inner_text()
 
 
-def test_choosing_a_head_shows_its_pattern(opened, cache):
-    probe = json.loads(unescape(re.search(r'<pre id="probe">(.*?)</pre>', opened[0], re.S)[1]))
-    assert probe["title"] == "L2.A1"
-    assert (torch.tensor(probe["z"]) - cache["blocks.2.attn.hook_pattern"][0, 1]).abs().max() <= 0.005
+def _opened_card(opened) -> str:
+    return opened.page.locator(".card h2").inner_text()
 
 
-def test_tokens_are_shown_as_they_are(opened):
-    labels = re.findall(r"<text[^>]*>([^<]*)</text>", opened[0])
-    assert any("&lt;/script&gt;" in label for label in labels)
-    assert any("&lt;b&gt;bold&lt;/b&gt;" in label for label in labels)
+def test_hovering_a_token_shows_where_it_looks_and_what_looks_at_it(browser, attention_page, cache):
+    with browser.open(attention_page, fragment="L1.A2") as opened:
+        assert _chosen(opened) == "L1.A2"
+        opened.page.hover('.strip [data-at="12"]')
+        pattern = cache["blocks.1.attn.hook_pattern"][0, 2]
+        looks, looked = (section.split("\n") for section in opened.words(".lists section"))
+        best = pattern[12].topk(8)
+        for line, value, at in zip(looks[1:9], best.values.tolist(), best.indices.tolist(), strict=False):
+            weight, where = line.split(" ")[:2]
+            assert float(weight) == pytest.approx(value, abs=0.003)
+            assert float(pattern[12, int(where)]) == pytest.approx(pattern[12, at].item(), abs=0.005)
+        assert looked[0].startswith("12 ") and len(looked) > 1
+        fill = opened.page.locator('.strip [data-at="0"]').evaluate("each => each.style.backgroundColor")
+        line = opened.page.locator('.strip [data-at="20"]').evaluate("each => each.style.borderBottomColor")
+        assert fill and line
+        opened.page.hover("h1")
+        assert opened.words(".lists section") == []
+        assert opened.quiet()
+
+
+def test_hovering_a_cell_tells_its_weight(browser, attention_page, cache):
+    with browser.open(attention_page, fragment="L0.A1") as opened:
+        size = opened.page.locator(".pattern canvas").evaluate("each => each.clientWidth") / 23
+        opened.page.hover(".pattern canvas", position={"x": 4.5 * size, "y": 9.5 * size})
+        said = opened.page.locator("[aria-live]").nth(1).inner_text()
+        weight = float(cache["blocks.0.attn.hook_pattern"][0, 1, 9, 4])
+        assert re.match(r"9 .* looks at 4 ", said) and float(said.rsplit(" ", 1)[1]) == pytest.approx(weight, abs=0.003)
+
+
+def test_the_large_picture_is_the_pattern_in_colour(browser, attention_page, cache):
+    """Light and dark: the pixels grow darker, or lighter, with the weight, from the page's own colour."""
+    pattern = cache["blocks.2.attn.hook_pattern"][0, 3]
+    for dark in (False, True):
+        with browser.open(attention_page, fragment="L2.A3", dark=dark) as opened:
+            expect(opened.page.locator(".pattern canvas")).to_have_attribute(
+                "aria-label", re.compile("L2.A3, 23 by 23")
+            )
+            read = "each => Array.from(each.getContext('2d').getImageData(0, 0, 23, 23).data)"
+            pixels = torch.tensor(opened.page.locator(".pattern canvas").evaluate(read)).reshape(23, 23, 4).float()
+            lightness = pixels[..., :3] @ torch.tensor([0.3, 0.59, 0.11])
+            order = (lightness if dark else -lightness).flatten()[pattern.flatten().argsort()]
+            assert bool((order.diff() >= -2.0).all()) and float(order[-1] - order[0]) > 100
+            page = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert page == ("rgb(13, 17, 23)" if dark else "rgb(255, 255, 255)")
+            assert pixels[0, 22, :3].tolist() == ([13, 17, 23] if dark else [255, 255, 255])
+
+
+def test_heads_are_filtered_searched_and_linked_to(browser, attention_page):
+    with browser.open(attention_page) as opened:
+        page = opened.page
+        shown = page.locator(".grid button:visible")
+        assert shown.count() == 12
+        page.select_option("select", "L1")
+        assert opened.words(".grid button:visible") == [f"L1.A{head}" for head in range(4)]
+        page.select_option("select", "")
+        page.keyboard.press("/")
+        page.keyboard.type("A3")
+        assert opened.words(".grid button:visible") == [f"L{layer}.A3" for layer in range(3)]
+        page.click('[data-label="L2.A3"]')
+        assert page.url.endswith("#L2.A3") and _chosen(opened) == "L2.A3"
+        page.evaluate("location.hash = '#L0.A2'")
+        expect(page.locator("h1")).to_have_text("L0.A2")
+        assert opened.quiet()
+
+
+def test_thumbnails_are_painted(browser, attention_page):
+    with browser.open(attention_page) as opened:
+        expect(opened.page.locator('[data-label="L2.A3"] canvas')).to_have_attribute("width", "23")
+
+
+def test_everything_can_be_reached_by_keyboard(browser, attention_page):
+    with browser.open(attention_page) as opened:
+        page = opened.page
+        focused = """(() => { const at = document.activeElement;
+            return at.getAttribute("aria-label") ?? at.dataset.label ?? at.role ?? at.tagName; })()"""
+        order = []
+        for _ in range(5):
+            page.keyboard.press("Tab")
+            order.append(page.evaluate(focused))
+        assert order[0] == "SELECT" and order[1] == "Search by label" and order[2] == "L0.A0"
+        assert order[3].startswith("Pattern of L0.A0") and order[4] == "option"
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowRight")
+        assert page.locator('.strip [aria-selected="true"]').get_attribute("data-at") == "2"
+        page.keyboard.press("Enter")
+        page.hover("h1")
+        assert page.locator('.strip [aria-selected="true"]').get_attribute("data-at") == "2"
+        page.keyboard.press("Escape")
+        assert page.locator('.strip [aria-selected="true"]').count() == 0
+        page.focus('[data-label="L0.A0"]')
+        page.keyboard.press("ArrowRight")
+        expect(page.locator("h1")).to_have_text("L0.A1")
+
+
+def test_tokens_stay_text(browser, attention_page):
+    with browser.open(attention_page) as opened:
+        tokens = opened.page.locator(".strip [data-at]").all_text_contents()
+        assert tokens[:4] == ["</script>", "<!--", "<b>bold</b>", "·a·&·b"]
+        assert opened.page.locator("b").count() == 0 and opened.quiet()
+
+
+def test_slots_and_cross_attention_have_two_lists(browser, twin, ids, tmp_path):
+    path = ah.plots.attention(twin, ids, heads="L2.N5").save(tmp_path / "n.html")
+    with browser.open(path) as opened:
+        assert opened.page.locator(".strip").count() == 2
+        opened.page.hover('.strip >> nth=1 >> [data-at="0"]')
+        assert "0 self is looked at by" in opened.words(".lists section")[0]
+        assert opened.quiet()
+
+
+def test_in_a_frame_as_notebooks_do(browser, twin, ids, tmp_path):
+    """The frame takes the theme of the page around it, not the system's."""
+    frame = ah.plots.attention(twin, ids, layers=[1])._repr_html_()
+    for ground, theme in (("#111", "dark"), ("#fff", "light")):
+        path = tmp_path / f"{theme}.html"
+        path.write_text(f'<!DOCTYPE html><meta charset="utf-8"><body style="background:{ground}"><div>{frame}</div>')
+        with browser.open(path, dark=theme == "light") as opened:
+            inside = opened.page.frame_locator("iframe")
+            expect(inside.locator("html")).to_have_attribute("data-theme", theme)
+            inside.locator('[data-label="L1.A3"]').click()
+            expect(inside.locator("h1")).to_have_text("L1.A3")
+            assert opened.quiet()
+
+
+def test_the_graph_shows_the_edges_of_the_node_under_the_pointer(browser, twin, ids, flows, tmp_path):
+    path = ah.plots.graph(flows, twin, ids).save(tmp_path / "graph.html")
+    first = flows.parts[0]
+    with browser.open(path) as opened:
+        page = opened.page
+        assert page.locator(".node").count() == len(flows.nodes)
+        assert page.locator(".edge").count() == min(150, len(flows.edges))
+        page.locator(f'[data-name="{first.name}"]').hover()
+        drawn = sorted(flows.edges, key=lambda edge: -abs(edge.weight))[:150]
+        own = [edge for edge in drawn if first.name in (edge.source, edge.target)]
+        assert page.locator(".edge.on").count() == len(own) > 0
+        into = max((edge for edge in drawn if edge.target == first.name), key=lambda edge: abs(edge.weight))
+        assert f"{into.weight:+.3g}"[:5] in page.locator(".lists").first.inner_text()
+        page.locator(f'[data-name="{first.name}"]').click()
+        assert _opened_card(opened) == first.label
+        page.locator(f'[data-name="{flows.parts[1].name}"]').focus()
+        page.keyboard.press("Enter")
+        assert _opened_card(opened) == flows.parts[1].label
+        assert opened.quiet()
+
+
+def test_explorer_predictions_filters_and_cards(browser, explorer, twin, ids):
+    with browser.open(explorer) as opened:
+        page = opened.page
+        assert page.locator(".text [role=option]").count() == 23
+        with torch.no_grad():
+            best = twin(ids)[0].argmax(-1)
+        found = ah.attribute(twin, ids, _demeaned(twin, int(best[10])), position=10)
+        page.click('.text [data-at="10"]')
+        rows = page.locator(".ranked tbody tr")
+        top = found.top(3)
+        for at, part in enumerate(top):
+            label, place, effect, _ = rows.nth(at).locator("th, td").all_inner_texts()
+            assert label == part.label and place.startswith(f"{part.position} ")
+            assert float(effect) == pytest.approx(part.effect, abs=2e-3)
+        page.select_option('label:has-text("Kind") select', "A")
+        assert all(".A" in label for label in opened.words(".ranked tbody th"))
+        page.select_option('label:has-text("Layer") select', "L1")
+        assert all(label.startswith("L1.A") for label in opened.words(".ranked tbody th"))
+        page.select_option('label:has-text("Position") select', "1+")
+        assert not any(cell.startswith("0 ") for cell in opened.words(".ranked tbody td:nth-child(2)"))
+        rows.first.click()
+        assert _opened_card(opened) == rows.first.locator("th").inner_text()
+        assert opened.quiet()
+
+
+def _demeaned(twin, token):
+    weights = torch.full((twin.cfg.d_vocab_out,), -1.0 / twin.cfg.d_vocab_out)
+    weights[token] += 1.0
+    return weights
+
+
+def test_explorer_search_links_and_keys(browser, explorer):
+    with browser.open(explorer, fragment="L2.N3") as opened:
+        page = opened.page
+        assert _opened_card(opened) == "L2.N3"
+        expect(page.locator(".card .strip").first).to_be_visible()  # its gate, whether it has a card or not
+        page.keyboard.press("/")
+        page.keyboard.type("L0.A1")
+        assert set(opened.words(".ranked tbody th")) <= {"L0.A1"}
+        page.keyboard.press("Enter")
+        assert _opened_card(opened) == "L0.A1" and page.url.endswith("#L0.A1")
+        page.fill('[aria-label="Search by label"]', "")
+        before = page.locator(".columns h2").first.inner_text()
+        page.locator(".text [data-at='5']").click()
+        page.keyboard.press("]")
+        assert page.locator(".columns h2").first.inner_text().startswith("After 6 ") and before.startswith("After 22 ")
+        page.locator(".ranked tbody tr").first.focus()
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("Enter")
+        assert _opened_card(opened) == page.locator(".ranked tbody th").nth(1).inner_text()
+        page.evaluate("location.hash = '#L9.N99999'")  # not there: the card stays
+        assert _opened_card(opened) == page.locator(".ranked tbody th").nth(1).inner_text()
+        assert opened.quiet()
+
+
+def test_the_report_draws_every_plot_and_its_dropdown(browser, path, cache, twin):
+    with browser.open(path) as opened:
+        page = opened.page
+        expect(page.locator("#gates image, #neurons image")).to_have_count(2)
+        assert page.locator("#errors .point").count() == 6
+        page.select_option('[data-plot="neurons"] select', "2")
+        drawn = page.evaluate(
+            "({z: document.getElementById('neurons').data[0].z, y: document.getElementById('neurons').data[0].y})"
+        )
+        bank = twin.banks[2]
+        rows = [bank.d_mlp + ah.Label.parse(label).index for label in drawn["y"]]
+        gate = cache["blocks.2.mlp.hook_pattern_self"][0, rows]
+        assert (torch.tensor(drawn["z"]) - gate).abs().max() <= 0.005
+        page.click('#attention [data-label="L2.A1"]')
+        assert page.locator("#attention h1").inner_text() == "L2.A1"
+        buttons = page.locator("[data-title]").evaluate_all("all => all.map((each) => each.dataset.title)")
+        assert set(buttons) == {"Download plot as a PNG", "Zoom", "Pan", "Reset axes"}  # nothing offers to send it away
+        assert opened.quiet()
+
+
+def test_a_figure_is_drawn_without_a_network(browser, twin, ids, tmp_path):
+    with browser.open(ah.plots.gates(twin, ids).save(tmp_path / "g.html"), dark=True) as opened:
+        expect(opened.page.locator("#view image")).to_have_count(1)
+        assert opened.quiet()

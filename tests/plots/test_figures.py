@@ -12,27 +12,11 @@ from allheads.errors import AllHeadsError
 from allheads.plots.gate_maps import gate_part, read_gates
 from allheads.plots.texts import token_names
 from allheads.theory.approximate import approximate
+from allheads.theory.table import fits
 
 
 def _heat(figure):
     return torch.tensor(figure.data[0].z)
-
-
-def test_attention_of_an_ordinary_head_is_the_cached_pattern(twin, ids, cache):
-    figure = ah.plots.attention(twin, ids, "L1.A2")
-    assert torch.allclose(_heat(figure), cache["blocks.1.attn.hook_pattern"][0, 2], atol=1e-5)
-    assert list(figure.data[0].x) == list(figure.data[0].y) == token_names(twin, ids)
-    assert figure.layout.title.text == "L1.A2"
-
-
-def test_attention_of_a_neuron_head_is_its_pattern_over_slots(twin, ids, cache):
-    bank = twin.banks[2]
-    for part, count in enumerate(bank.gates.bias_tokens):
-        figure = ah.plots.attention(twin, ids, ah.Label("L2", "N", 5, part))
-        expected = cache["blocks.2.mlp.hook_pattern"][0, part * bank.d_mlp + 5, :, : 1 + count]
-        assert torch.allclose(_heat(figure), expected, atol=1e-5)
-        assert torch.allclose(_heat(figure).sum(1), torch.ones(ids.shape[1]))
-        assert list(figure.data[0].x) == ["self", *(f"bias {j}" for j in range(1, count + 1))]
 
 
 def test_gates_are_means_of_the_logistic_head(twin, ids, cache):
@@ -44,7 +28,7 @@ def test_gates_are_means_of_the_logistic_head(twin, ids, cache):
 
 
 def test_neurons_are_those_that_write_most(twin, source, ids, cache):
-    figure = ah.plots.neurons(twin, ids, 1, top=7)
+    figure = ah.plots.gates(twin, ids, 1, top=7)
     post, norms = cache["blocks.1.mlp.hook_post"][0], source.blocks[1].mlp.W_out.norm(dim=1)
     sizes = post.abs() * norms
     expected = sizes.amax(0).topk(7).indices.tolist()
@@ -52,6 +36,39 @@ def test_neurons_are_those_that_write_most(twin, source, ids, cache):
     gate = cache["blocks.1.mlp.hook_pattern_self"][0, twin.banks[1].d_mlp :]
     assert torch.allclose(_heat(figure), gate[expected], atol=1e-6)
     assert torch.allclose(torch.tensor(figure.data[0].customdata), sizes[:, expected].T, rtol=1e-3, atol=1e-5)
+
+
+def test_neurons_by_openness(twin, ids, cache):
+    figure = ah.plots.gates(twin, ids, 2, by="openness", top=5)
+    gate = cache["blocks.2.mlp.hook_pattern_self"][0, twin.banks[2].d_mlp :]
+    assert list(figure.data[0].y) == [f"L2.N{neuron}" for neuron in gate.mean(1).topk(5).indices.tolist()]
+
+
+def test_streams_are_projected_onto_their_widest_directions(twin, ids):
+    drawn = ah.plots.residual(twin, ids)
+    names = [*(f"blocks.{layer}.hook_resid_pre" for layer in range(3)), "blocks.2.hook_resid_post"]
+    with torch.no_grad():
+        cache = twin.run_with_cache(ids, names_filter=names)[1]
+    streams = torch.stack([cache[name][0] for name in names]).double()
+    directions = streams / streams.norm(dim=-1, keepdim=True)
+    places = torch.tensor([[line.x, line.y] for line in drawn.data], dtype=torch.float64).permute(2, 0, 1)
+    assert places.shape == (4, ids.shape[1], 2)
+    rest = directions[:, 1:].flatten(0, 1)
+    eigenvalues = torch.linalg.eigvalsh(torch.cov(rest.T, correction=0)).flip(0)
+    shown = places[:, 1:].flatten(0, 1)
+    assert torch.allclose(shown.var(0, correction=0), eigenvalues[:2], rtol=1e-6)
+    assert f"{float(eigenvalues[:2].sum() / eigenvalues.sum()):.0%}" in drawn.layout.title.text
+    assert float(drawn.data[3].customdata[2][1]) == pytest.approx(float(streams[2, 3].norm()), rel=0.01)
+
+
+def test_the_frontier_shows_every_fit_of_an_activation():
+    for gated in (False, True):
+        drawn = ah.plots.frontier("gelu", gated=gated)
+        domain = 64.0 if gated else float("inf")
+        own = [f.gate_sum for f in fits() if (f.gate_sum.activation.name, f.gate_sum.gated) == ("gelu", gated)]
+        own = [gate_sum for gate_sum in own if gate_sum.domain == domain]
+        shown = {(line.name.split()[0], x, y) for line in drawn.data for x, y in zip(line.x, line.y, strict=True)}
+        assert shown == {(str(each.heads), sum(each.bias_tokens), each.max_error) for each in own}
 
 
 def test_sizes_are_those_of_the_heads_of_an_edited_bank(source, ids):
@@ -120,10 +137,13 @@ def test_a_model_without_a_tokenizer_shows_ids(tiny, ids):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda twin, ids: ah.plots.attention(twin, ids, "L1.N3"), "Name one of them: L1.N3.0"),
-        (lambda twin, ids: ah.plots.attention(twin, ids, "L9.A0"), "a head of this twin, up to L0.A3"),
-        (lambda twin, ids: ah.plots.neurons(twin, ids, 3), "a layer from 0 to 2, got 3"),
-        (lambda twin, ids: ah.plots.neurons(twin, ids, -1), "a layer from 0 to 2, got -1"),
+        (lambda twin, ids: ah.plots.gates(twin, ids, 1, by="size"), "by='contribution' or 'openness'"),
+        (lambda twin, ids: ah.plots.gates(twin, ids, 1, top=0), "top of 1 or more, got 'contribution', 0"),
+        (lambda twin, ids: ah.plots.residual(twin, ids.repeat(2, 1)), "one text, got 2"),
+        (lambda twin, ids: ah.plots.frontier("tanh"), "an activation with fits: gelu"),
+        (lambda twin, ids: ah.plots.frontier("silu"), "an activation with fits"),
+        (lambda twin, ids: ah.plots.gates(twin, ids, 3), "a layer from 0 to 2, got 3"),
+        (lambda twin, ids: ah.plots.gates(twin, ids, -1), "a layer from 0 to 2, got -1"),
         (lambda twin, ids: ah.plots.gates(twin, ids.repeat(2, 1)), "one text, got 2"),
         (lambda twin, ids: ah.plots.gates("twin", ids), "an attention-only twin, got str"),
     ],

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 from typer.testing import CliRunner
 
 from allheads.cli.main import app
-from allheads.plots.frontier import frontier_svg
+from allheads.plots.frontier_figures import frontier_svg
 from allheads.theory.frontier import TABLES
 from allheads.theory.table import fits
 

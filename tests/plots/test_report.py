@@ -13,25 +13,30 @@ from plotly.offline import get_plotlyjs
 import allheads as ah
 from allheads.errors import AllHeadsError
 from allheads.plots import report as report_module
+from allheads.plots.packing import Block, unpack
+
+
+def shown(drawn, head):
+    """The weights that a view shows of a head."""
+    rows, columns = (len(drawn["names"][head[side]]) for side in ("rows", "columns"))
+    return torch.tensor(unpack(Block(head["weights"], rows, columns, 0.0))).float() / 255
 
 
 def test_every_pattern_can_be_chosen_and_is_the_models(page, cache, twin):
-    heads = twin.cfg.n_heads
-    assert page.dropdowns[0] == [0, heads, 2 * heads]
-    assert page.dropdowns[1] == list(range(heads))
-    assert len(page.plots["attention"]["views"]) == 3 * heads
-    for layer in range(3):
-        for head in range(heads):
-            view = layer * heads + head
-            assert page.plots["attention"]["views"][view]["title"] == f"L{layer}.A{head}"
-            pattern = cache[f"blocks.{layer}.attn.hook_pattern"][0, head]
-            assert (page.shown("attention", view) - pattern).abs().max() <= 0.005
+    drawn = page.pictures["attention"]
+    assert [head["label"] for head in drawn["heads"]] == [
+        f"L{layer}.A{h}" for layer in range(3) for h in range(twin.cfg.n_heads)
+    ]
+    for head in drawn["heads"]:
+        label = ah.Label.parse(head["label"])
+        pattern = cache[f"blocks.{label.layer}.attn.hook_pattern"][0, label.index]
+        assert (shown(drawn, head) - pattern).abs().max() <= drawn["error"] <= 0.005
 
 
 def test_every_layer_of_neurons_can_be_chosen_and_is_the_models(page, cache, twin):
-    assert page.dropdowns[2] == [0, 1, 2]
+    assert page.dropdowns == [[0, 1, 2]]
     for layer, bank in enumerate(twin.banks):
-        view = page.plots["neurons"]["views"][layer]
+        view = page.pictures["neurons"]["views"][layer]
         rows = [bank.d_mlp + ah.Label.parse(label).index for label in view["y"]]
         gate = cache[f"blocks.{layer}.mlp.hook_pattern_self"][0, rows]
         assert (page.shown("neurons", layer) - gate).abs().max() <= 0.005
@@ -41,21 +46,20 @@ def test_every_layer_of_neurons_can_be_chosen_and_is_the_models(page, cache, twi
 
 
 def test_the_gate_map_and_the_errors_are_exact(page, cache, twin, report):
-    shown = page.array(page.plots["gates"]["figure"]["data"][0]["z"])
+    shown = page.array(page.pictures["gates"]["figure"]["data"][0]["z"])
     for layer, bank in enumerate(twin.banks):
         gate = cache[f"blocks.{layer}.mlp.hook_pattern_self"][0, bank.d_mlp :]
         assert torch.allclose(shown[layer], gate.mean(0), atol=1e-6)
-    assert page.plots["errors"]["figure"]["data"][1]["y"] == [proof.error for proof in report.layers]
+    assert page.pictures["errors"]["figure"]["data"][1]["y"] == [proof.error for proof in report.layers]
 
 
-def test_the_largest_rounding_is_stated_and_true(page, cache, twin):
+def test_the_largest_rounding_is_stated_and_true(page, cache):
     stated = float(re.search(r"rounding of a shown one is\s+([\d.]+)", page.own_text)[1].rstrip("."))
-    heads = twin.cfg.n_heads
-    differences = [
-        page.shown("attention", view) - cache[f"blocks.{view // heads}.attn.hook_pattern"][0, view % heads]
-        for view in range(3 * heads)
-    ]
-    true = max(float(difference.abs().max()) for difference in differences)
+    drawn = page.pictures["attention"]
+    patterns = [(shown(drawn, head), ah.Label.parse(head["label"])) for head in drawn["heads"]]
+    true = max(
+        float((w - cache[f"blocks.{at.layer}.attn.hook_pattern"][0, at.index]).abs().max()) for w, at in patterns
+    )
     assert 0 < true <= stated + 5e-5 <= 0.005
 
 
@@ -66,9 +70,10 @@ def test_nothing_is_loaded(page, path):
 
 
 def test_tokens_cannot_leave_the_script_they_are_in(page, twin, ids):
-    assert len(page.scripts) == 3
-    assert "<" not in page.scripts[1]
-    names = page.plots["attention"]["figure"]["data"][0]["x"]
+    assert set(page.scripts) == {"plotly", "application/json", "module"}
+    assert "<" not in page.scripts["application/json"]
+    assert "</script>" in page.pictures["attention"]["names"][0]
+    names = page.pictures["gates"]["figure"]["data"][0]["x"]
     assert any("&lt;/script&gt;" in name for name in names)
     assert any("$plotly" in name for name in names)
 
@@ -94,16 +99,17 @@ def test_size(path):
 
 def test_chosen_layers(twin, report, ids, cache, tmp_path, load_page):
     page = load_page(ah.plots.write_report(twin, report, ids, tmp_path / "r.html", layers=[2]))
-    assert [len(dropdown) for dropdown in page.dropdowns] == [1, 4, 1]
-    pattern = cache["blocks.2.attn.hook_pattern"][0, 3]
-    assert (page.shown("attention", 3) - pattern).abs().max() <= 0.005
-    assert len(page.plots["gates"]["figure"]["data"][0]["y"]) == 3
+    assert [len(dropdown) for dropdown in page.dropdowns] == [1]
+    drawn = page.pictures["attention"]
+    assert [head["label"] for head in drawn["heads"]] == [f"L2.A{head}" for head in range(4)]
+    assert (shown(drawn, drawn["heads"][3]) - cache["blocks.2.attn.hook_pattern"][0, 3]).abs().max() <= 0.005
+    assert len(page.pictures["gates"]["figure"]["data"][0]["y"]) == 3
 
 
 def test_a_long_text_is_cut_and_the_page_says_so(twin, report, ids, tmp_path, monkeypatch, load_page):
     monkeypatch.setattr(report_module, "BUDGET", 3 * 4 * 10 * 10 + 5)
     page = load_page(ah.plots.write_report(twin, report, ids, tmp_path / "r.html"))
-    assert page.shown("attention", 0).shape == (10, 10)
+    assert len(page.pictures["attention"]["names"][0]) == 10
     assert "the first 10 of 23 tokens" in page.own_text
 
 
@@ -126,15 +132,15 @@ def test_places_that_cannot_be_written(twin, report, ids, tmp_path, place, words
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("step", ["write_text", "replace"])
+@pytest.mark.parametrize("step", ["write_bytes", "replace"])
 def test_a_failure_leaves_the_old_file_and_nothing_else(twin, report, ids, tmp_path, monkeypatch, step):
     target = tmp_path / "r.html"
     target.write_text("old")
     original = getattr(Path, step)
 
     def fail(self, *args, **kwargs):
-        if step == "write_text":
-            original(self, "half")
+        if step == "write_bytes":
+            original(self, b"half")
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from allheads.circuits.edges import Side
-from allheads.circuits.rules import RULES
 from allheads.errors import AllHeadsError
+from allheads.files import checked_path, write_whole
 
 if TYPE_CHECKING:
     import networkx
@@ -113,18 +113,18 @@ class AttributionGraph:
     def save(self, path: str | Path) -> Path:
         """Write ``.json``, which `AttributionGraph.load` reads, or ``.graphml`` for other tools.
 
-        Raises `AllHeadsError` for another suffix.
+        Raises `AllHeadsError` for another suffix, or a path that cannot be written; nothing is left behind then.
         """
-        path = Path(path)
-        if path.suffix == ".json":
-            path.write_text(json.dumps({"format": _VERSION, **asdict(self)}, indent=1), encoding="utf-8")
-        elif path.suffix == ".graphml":
+        target = checked_path(path)
+        if target.suffix not in (".json", ".graphml"):
+            raise AllHeadsError("a file that ends in .json or .graphml", target.name, "Name it so.")
+        if target.suffix == ".json":
+            write_whole(target, json.dumps({"format": _VERSION, **asdict(self)}, indent=1))
+        else:
             import networkx
 
-            networkx.write_graphml(self.to_networkx(), path)
-        else:
-            raise AllHeadsError("a file that ends in .json or .graphml", path.name, "Name it so.")
-        return path
+            write_whole(target, "\n".join(networkx.generate_graphml(self.to_networkx())))
+        return target
 
     @classmethod
     def load(cls, path: str | Path) -> AttributionGraph:
@@ -132,7 +132,7 @@ class AttributionGraph:
         path = Path(path)
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
-            if facts.pop("format") != _VERSION or facts["rule"] not in RULES:
+            if facts.pop("format") != _VERSION or not isinstance(facts["rule"], str):
                 raise KeyError("format")
             nodes = [Node(**_with_inflow(node)) for node in facts.pop("nodes")]
             edges = [Edge(**edge) for edge in facts.pop("edges")]

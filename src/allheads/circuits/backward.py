@@ -4,12 +4,12 @@
 2. The gradient of the target at each of them, times what is written there, is its effect.
 3. The gradient of the target at the end of the stream, carried back through the layer that writes and no other, gives
    what is written straight into the logits.
-4. Identities are checked: cuts of the stream, and the sum of all direct parts.
+4. Every cut of the stream has to sum to the target.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -86,28 +86,38 @@ def contributions(
     moving: Iterable[str] = (),
 ) -> Attribution:
     """`attribute` for anything that is asked; ``moving`` are queries or keys that are not held."""
+    (found,) = contributions_to_each(twin, ids, [asked], rule, baseline=baseline, sources=sources, moving=moving)
+    return found
+
+
+def contributions_to_each(
+    twin: TwinBridge,
+    ids: Tensor,
+    asked: Sequence[Asked],
+    rule: Rule,
+    *,
+    baseline: Means | None = None,
+    sources: bool = False,
+    moving: Iterable[str] = (),
+) -> Iterator[Attribution]:
+    """One forward pass, and a backward pass for each that is asked. The twin is held until the last one is taken."""
     require_gradients()
     split = ("attn.hook_v", "attn.hook_pattern") if sources else ()
-    extra = (*asked.watched, *(f"blocks.{layer}.{name}" for layer in range(len(twin.banks)) for name in split))
+    layers = (f"blocks.{layer}.{name}" for layer in range(len(twin.banks)) for name in split)
+    extra = (*dict.fromkeys(point for each in asked for point in each.watched), *layers)
     with torch.enable_grad(), only_biases_differ(twin), holding(twin, rule, moving) as held:
         run = Run(twin, extra)
         with run.watching():
             logits = twin(ids)
-        value = asked.of(logits, run.seen)
-        found = _effects(run, held, value, asked, baseline)
-        direct = _direct(run, ids, asked, value, baseline)
-        if sources:
-            found["sources"] = _by_source(run, value)
-    result = Attribution(
-        rule=rule,
-        target=asked,
-        tokens=token_names(twin, ids),
-        target_value=float(value.detach()),
-        intercept=0.0,
-        **found,
-        **direct,
-    )
-    return _checked(result, twin, logits.dtype) if rule.complete else result
+        names = token_names(twin, ids)
+        values = [each.of(logits, run.seen) for each in asked]
+        direct = _direct(run, ids, asked, values, baseline)
+        for each, value, straight in zip(asked, values, direct, strict=True):
+            found = _effects(run, held, value, each, baseline) | straight
+            if sources:
+                found["sources"] = _by_source(run, value)
+            result = Attribution(rule, each, names, float(value.detach()), 0.0, **found)
+            yield _checked(result, twin, logits.dtype) if rule.complete else result
 
 
 def require_gradients() -> None:
@@ -175,29 +185,44 @@ def _by_source(run: Run, value: Tensor) -> Tensor:
     return torch.stack(found)
 
 
-def _direct(run: Run, ids: Tensor, asked: Asked, value: Tensor, baseline: Means | None) -> dict[str, Any]:
-    """What heads and neurons write straight into the target.
+def _direct(
+    run: Run, ids: Tensor, asked: Sequence[Asked], values: Sequence[Tensor], baseline: Means | None
+) -> list[dict[str, Any]]:
+    """What heads and neurons write straight into each target.
 
     Where every layer adds to the stream, the gradient at its end is that at the end of each layer, and is carried back
-    through what the layer adds. Norms after the sum change that, and so do targets inside the network: then it runs
-    once more, with everything that heads and neurons write cut off from what they read.
+    through what the layer adds: for targets at different positions in one go, because nothing on this way leaves its
+    position. Norms after the sum change that, and so do targets inside the network: then it runs once more, with
+    everything that heads and neurons write cut off from what they read.
     """
-    names = [*run.heads, *run.neurons]
-    if asked.layer is None and _adds_up(run, asked.position):
-        (gradient,) = torch.autograd.grad(value, [run.seen[run.end]], retain_graph=True)
-        grads: Iterable[Tensor | None] = [
+    positions = {each.position for each in asked}
+    if len(positions) < len(asked):
+        pairs = zip(asked, values, strict=True)
+        return [_direct(run, ids, [each], [value], baseline)[0] for each, value in pairs]
+    names, seen = [*run.heads, *run.neurons], run
+    if all(each.layer is None and _adds_up(run, each.position) for each in asked):
+        ends = [torch.autograd.grad(value, [run.seen[run.end]], retain_graph=True)[0] for value in values]
+        gradient = torch.stack(ends).sum(0)
+        grads: list[Tensor | None] = [
             _through(run, name, added, gradient) for name, added in zip(names, run.added, strict=True)
         ]
-        seen = run
     else:
         seen = Run(run.twin, run.extra, cut=True)
         with seen.watching():
-            again = asked.of(run.twin(ids), seen.seen)
-        grads = torch.autograd.grad(again, [seen.leaves[name] for name in names], allow_unused=True)
+            logits = run.twin(ids)
+        again = torch.stack([each.of(logits, seen.seen) for each in asked])
+        grads = list(torch.autograd.grad(again.sum(), [seen.leaves[name] for name in names], allow_unused=True))
+    return [_straight(seen, names, grads, each.position, baseline) for each in asked]
+
+
+def _straight(
+    run: Run, names: Sequence[str], grads: Sequence[Tensor | None], position: int, baseline: Means | None
+) -> dict[str, Any]:
+    """Gradient times what is written, at one position: heads, then neurons."""
     parts = []
     for name, grad in zip(names, grads, strict=True):
-        written = _relative(seen, name, baseline)[asked.position]
-        parts.append(torch.zeros_like(written) if grad is None else grad[0, asked.position] * written)
+        written = _relative(run, name, baseline)[position]
+        parts.append(torch.zeros_like(written) if grad is None else grad[0, position] * written)
     heads = torch.stack([part.sum(-1) for part in parts[: len(run.heads)]])
     return {"heads_direct": heads.detach(), "neurons_direct": torch.stack(parts[len(run.heads) :]).detach()}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -14,8 +14,9 @@ from allheads.errors import AllHeadsError
 from allheads.models.bridge import TwinBridge
 from allheads.twin.tokens import described, one_token
 
-#: A token, a pair (for, against), weights over the vocabulary, or a function of the logits at one position.
-TargetLike = str | int | tuple[str | int, str | int] | Tensor | Callable[[Tensor], Tensor]
+#: A token, a pair (for, against), weights over the vocabulary, a function of the logits at one position, or all that
+#: with a name and a position of its own.
+TargetLike: TypeAlias = "str | int | tuple[str | int, str | int] | Tensor | Callable[[Tensor], Tensor] | Target"
 
 
 def token_ids(twin: TwinBridge, tokens: str | Tensor) -> Int[Tensor, "1 pos"]:
@@ -115,6 +116,9 @@ def make_target(twin: TwinBridge, target: TargetLike, position: int, length: int
     Raises `AllHeadsError` for text that is not one token, ids outside the vocabulary, a pair of one and the same, and
     positions outside the prompt.
     """
+    if isinstance(target, Target):
+        position_in(length, target.position)
+        return target
     place = position_in(length, position)
     if isinstance(target, Tensor):
         if target.shape != (twin.cfg.d_vocab_out,) or not target.is_floating_point():

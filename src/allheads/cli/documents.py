@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from allheads.errors import AllHeadsError
+from allheads.files import write_whole
 
 
 def put(path: Path, tables: Mapping[str, str]) -> None:
@@ -21,7 +22,7 @@ def put(path: Path, tables: Mapping[str, str]) -> None:
     wanted = [name for name in tables if f"<!-- {name} -->" in text] or list(tables)
     for name in wanted:
         text = between(text, name, tables[name], str(path))
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text)
 
 
 def between(text: str, name: str, table: str, where: str = "the document") -> str:

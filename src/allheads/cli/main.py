@@ -9,6 +9,7 @@ from allheads.cli.conversion import convert
 from allheads.cli.counting import cost
 from allheads.cli.coverage import coverage
 from allheads.cli.experiments import lab
+from allheads.cli.exploring import explore
 from allheads.cli.faithfulness import faithfulness
 from allheads.cli.gallery import theorems
 from allheads.cli.sweeping import sweep
@@ -22,6 +23,6 @@ def main() -> None:
     """Turn a pretrained transformer into its attention-only twin."""
 
 
-for command in (convert, attribute, sweep, theorems, cost, frontier, coverage, faithfulness):
+for command in (convert, explore, attribute, sweep, theorems, cost, frontier, coverage, faithfulness):
     app.command()(command)
 app.add_typer(lab, name="lab")

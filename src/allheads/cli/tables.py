@@ -10,7 +10,7 @@ import typer
 
 from allheads.cli.console import explained
 from allheads.cli.documents import put
-from allheads.errors import AllHeadsError
+from allheads.files import checked_path, write_whole
 
 
 def frontier(
@@ -19,7 +19,7 @@ def frontier(
     as_json: Annotated[bool, typer.Option("--json", help="Print every fit as one JSON list and nothing else.")] = False,
 ) -> None:
     """The frontier of every activation, plain and gated, from the committed fits (`make fits` computes them anew)."""
-    from allheads.plots.frontier import frontier_svg
+    from allheads.plots.frontier_figures import frontier_svg
     from allheads.theory.frontier import TABLES
     from allheads.theory.table import fits, to_json
 
@@ -27,9 +27,7 @@ def frontier(
         if write is not None:
             put(write, {f"frontier:{name}": table() for name, table in TABLES.items()})
         if figure is not None:
-            if not figure.absolute().parent.is_dir():
-                raise AllHeadsError("a figure in an existing folder", str(figure), "Create the folder first.")
-            figure.write_text(frontier_svg(), encoding="utf-8")
+            write_whole(checked_path(figure), frontier_svg())
     if as_json:
         typer.echo(json.dumps([to_json(fit) for fit in fits()]))
     elif write is None and figure is None:

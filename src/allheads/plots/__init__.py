@@ -5,23 +5,26 @@
 >>> ah.plots.write_report(twin, report, "The cat sat on the mat.", "twin.html")  # doctest: +SKIP
 """
 
+from allheads.plots.attention_view import attention
 from allheads.plots.attribution_page import write_attribution
-from allheads.plots.contributions import heads, layers, tokens
-from allheads.plots.gate_maps import gates, neurons
-from allheads.plots.graphs import graph
+from allheads.plots.contributions import attribution
+from allheads.plots.explorer import explore
+from allheads.plots.frontier_figures import frontier
+from allheads.plots.gate_maps import gates
+from allheads.plots.graph_view import graph
 from allheads.plots.layer_errors import errors
-from allheads.plots.patterns import attention
 from allheads.plots.report import write_report
+from allheads.plots.streams import residual
 
 __all__ = [
     "attention",
+    "attribution",
     "errors",
+    "explore",
+    "frontier",
     "gates",
     "graph",
-    "heads",
-    "layers",
-    "neurons",
-    "tokens",
+    "residual",
     "write_attribution",
     "write_report",
 ]

@@ -8,9 +8,11 @@ from pathlib import Path
 from allheads.circuits.attribution import Attribution
 from allheads.circuits.attribution_graph import AttributionGraph
 from allheads.circuits.rules import RULES
-from allheads.plots.contributions import heads, layers, tokens
-from allheads.plots.graphs import graph
-from allheads.plots.page import Plot, checked_path, html_page, table, write_page
+from allheads.files import checked_path, write_whole
+from allheads.plots import web
+from allheads.plots.contributions import attribution
+from allheads.plots.graph_view import graph
+from allheads.plots.page import Drawn, html_page, plot, table
 
 #: Parts in the table.
 _PARTS = 20
@@ -24,7 +26,7 @@ def write_attribution(
     Raises `AllHeadsError` if the file cannot be written; nothing is left behind then.
     """
     target = checked_path(path)
-    plots = {"tokens": tokens(found), "heads": heads(found), "layers": layers(found), "graph": graph(flows)}
+    pictures: dict[str, Drawn] = {f"{by}s": plot(attribution(found, by)) for by in ("token", "head", "layer")}
     rule = RULES.get(found.rule.name, found.rule)
     inflow = flows.nodes[0].inflow["V"]
     fields = {
@@ -41,7 +43,8 @@ def write_attribution(
         f"{inflow.total:+.3f} themselves; {inflow.left_out:+.3f} is left out, {inflow.left_out_size:.3f} in absolute "
         "parts. Squares are heads, circles neurons, triangles tokens.",
     }
-    write_page(target, html_page("attribution.html", {name: Plot(each) for name, each in plots.items()}, fields))
+    title = f"{model}: {found.target.name}"
+    write_whole(target, html_page(title, pictures | {"graph": graph(flows)}, web.read("attribution.html"), fields))
     return target
 
 

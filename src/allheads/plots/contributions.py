@@ -1,4 +1,4 @@
-"""What an attribution says, as pictures: by token, by head, and by layer."""
+"""What an attribution says, as pictures: by token, by head, by layer, and as a waterfall to the logit."""
 
 from __future__ import annotations
 
@@ -8,20 +8,38 @@ from html import escape
 import plotly.graph_objects as go
 
 from allheads.circuits.attribution import Attribution
+from allheads.errors import AllHeadsError
+from allheads.plots.picture import Picture
 from allheads.plots.style import BAD, BOTH, GOOD, figure, heat_map
 from allheads.plots.texts import shown_names
 
 
-def tokens(found: Attribution) -> go.Figure:
-    """What each token's embedding contributes: blue for the target, red against it."""
+def attribution(found: Attribution, by: str = "waterfall") -> Picture:
+    """What an attribution found: blue is for the target, red against it.
+
+    ``by="token"``: what each embedding brings over all paths. ``"head"``: the effect of every ordinary head over all
+    paths, summed over positions. ``"layer"``: what heads and neurons of each layer write straight into the target.
+    ``"waterfall"``: the same writes, one after the other, from the embeddings up to the target.
+
+    Raises `AllHeadsError` for anything else.
+
+    >>> found = ah.attribute(twin, "When Mary and John", " Mary")  # doctest: +SKIP
+    >>> ah.plots.attribution(found, "head")  # doctest: +SKIP
+    """
+    drawn = {"token": _tokens, "head": _heads, "layer": _layers, "waterfall": _waterfall}
+    if by not in drawn:
+        raise AllHeadsError(f"by out of {', '.join(drawn)}", repr(by), "Name one of these.")
+    return drawn[by](found)
+
+
+def _tokens(found: Attribution) -> Picture:
     values = found.embeddings if found.positions is None else found.embeddings + found.positions
     names = shown_names(found.tokens)
     title = f"{_name(found)} is {found.target_value:.2f}; embeddings give {float(values.sum()):.2f} of it"
     return _bars(names, values.tolist(), title, "token")
 
 
-def heads(found: Attribution) -> go.Figure:
-    """The effect of every ordinary head, summed over positions: layers up, heads across."""
+def _heads(found: Attribution) -> Picture:
     effects = found.heads.sum(-1)
     size = float(effects.abs().max())
     layers, count = effects.shape
@@ -36,8 +54,7 @@ def heads(found: Attribution) -> go.Figure:
     return drawn.update_traces(colorscale=BOTH)
 
 
-def layers(found: Attribution) -> go.Figure:
-    """What each layer's heads and neurons write straight into the target."""
+def _layers(found: Attribution) -> Picture:
     sums = found.by_layer()
     names = [str(layer) for layer in range(len(sums["heads"]))]
     bars = [
@@ -47,11 +64,30 @@ def layers(found: Attribution) -> go.Figure:
     return figure(bars, f"Written straight into {_name(found)}", height=360, x="layer", y="logits")
 
 
+def _waterfall(found: Attribution) -> Picture:
+    """Every write is counted once, so that what heads and neurons leave is what embeddings and constants write."""
+    sums = found.by_layer()
+    steps = [(f"L{layer} {kind}", float(sums[kind][layer])) for layer in range(len(sums["heads"])) for kind in sums]
+    rest = found.target_value - sum(value for _, value in steps)
+    steps.insert(0, ("the rest" if not found.rule.complete else "embeddings, constants", rest))
+    bars = go.Waterfall(
+        x=[name for name, _ in steps] + [_name(found)],
+        y=[value for _, value in steps] + [0.0],
+        measure=["relative"] * len(steps) + ["total"],
+        increasing={"marker": {"color": GOOD}},
+        decreasing={"marker": {"color": BAD}},
+        totals={"marker": {"color": "#808893"}},
+        connector={"visible": False},
+    )
+    drawn = figure([bars], f"How {_name(found)} comes to {found.target_value:.2f}", height=420, x="", y="logits")
+    return drawn.update_xaxes(type="category", tickangle=-60, tickfont={"size": 9})
+
+
 def _name(found: Attribution) -> str:
     return escape(found.target.name, quote=False)
 
 
-def _bars(names: Sequence[str], values: Sequence[float], title: str, x: str) -> go.Figure:
+def _bars(names: Sequence[str], values: Sequence[float], title: str, x: str) -> Picture:
     colors = [GOOD if value >= 0 else BAD for value in values]
     drawn = figure(
         [go.Bar(x=list(names), y=list(values), marker={"color": colors})], title, height=360, x=x, y="logits"

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -20,7 +19,8 @@ from torch import Tensor
 from allheads.banks.bank import HeadBank
 from allheads.errors import AllHeadsError
 from allheads.models.bridge import TwinBridge
-from allheads.plots.patterns import read
+from allheads.plots.activations import read
+from allheads.plots.picture import Picture
 from allheads.plots.style import heat_map
 from allheads.plots.texts import one_text, token_names
 from allheads.proof.inputs import Texts
@@ -38,25 +38,31 @@ class GateReading:
     gate: Float[Tensor, "pos d_mlp"]
     size: Float[Tensor, "pos d_mlp"]
 
-    def top(self, count: int = TOP) -> list[int]:
-        """The neurons that write most at any one token, most first."""
-        largest = self.size.amax(0)
+    def top(self, count: int = TOP, by: str = "contribution") -> list[int]:
+        """The neurons that write most at any one token, or that are most open on average, in that order."""
+        largest = self.size.amax(0) if by == "contribution" else self.gate.mean(0)
         return largest.topk(min(count, len(largest))).indices.tolist()
 
 
-def gates(twin: TwinBridge, tokens: Texts) -> go.Figure:
-    """Layers against tokens: how far a layer's neurons are open, on average."""
-    row = one_text(twin, tokens)
-    return mean_gate_map(read_gates(twin, row, range(len(twin.blocks))), token_names(twin, row))
+def gates(
+    twin: TwinBridge, tokens: Texts, layer: int | None = None, *, by: str = "contribution", top: int = TOP
+) -> Picture:
+    """How far neurons are open at each token: a layer's neurons, or the mean of each layer without one.
 
+    Neurons come ``by`` their ``contribution``, the largest size of what they write at any token, or their mean
+    ``openness``; the first ``top`` of them are drawn.
 
-def neurons(twin: TwinBridge, tokens: Texts, layer: int, *, top: int = TOP) -> go.Figure:
-    """The gates of a layer's neurons that write most, against tokens.
+    Raises `AllHeadsError` for a layer the twin does not have, another order, or fewer than one neuron.
 
-    Raises `AllHeadsError` for a layer the twin does not have.
+    >>> ah.plots.gates(twin, "The cat sat on the mat.", 3)  # doctest: +SKIP
     """
+    if by not in ("contribution", "openness") or top < 1:
+        raise AllHeadsError("by='contribution' or 'openness', and top of 1 or more", f"{by!r}, {top}", "Change it.")
     row = one_text(twin, tokens)
-    return neuron_map(read_gates(twin, row, [layer])[0], token_names(twin, row), top)
+    names = token_names(twin, row)
+    if layer is None:
+        return mean_gate_map(read_gates(twin, row, range(len(twin.blocks))), names)
+    return neuron_map(read_gates(twin, row, [layer])[0], names, top, by)
 
 
 def gate_part(gates: GateSum) -> int:
@@ -97,7 +103,7 @@ def _reading(
     return GateReading(layer, pattern[start : start + bank.d_mlp].T, size.float())
 
 
-def mean_gate_map(readings: Sequence[GateReading], names: Sequence[str]) -> go.Figure:
+def mean_gate_map(readings: Sequence[GateReading], names: Sequence[str]) -> Picture:
     """Layers against tokens, coloured from the least to the most open."""
     mean = torch.stack([reading.gate.mean(1) for reading in readings])
     return heat_map(
@@ -110,9 +116,9 @@ def mean_gate_map(readings: Sequence[GateReading], names: Sequence[str]) -> go.F
     )
 
 
-def neuron_map(reading: GateReading, names: Sequence[str], top: int = TOP) -> go.Figure:
-    """The neurons of a layer that write most, the loudest at the top; hovering tells how much."""
-    chosen = reading.top(top)
+def neuron_map(reading: GateReading, names: Sequence[str], top: int = TOP, by: str = "contribution") -> Picture:
+    """Neurons of a layer, the first at the top; hovering tells how much each writes."""
+    chosen = reading.top(top, by)
     drawn = heat_map(
         reading.gate[:, chosen].T,
         f"Layer {reading.layer}",

@@ -6,11 +6,12 @@ import math
 
 import plotly.graph_objects as go
 
+from allheads.plots.picture import Picture
 from allheads.plots.style import BAD, GOOD, LIMIT, figure
 from allheads.proof.report import Report
 
 
-def errors(report: Report) -> go.Figure:
+def errors(report: Report) -> Picture:
     """Error of every layer, in float64 on the source's own inputs, against its certified bound; log scale.
 
     A layer that fails is drawn as a red cross. A bound of zero (heads that equal the activation exactly) or

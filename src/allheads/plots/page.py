@@ -1,4 +1,4 @@
-"""One HTML file: figures and their data, plotly.js, a style and a short script, all inside it.
+"""One HTML file: pictures and their data, a style and scripts, all inside it.
 
 Whatever comes from the model or the text reaches the page in one of two ways: as JSON in a script element,
 where every ``<`` is written ``\\u003c``, or escaped as HTML. A content security policy forbids the page to load
@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
-from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, Literal
 
 import plotly.graph_objects as go
 import torch
@@ -24,22 +21,48 @@ from jaxtyping import Float
 from plotly.offline import get_plotlyjs
 from torch import Tensor
 
-from allheads.errors import AllHeadsError
+from allheads.plots import web
+
+#: What draws each kind of picture, in the order in which the scripts need each other.
+_SCRIPTS = {
+    "plot": ("base", "plots"),
+    "attention": ("base", "pattern", "attention"),
+    "graph": ("base", "pattern", "card", "flow", "graph"),
+    "explore": ("base", "pattern", "card", "flow", "explore"),
+}
 
 
 @dataclass(frozen=True)
-class Plot:
-    """A figure, and the views a reader can choose from: what each changes in its one heat map."""
+class Drawn:
+    """A picture that a script of ours draws, and its data, plain values for JSON."""
 
-    figure: go.Figure
-    views: tuple[dict[str, Any], ...] = ()
+    kind: Literal["plot", "attention", "graph", "explore"]
+    data: Mapping[str, Any]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        drawn = json.loads(self.figure.to_json())
-        if self.views:
-            drawn["data"][0].pop("z")
-        return {"figure": drawn, "views": list(self.views)}
+
+def plot(figure: go.Figure, views: Sequence[Mapping[str, Any]] = ()) -> Drawn:
+    """A plotly figure, and the views a reader can choose from: what each changes in its one heat map."""
+    drawn = json.loads(figure.to_json())
+    if views:
+        drawn["data"][0].pop("z")
+    return Drawn("plot", {"figure": drawn, "views": list(views)})
+
+
+def html_page(
+    title: str, pictures: Mapping[str, Drawn], body: str = "", fields: Mapping[str, str] | None = None
+) -> str:
+    """A whole page. ``pictures`` go to the elements of these ids in ``body``, whose further places are ``fields``."""
+    scripts = dict.fromkeys(name for drawn in pictures.values() for name in _SCRIPTS[drawn.kind])
+    plotly = f"<script>{get_plotlyjs()}</script>" if "plots" in scripts else ""
+    data = {name: {"kind": drawn.kind, "data": drawn.data} for name, drawn in pictures.items()}
+    return Template(web.read("page.html")).substitute(
+        title=escape(title),
+        style=web.read("view.css", *(["page.css"] if body else [])),
+        body=Template(body or '<main id="view"></main>').substitute(fields or {}),
+        plotly=plotly,
+        data=json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
+        script=web.read(*(f"{name}.js" for name in scripts), "start.js"),
+    )
 
 
 def packed(weights: Float[Tensor, "row column"]) -> str:
@@ -61,22 +84,9 @@ def rounding(weights: Float[Tensor, "*shape"]) -> float:
     return float((levels(weights) / 255.0 - weights).abs().max())
 
 
-def options(names: Iterable[str], step: int = 1) -> str:
-    """The entries of a dropdown; their values, ``0, step, 2 step ...``, add up to the number of a view."""
-    return "".join(f'<option value="{step * i}">{escape(name)}</option>' for i, name in enumerate(names))
-
-
-def html_page(template: str, plots: dict[str, Plot], fields: dict[str, str]) -> str:
-    """The whole page. ``fields`` are the template's further places, as HTML."""
-    here = files("allheads.plots")
-    data = json.dumps({name: plot.to_dict() for name, plot in plots.items()}, allow_nan=False)
-    return Template(here.joinpath(template).read_text("utf-8")).substitute(
-        fields,
-        style=here.joinpath("report.css").read_text("utf-8"),
-        script=here.joinpath("report.js").read_text("utf-8"),
-        plotly=get_plotlyjs(),
-        data=data.replace("<", "\\u003c"),
-    )
+def options(names: Iterable[str]) -> str:
+    """The entries of a dropdown; their values number the views of a plot."""
+    return "".join(f'<option value="{i}">{escape(name)}</option>' for i, name in enumerate(names))
 
 
 def table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
@@ -87,25 +97,3 @@ def table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _cells(tag: str, values: Iterable[str]) -> str:
     return "".join(f"<{tag}>{escape(value)}</{tag}>" for value in values)
-
-
-def checked_path(path: str | Path) -> Path:
-    """A file that can be written. Raises `AllHeadsError` for a folder, or one in a folder that does not exist."""
-    target = Path(path)
-    if target.is_dir():
-        raise AllHeadsError("a file to write to", f"the folder {target}", "Add a file name, such as report.html.")
-    if not target.parent.is_dir():
-        raise AllHeadsError("a path in a folder that exists", str(target), f"Create {target.parent} first.")
-    return target
-
-
-def write_page(target: Path, text: str) -> None:
-    """All or nothing: into a new file beside the target, then in its place."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(target)
-    except OSError as error:
-        raise AllHeadsError(f"to write {target}", f"{error.strerror}", "Choose a path that can be written.") from error
-    finally:
-        beside.unlink(missing_ok=True)

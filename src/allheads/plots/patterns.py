@@ -1,68 +1,103 @@
-"""Attention patterns: those of ordinary heads over tokens, those of neuron heads over their slots."""
+"""Attention patterns, packed one by one as they come, with the names along their sides."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
 
-import plotly.graph_objects as go
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge
-from allheads.plots.style import heat_map
-from allheads.plots.texts import one_text, token_names
-from allheads.proof.inputs import Texts
-from allheads.twin.heads import head
+from allheads.plots.packing import Block, pack
 from allheads.twin.labels import Label
 
+#: Most tokens of a drawn pattern, and bytes of a page; a row of a long pattern needs about 30.
+LONGEST, LARGEST, ROW = 4096, 100e6, 30
+#: A row's sum may be this far from 1: patterns in bfloat16 are.
+_ROUNDING = 0.01
 
-def attention(twin: TwinBridge, tokens: Texts, label: str | Label = "L0.A0") -> go.Figure:
-    """The attention pattern of one head on one text.
 
-    An ordinary head, ``L3.A5``: tokens that look (rows) at tokens looked at (columns). A neuron head,
-    ``L3.N812.0``: tokens (rows) at the slots it may attend to (columns), itself and the bias tokens.
+@dataclass(frozen=True)
+class Pattern:
+    """One head's pattern; ``rows`` and ``columns`` number the lists of names that it belongs to."""
 
-    Raises `AllHeadsError` for a label that does not name one head, or a text the twin cannot read.
+    label: Label
+    rows: int
+    columns: int
+    block: Block
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        label, block = self.label, self.block
+        named = {"label": str(label), "stem": label.stem, "kind": label.kind}
+        return named | {"rows": self.rows, "columns": self.columns, "weights": block.text}
+
+
+@dataclass
+class Patterns:
+    """Patterns as they come in, and the worst row that is not one of probabilities.
+
+    ``lists`` are names by what they belong to: ``tokens``, ``decoder``, and others by how many they are.
     """
-    row = one_text(twin, tokens)
-    named = head(twin, label)
-    if len(named) != 1:
-        raise AllHeadsError("one head", f"{label} with {len(named)}", f"Name one of them: {named[0].label}.")
-    wanted, names = named[0], token_names(twin, row)
-    if wanted.label.kind == "A":
-        pattern = ordinary_patterns(twin, row, [wanted.label.layer])[0][wanted.number]
-        return pattern_map(pattern, names, str(label))
-    slots = 1 + twin.banks[wanted.label.layer].gates.bias_tokens[wanted.label.part or 0]
-    pattern = read(twin, row, [f"{wanted.hook_prefix}hook_pattern"])[0][0, wanted.number, :, :slots]
-    columns = ["self", *(f"bias {slot}" for slot in range(1, slots))]
-    drawn = heat_map(pattern, str(label), columns=("slot", columns), rows=("token", names), value="weight")
-    return drawn.update_yaxes(autorange="reversed")
+
+    lists: dict[str, list[str]]
+    found: list[Pattern] = field(default_factory=list)
+    deviation: float = 0.0
+    where: str = ""
+
+    def add(self, label: Label, pattern: Float[Tensor, "row column"], rows: str, columns: str) -> None:
+        """Pack one pattern. Raises `AllHeadsError` where it is not finite, or not as long as its names."""
+        if not pattern.isfinite().all():
+            raise AllHeadsError("finite weights", f"NaN or infinity in {label}", "Run ah.verify on the twin.")
+        row, column = (self._list(name, n, label) for name, n in zip((rows, columns), pattern.shape, strict=True))
+        off = max(float((pattern.sum(-1) - 1).abs().max()), float(-pattern.min()))
+        if off > max(self.deviation, _ROUNDING):
+            self.deviation, self.where = off, str(label)
+        self.found.append(Pattern(label, row, column, pack(pattern)))
+
+    def warn(self) -> None:
+        """Say if any row was not one of probabilities."""
+        if self.deviation:
+            warnings.warn(
+                f"{self.where} has rows that are not probabilities, off by up to {self.deviation:.3g}: "
+                "weights are drawn as 0 below 0, and as 1 above 1.",
+                stacklevel=4,
+            )
+
+    @property
+    def error(self) -> float:
+        """The largest difference between a weight and what is shown of it."""
+        return max(each.block.error for each in self.found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "names": list(self.lists.values()),
+            "heads": [each.to_dict() for each in self.found],
+            "error": math.ceil(1e6 * self.error) / 1e6,
+        }
+
+    def _list(self, name: str, length: int, label: Label) -> int:
+        if name not in self.lists:
+            name = f"{name} {length}"
+            slots = ["self", *(f"bias {slot}" for slot in range(1, length))]
+            self.lists.setdefault(name, slots if name.startswith("slots") else [str(i) for i in range(length)])
+        given = len(self.lists[name])
+        if given != length:
+            raise AllHeadsError(f"{length} {name}, as {label} has", f"{given}", "Name each row and column once.")
+        return list(self.lists).index(name)
 
 
-def pattern_map(pattern: Float[Tensor, "query key"], names: Sequence[str], title: str) -> go.Figure:
-    """One pattern, first token at the top."""
-    drawn = heat_map(pattern, title, columns=("looked at", names), rows=("looks", names), value="weight")
-    return drawn.update_yaxes(autorange="reversed")
-
-
-def ordinary_patterns(
-    twin: TwinBridge, tokens: Int[Tensor, "1 pos"], layers: Sequence[int]
-) -> list[Float[Tensor, "head query key"]]:
-    """The patterns of all ordinary heads in these layers."""
-    names = [f"blocks.{layer}.attn.hook_pattern" for layer in layers]
-    return [pattern[0] for pattern in read(twin, tokens, names)]
-
-
-def read(twin: TwinBridge, tokens: Int[Tensor, "1 pos"], names: Sequence[str]) -> list[Tensor]:
-    """Activations by name, from one run, in float32 or better, on the CPU; all exist and are finite."""
-    with torch.no_grad():
-        _, cache = twin.run_with_cache(tokens, names_filter=list(names), return_cache_object=False)
-    missing = [name for name in names if name not in cache]
-    if missing:
-        raise AllHeadsError(f"a twin with {missing[0]}", "none", "Pictures need this hook point of the model.")
-    broken = [name for name in names if not cache[name].isfinite().all()]
-    if broken:
-        raise AllHeadsError("finite activations", f"NaN or infinity at {broken[0]}", "Run ah.verify on the twin.")
-    return [cache[name].cpu().to(torch.promote_types(cache[name].dtype, torch.float32)) for name in names]
+def check_size(heads: int, rows: int, columns: int) -> None:
+    """Raises `AllHeadsError` for more than can be drawn, with the size that it would have."""
+    page = heads * rows * min(columns, ROW)
+    if max(rows, columns) > LONGEST or page > LARGEST:
+        raise AllHeadsError(
+            f"at most {LONGEST:,} tokens and a page of {LARGEST / 1e6:.0f} MB",
+            f"{heads} patterns of {rows:,} x {columns:,}, {4e-9 * heads * rows * columns:,.1f} GB of weights and "
+            f"a page of about {page / 1e6:,.1f} MB",
+            "Draw a shorter text, or fewer heads.",
+        )

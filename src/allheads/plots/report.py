@@ -2,7 +2,7 @@
 
 1. See that the file can be written, before any work.
 2. Run the text: attention patterns of the ordinary heads, gates of the neurons.
-3. Build the figures, and the views that can be chosen in them.
+3. Build the figures, and what can be chosen in them.
 4. Write the page beside its place, and move it there.
 """
 
@@ -18,17 +18,18 @@ from jaxtyping import Int
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
+from allheads.files import checked_path, write_whole
 from allheads.models.bridge import TwinBridge
+from allheads.plots import web
+from allheads.plots.attention_view import attention
 from allheads.plots.gate_maps import GateReading, mean_gate_map, neuron_map, read_gates
 from allheads.plots.layer_errors import errors
-from allheads.plots.page import Plot, checked_path, html_page, options, packed, rounding, table, write_page
-from allheads.plots.patterns import ordinary_patterns, pattern_map
+from allheads.plots.page import Drawn, html_page, options, packed, plot, rounding, table
 from allheads.plots.texts import one_text, token_names
 from allheads.proof.inputs import Texts
 from allheads.proof.report import Report
-from allheads.twin.labels import Label
 
-#: Tokens of the text that are drawn, and bytes that all attention patterns may take, a byte a weight.
+#: Tokens of the text that are drawn, and weights of all attention patterns together.
 LONGEST, BUDGET = 128, 4_500_000
 
 
@@ -53,48 +54,36 @@ def write_report(
     shown = _checked_layers(twin, report, layers)
     whole = one_text(twin, tokens)
     row = whole[:, : min(LONGEST, math.isqrt(BUDGET // (len(shown) * twin.cfg.n_heads)))]
-    plots, fields = report_plots(twin, report, row, shown)
-    fields["tokens"] = f"{row.shape[1]} tokens"
+    plots, rounded = _plots(twin, report, row, shown)
+    patterns = attention(twin, row, layers=shown)
+    fields = _verdict(report) | {
+        "tokens": f"{row.shape[1]} tokens",
+        "neuron_layers": options(f"layer {layer}" for layer in shown),
+        "rounding": f"{max(rounded, patterns.data['error']):.4f}",
+    }
     if row.shape[1] < whole.shape[1]:
         fields["tokens"] = f"the first {row.shape[1]} of {whole.shape[1]} tokens"
-    write_page(target, html_page("report.html", plots, fields | _verdict(report)))
+    title = f"{report.model} and its attention-only twin"
+    write_whole(target, html_page(title, plots | {"attention": patterns}, web.read("report.html"), fields))
     return target
 
 
-def report_plots(
+def _plots(
     twin: TwinBridge, report: Report, tokens: Int[Tensor, "1 pos"], layers: Sequence[int]
-) -> tuple[dict[str, Plot], dict[str, str]]:
-    """The page's plots by name, and what its template needs to offer their views."""
+) -> tuple[dict[str, Drawn], float]:
+    """The page's plotly figures by name, and the largest rounding of a gate in them."""
     names = token_names(twin, tokens)
-    patterns = torch.stack(ordinary_patterns(twin, tokens, layers))
     readings = read_gates(twin, tokens, range(len(twin.blocks)))
     chosen = [readings[layer] for layer in layers]
-    plots = {
-        "attention": _attention_plot(patterns, names, layers),
-        "gates": Plot(mean_gate_map(readings, names)),
+    plots: dict[str, Drawn] = {
+        "gates": plot(mean_gate_map(readings, names)),
         "neurons": _neuron_plot(chosen, names),
-        "errors": Plot(errors(report)),
+        "errors": plot(errors(report)),
     }
-    largest = max(rounding(patterns), *(rounding(reading.gate) for reading in chosen))
-    layer_names = [f"layer {layer}" for layer in layers]
-    return plots, {
-        "attention_layers": options(layer_names, patterns.shape[1]),
-        "attention_heads": options(f"head {head}" for head in range(patterns.shape[1])),
-        "neuron_layers": options(layer_names),
-        "rounding": f"{largest:.4f}",
-    }
+    return plots, max(rounding(reading.gate) for reading in chosen)
 
 
-def _attention_plot(patterns: Tensor, names: Sequence[str], layers: Sequence[int]) -> Plot:
-    views = tuple(
-        {"title": str(Label(f"L{layer}", "A", head)), "z": packed(pattern)}
-        for layer, of_layer in zip(layers, patterns, strict=True)
-        for head, pattern in enumerate(of_layer)
-    )
-    return Plot(pattern_map(patterns[0, 0], names, views[0]["title"]), views)
-
-
-def _neuron_plot(readings: Sequence[GateReading], names: Sequence[str]) -> Plot:
+def _neuron_plot(readings: Sequence[GateReading], names: Sequence[str]) -> Drawn:
     drawn = [neuron_map(reading, names) for reading in readings]
     views = tuple(
         {
@@ -105,7 +94,7 @@ def _neuron_plot(readings: Sequence[GateReading], names: Sequence[str]) -> Plot:
         }
         for figure in drawn
     )
-    return Plot(drawn[0], views)
+    return plot(drawn[0], views)
 
 
 def _checked_layers(twin: TwinBridge, report: Report, layers: Sequence[int] | None) -> list[int]:

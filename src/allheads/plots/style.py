@@ -9,6 +9,8 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from torch import Tensor
 
+from allheads.plots.picture import Picture
+
 #: Nothing is drawn for the lowest value, whatever the page's colour; hue and density both grow.
 SCALE = [
     [0.0, "rgba(47,129,247,0)"],
@@ -25,13 +27,14 @@ BOTH = [
 #: Legible on white and on black; a page that knows its colours sets its own.
 INK = "#808893"
 LINE = "rgba(128,136,147,0.25)"
+#: Told apart by people who do not see all colours.
 GOOD, LIMIT, BAD = "#2f81f7", "#e08a1e", "#ff406e"
 
 
-def figure(data: Sequence[Any], title: str, *, height: int, x: str, y: str) -> go.Figure:
+def figure(data: Sequence[Any], title: str, *, height: int, x: str, y: str) -> Picture:
     """A figure with a title and two named axes, in the common style."""
     axis = {"gridcolor": LINE, "linecolor": LINE, "zeroline": False, "automargin": True}
-    return go.Figure(
+    return Picture(
         data,
         layout={
             "template": "none",
@@ -57,7 +60,7 @@ def heat_map(
     rows: tuple[str, Sequence[str]],
     value: str,
     limits: tuple[float, float] = (0.0, 1.0),
-) -> go.Figure:
+) -> Picture:
     """Rows against columns, each given as (name of the axis, names of its entries); hovering tells all three.
 
     The names are taken as they are: plotly reads them as its small HTML, so they come escaped.

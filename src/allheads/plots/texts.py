@@ -7,6 +7,7 @@ from html import escape
 
 from jaxtyping import Int
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
 from allheads.models.bridge import TwinBridge
@@ -20,31 +21,39 @@ def one_text(twin: TwinBridge, tokens: Texts) -> Int[Tensor, "1 pos"]:
     """Token ids of a text or of ids ``[pos]`` or ``[1 pos]``; raises `AllHeadsError` for anything else."""
     if not isinstance(twin, TwinBridge):
         raise AllHeadsError("an attention-only twin", type(twin).__name__, "Make one with ah.convert(source).")
-    rows = token_rows(twin, tokens)
+    return one_row(twin, tokens)
+
+
+def one_row(model: TransformerBridge, tokens: Texts) -> Int[Tensor, "1 pos"]:
+    """`one_text` for any model."""
+    rows = token_rows(model, tokens)
     if len(rows) != 1:
         raise AllHeadsError("one text", f"{len(rows)}", "Draw one text at a time.")
     return rows[0]
 
 
-def token_names(twin: TwinBridge, tokens: Int[Tensor, "1 pos"]) -> list[str]:
-    """``position token`` for each token, all different, with white space made visible, escaped for plotly.
-
-    A model without a tokenizer shows the ids.
-    """
+def words(model: TransformerBridge, tokens: Int[Tensor, "1 pos"]) -> list[str]:
+    """What each token says; its id, for a model without a tokenizer."""
     ids = tokens[0].tolist()
-    return shown_names([str(i) for i in ids] if twin.tokenizer is None else [twin.tokenizer.decode([i]) for i in ids])
+    return [str(i) for i in ids] if model.tokenizer is None else [model.tokenizer.decode([i]) for i in ids]
+
+
+def token_names(twin: TwinBridge, tokens: Int[Tensor, "1 pos"]) -> list[str]:
+    """``position token`` for each token, all different, with white space made visible, escaped for plotly."""
+    return shown_names(words(twin, tokens))
 
 
 def shown_names(words: Sequence[str], *, numbered: bool = True) -> list[str]:
     """Words with white space made visible, escaped for plotly, and with their positions: all different."""
-    return [f"{position} {_shown(word)}" if numbered else _shown(word) for position, word in enumerate(words)]
+    shown = [escape(visible(word), quote=False) for word in words]
+    return [f"{position} {name}" for position, name in enumerate(shown)] if numbered else shown
 
 
-def _shown(word: str) -> str:
+def visible(word: str) -> str:
+    """A word with its white space made visible, cut where it is long.
+
+    >>> visible(" a<b>")
+    '·a<b>'
     """
-    >>> _shown(" a<b>")
-    '·a&lt;b&gt;'
-    """
-    visible = "".join(_VISIBLE.get(c, c if c.isprintable() else "�") for c in word)
-    short = visible if len(visible) <= _LONGEST else visible[: _LONGEST - 1] + "…"
-    return escape(short, quote=False)
+    shown = "".join(_VISIBLE.get(c, c if c.isprintable() else "�") for c in word)
+    return shown if len(shown) <= _LONGEST else shown[: _LONGEST - 1] + "…"

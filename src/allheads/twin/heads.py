@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,20 +80,33 @@ def head(twin: TwinBridge, label: str | Label) -> list[Head]:
 
     Raises `AllHeadsError` for a label that is malformed or points outside the twin.
     """
-    wanted = Label.parse(label) if isinstance(label, str) else label
+    return named_heads(twin, [label])
+
+
+def named_heads(twin: TwinBridge, labels: Iterable[str | Label]) -> list[Head]:
+    """`head` for many labels, one after the other."""
     ordinary, banks = _layers(twin)
-    if wanted.kind != "N":
-        components = [each for found in ordinary.values() for each in found]
-        chosen = [each for each in components if (each.place.stem, each.kind) == (wanted.stem, wanted.kind)]
-        if not chosen or not wanted.index < chosen[0].n_heads:
-            raise _outside(wanted, [f"{each.place.stem}.{each.kind}{each.n_heads - 1}" for each in components])
-        return [_ordinary(chosen[0], wanted.index)]
-    placed = [each for found in banks.values() for each in found]
-    bank = next((bank for place, bank in placed if place.stem == wanted.stem), None)
-    if bank is None or not wanted.index < bank.d_mlp or not (wanted.part or 0) < bank.gates.heads:
-        lasts = [f"{place.stem}.N{bank.d_mlp - 1}.{bank.gates.heads - 1}" for place, bank in placed]
+    components = [each for found in ordinary.values() for each in found]
+    placed = {place.stem: (place, bank) for found in banks.values() for place, bank in found}
+    chosen: list[Head] = []
+    for label in labels:
+        wanted = Label.parse(label) if isinstance(label, str) else label
+        chosen += _neurons_heads(wanted, placed) if wanted.kind == "N" else [_component_head(wanted, components)]
+    return chosen
+
+
+def _component_head(wanted: Label, components: list[Attending]) -> Head:
+    found = next((each for each in components if (each.place.stem, each.kind) == (wanted.stem, wanted.kind)), None)
+    if found is None or not wanted.index < found.n_heads:
+        raise _outside(wanted, [f"{each.place.stem}.{each.kind}{each.n_heads - 1}" for each in components])
+    return _ordinary(found, wanted.index)
+
+
+def _neurons_heads(wanted: Label, placed: dict[str, tuple[Place, HeadBank]]) -> list[Head]:
+    place, bank = placed.get(wanted.stem, (None, None))
+    if place is None or bank is None or not wanted.index < bank.d_mlp or not (wanted.part or 0) < bank.gates.heads:
+        lasts = [f"{stem}.N{each.d_mlp - 1}.{each.gates.heads - 1}" for stem, (_, each) in placed.items()]
         raise _outside(wanted, lasts)
-    place = next(place for place, each in placed if each is bank)
     parts = range(bank.gates.heads) if wanted.part is None else [wanted.part]
     return [_of_neuron(place, bank, wanted.index, part) for part in parts]
 

@@ -10,7 +10,7 @@ from allheads.models.wiring import read_wiring
 from allheads.twin.heads import head
 from allheads.twin.labels import Label
 from allheads.weights.head import HeadCircuit, head_circuit
-from allheads.weights.neuron import NeuronCircuit, neuron_circuit
+from allheads.weights.neuron import NeuronCircuit, neuron_circuits
 from allheads.weights.vocabulary import Vocabulary
 
 #: What `circuit` gives.
@@ -55,5 +55,6 @@ def circuit(twin: TwinBridge, label: str, *, k: int = 10) -> Circuit:
     if wanted.part is not None:
         raise AllHeadsError("a whole neuron or an ordinary head", label, f"Read {wanted.neuron}.")
     vocabulary = Vocabulary(twin, read_wiring(twin))
-    read = head_circuit if wanted.kind == "A" else neuron_circuit
-    return read(vocabulary, label, wanted.layer, wanted.index, k)
+    if wanted.kind == "A":
+        return head_circuit(vocabulary, label, wanted.layer, wanted.index, k)
+    return neuron_circuits(vocabulary, wanted.layer, [wanted.index], k)[0]

@@ -70,8 +70,8 @@ class HeadCircuit:
         Raises `AllHeadsError` for text that is not one token, and an id outside the vocabulary.
         """
         number, _ = one_token(self.vocabulary.twin, token)
-        logits = self.value[number] @ self.write
-        return self.vocabulary.most(logits, self.k), self.vocabulary.most(logits, self.k, least=True)
+        logits = self.value[[number]] @ self.write
+        return self.vocabulary.most(logits, self.k)[0], self.vocabulary.most(logits, self.k, least=True)[0]
 
     @property
     def copying(self) -> float:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from allheads.banks.bank import HeadBank
 from allheads.errors import AllHeadsError
@@ -46,25 +49,28 @@ class NeuronCircuit:
         return "\n".join([self.label, *(f"{side:>10}: {texts}" for side, texts in found.items() if texts)])
 
 
-def neuron_circuit(vocabulary: Vocabulary, label: str, layer: int, neuron: int, k: int) -> NeuronCircuit:
-    """Read neuron ``neuron`` of a layer. Raises `AllHeadsError` if its heads were edited."""
+def neuron_circuits(vocabulary: Vocabulary, layer: int, neurons: Sequence[int], k: int) -> list[NeuronCircuit]:
+    """Read these neurons of a layer together. Raises `AllHeadsError` if the layer's heads were edited."""
     bank: HeadBank = vocabulary.twin.banks[layer]
     if bank.own is not None:
         raise AllHeadsError("a neuron whose heads share its weights", f"edited heads in L{layer}", "Read it before.")
-    weights, sublayer = bank.weights().only(neuron), vocabulary.wiring.neurons[layer]
-    query = vocabulary.read(sublayer, weights.W_Q[0].detach().T, None if weights.b_Q is None else weights.b_Q[0])[:, 0]
-    raises, lowers = [], []
+    weights, sublayer, some = bank.weights(), vocabulary.wiring.neurons[layer], list(neurons)
+
+    def read(W: Tensor, b: Tensor | None) -> Tensor:
+        return vocabulary.read(sublayer, W[0, some].detach().T, None if b is None else b[0, some]).T
+
+    sides: dict[str, list[list[TokenValue]]] = {side: [[] for _ in some] for side in _SIDES}
+    sides |= _both("opens", "closes", vocabulary, read(weights.W_Q, weights.b_Q), k)
     if weights.W_V is not None:
-        b_V = None if weights.b_V is None else weights.b_V[0]
-        value = vocabulary.read(sublayer, weights.W_V[0].detach().T, b_V)[:, 0]
-        raises, lowers = vocabulary.most(value, k), vocabulary.most(value, k, least=True)
-    logits = vocabulary.logits(sublayer, weights.W_O[0].detach())[0]
-    return NeuronCircuit(
-        label,
-        opens=vocabulary.most(query, k),
-        closes=vocabulary.most(query, k, least=True),
-        raises=raises,
-        lowers=lowers,
-        promotes=vocabulary.most(logits, k),
-        suppresses=vocabulary.most(logits, k, least=True),
-    )
+        sides |= _both("raises", "lowers", vocabulary, read(weights.W_V, weights.b_V), k)
+    logits = vocabulary.logits(sublayer, weights.W_O[0, some].detach())
+    sides |= _both("promotes", "suppresses", vocabulary, logits, k)
+    return [
+        NeuronCircuit(f"L{layer}.N{neuron}", **{side: sides[side][at] for side in _SIDES})
+        for at, neuron in enumerate(some)
+    ]
+
+
+def _both(most: str, least: str, vocabulary: Vocabulary, values: Tensor, k: int) -> dict[str, list[list[TokenValue]]]:
+    """The largest and the smallest of each row, by the names of these two sides."""
+    return {most: vocabulary.most(values, k), least: vocabulary.most(values, k, least=True)}

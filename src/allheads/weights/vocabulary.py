@@ -72,10 +72,13 @@ class Vocabulary:
         """The token as it is written, or its number without a tokenizer."""
         return str(token) if self.twin.tokenizer is None else self.twin.tokenizer.decode([token])
 
-    def most(self, values: Float[Tensor, " d_vocab"], k: int, *, least: bool = False) -> list[TokenValue]:
-        """The k tokens with the largest numbers, or with the smallest."""
-        found, tokens = values.topk(min(k, len(values)), largest=not least)
-        return [TokenValue(t, self.text(t), v) for t, v in zip(tokens.tolist(), found.tolist(), strict=True)]
+    def most(self, values: Float[Tensor, "row d_vocab"], k: int, *, least: bool = False) -> list[list[TokenValue]]:
+        """The k tokens of each row with the largest numbers, or with the smallest."""
+        found, tokens = values.topk(min(k, values.shape[1]), largest=not least)
+        return [
+            [TokenValue(token, self.text(token), value) for token, value in zip(*row, strict=True)]
+            for row in zip(tokens.tolist(), found.tolist(), strict=True)
+        ]
 
     def pair(self, value: float, first: int, second: int) -> TokenPair:
         """Two tokens by number."""

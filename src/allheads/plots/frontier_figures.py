@@ -1,4 +1,4 @@
-"""The frontier as a picture: certified error against slots, one line per activation, as SVG without any script."""
+"""The frontier as pictures: certified error against slots as SVG without any script, against heads and bias tokens."""
 
 from __future__ import annotations
 
@@ -6,12 +6,44 @@ import math
 from collections.abc import Iterable
 from html import escape
 
+import plotly.graph_objects as go
+
+from allheads.errors import AllHeadsError
+from allheads.plots.picture import Picture
+from allheads.plots.style import figure
 from allheads.theory.table import Fit, fits
 
 WIDTH, HEIGHT, MARGIN = 460, 340, 54
 #: Chosen to be told apart by people who do not see all colours, on white and on black.
 COLOURS = ("#3b7dd8", "#d9772b", "#2f9e6e", "#b35bb0", "#9a8f2f")
 SLOTS, DECADES = (0, 36), (-9, -1)
+
+
+def frontier(activation: str = "gelu", *, gated: bool = False) -> Picture:
+    """Certified error of every committed fit of an activation against its bias tokens, a line for each number of heads.
+
+    Of gated activations, which are fitted up to some |g|, the smallest domain is drawn. Errors of gated activations are
+    relative to ``0.3 + |f|``.
+
+    Raises `AllHeadsError` for an activation without fits: those that are exact with one head have none.
+
+    >>> frontier("gelu").data[0].name
+    '1 head'
+    """
+    rows = [fit for fit in fits() if (fit.gate_sum.activation.name, fit.gate_sum.gated) == (activation, gated)]
+    if not rows:
+        known = sorted({f"{fit.gate_sum.activation.name}{' gated' * fit.gate_sum.gated}" for fit in fits()})
+        raise AllHeadsError(f"an activation with fits: {', '.join(known)}", activation, "See docs/frontier.md.")
+    domain = min(fit.gate_sum.domain for fit in rows)
+    lines = []
+    for heads in sorted({fit.gate_sum.heads for fit in rows}):
+        own = [fit for fit in rows if (fit.gate_sum.heads, fit.gate_sum.domain) == (heads, domain)]
+        points = sorted((sum(fit.gate_sum.bias_tokens), fit.gate_sum.max_error) for fit in own)
+        x, y = zip(*points, strict=True)
+        lines.append(go.Scatter(x=x, y=y, name=f"{heads} head{'s' * (heads > 1)}", mode="lines+markers"))
+    title = f"{activation}: what heads and bias tokens buy" + (f", |g| up to {domain:g}" if gated else "")
+    drawn = figure(lines, title, height=420, x="bias tokens of all heads", y="certified error")
+    return drawn.update_yaxes(type="log", exponentformat="power", dtick=1)
 
 
 def frontier_svg() -> str:

@@ -1,0 +1,37 @@
+"""``allheads explore``: a text, what the model predicts along it, and the heads and neurons that make it so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from allheads.cli.console import explained, step
+from allheads.files import checked_path
+
+
+def explore(
+    model: Annotated[str, typer.Argument(help="A model's name, folder, .gguf file, saved twin or hub id.")] = (
+        "smollm2-135m"
+    ),
+    text: Annotated[str, typer.Option(help="The text to explore, up to 512 tokens.")] = (
+        "When Mary and John went to the store, John gave a drink to"
+    ),
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("explore.html"),
+    rule: Annotated[str, typer.Option(help="What is held: frozen, gate, half, live or relp.")] = "half",
+    position: Annotated[int, typer.Option(help="After which token the prediction is whose graph is drawn.")] = -1,
+    budget: Annotated[int, typer.Option(min=1, help="Heads and neurons in that graph.")] = 60,
+) -> None:
+    """Write one page for a text: click a prediction to see what made it, a head or neuron to see what it does."""
+    with explained():
+        checked_path(output)
+        with step("Importing torch, transformers and TransformerLens"):
+            import allheads as ah
+        with step(f"Loading and converting {model}"):
+            source = ah.load(model)
+            twin = source if isinstance(source, ah.TwinBridge) else ah.convert(source)
+        with step("Explaining every prediction"):
+            view = ah.plots.explore(twin, text, rule=rule, position=position, budget=budget)
+        view.save(output)
+    typer.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, opens in any browser")

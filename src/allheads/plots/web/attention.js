@@ -1,0 +1,73 @@
+// The attention view: a grid of heads to choose from, and one of them large.
+
+const THUMBNAIL = 46;
+
+function attentionView(root, data) {
+  const { heads, names, error } = data;
+  const panel = new PatternPanel(names, { error });
+  const title = el("h1");
+  const count = el("span", { class: "soft", "aria-live": "polite" });
+  const buttons = heads.map((head, at) => el("button",
+    { role: "option", "data-label": head.label, tabindex: -1, "aria-selected": "false", title: head.label, onclick: () => choose(at) },
+    el("canvas", { width: 1, height: 1, "aria-hidden": true }), head.label));
+  const grid = el("div", { class: "grid", role: "listbox", "aria-label": "Heads" }, ...buttons);
+  const kinds = { A: "look at their own text", X: "look across", N: "neurons" };
+  const layer = choice("Layer", [...new Set(heads.map((head) => head.stem))].map((stem) => [stem, stem]));
+  const kind = choice("Kind", [...new Set(heads.map((head) => head.kind))].map((name) => [name, kinds[name]]));
+  const search = el("input", { type: "search", placeholder: "L3.A5", "aria-label": "Search by label", oninput: filter });
+
+  function choice(name, options) {
+    const select = el("select", { onchange: filter }, el("option", { value: "" }, "all"),
+      ...options.map(([value, text]) => el("option", { value }, text)));
+    const label = el("label", { hidden: options.length < 2 }, `${name} `, select);
+    return { select, label };
+  }
+
+  function filter() {
+    const text = search.value.trim().toLowerCase();
+    let shown = 0;
+    heads.forEach((head, at) => {
+      const fits = (!layer.select.value || head.stem === layer.select.value)
+        && (!kind.select.value || head.kind === kind.select.value)
+        && `${head.label}.`.toLowerCase().includes(text && /\d$/.test(text) ? `${text}.` : text);
+      buttons[at].hidden = !fits;
+      shown += fits;
+    });
+    count.textContent = shown === heads.length ? `${shown} heads` : `${shown} of ${heads.length} heads`;
+    const visible = buttons.filter((button) => !button.hidden);
+    if (visible.length && !visible.some((button) => button.tabIndex === 0)) visible[0].tabIndex = 0;
+  }
+
+  function choose(at) {
+    title.textContent = heads[at].label;
+    buttons.forEach((button, other) => {
+      button.setAttribute("aria-selected", other === at);
+      button.tabIndex = other === at ? 0 : -1;
+    });
+    setFragment(heads[at].label);
+    return panel.show(heads[at]);
+  }
+
+  // Thumbnails are painted when they come into sight: a long text has many, and each takes a moment.
+  const seen = new IntersectionObserver((entries) => entries.filter((entry) => entry.isIntersecting).forEach(async (entry) => {
+    seen.unobserve(entry.target);
+    const at = buttons.indexOf(entry.target);
+    paint(buttons[at].querySelector("canvas"), await unpack(heads[at], names), THUMBNAIL, palette());
+  }), { root: null, rootMargin: "100px" });
+
+  const opened = () => Math.max(0, heads.findIndex((head) => head.label === fragment()));
+  const draw = () => { buttons.forEach((button) => seen.observe(button)); panel.draw(); };
+  roving(grid, () => buttons, (button) => choose(buttons.indexOf(button)),
+    () => Math.max(1, Math.floor(grid.clientWidth / (buttons[0].offsetWidth + 4))));
+  addEventListener("keydown", (event) => {
+    if (event.key === "/" && event.target !== search) { event.preventDefault(); search.focus(); }
+  });
+  addEventListener("hashchange", () => choose(opened()));
+  const tools = el("div", { class: "tools", hidden: heads.length < 2 }, layer.label, kind.label, search, count);
+  root.append(tools, heads.length < 2 ? el("div", {}, title, panel.element)
+    : el("div", { class: "columns" }, grid, el("div", {}, title, panel.element)));
+  themed(draw);
+  filter();
+  draw();
+  choose(opened());
+}

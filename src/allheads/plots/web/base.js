@@ -1,0 +1,73 @@
+// What every view stands on: elements without markup, colours of the page, and which theme the page has.
+
+/** An element; children are elements or text, and text stays text. */
+function el(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else if (value !== null && value !== false) made.setAttribute(name, value === true ? "" : value);
+  }
+  made.append(...children);
+  return made;
+}
+
+/** Is the page that frames this one dark? Notebooks have themes of their own. */
+function framed() {
+  for (let node = window.frameElement?.parentElement; node; node = node.parentElement) {
+    const [red, green, blue, alpha = 1] = getComputedStyle(node).backgroundColor.match(/[\d.]+/g).map(Number);
+    if (alpha > 0.5) return red + green + blue < 384 ? "dark" : "light";
+  }
+  return null;
+}
+
+const systemDark = matchMedia("(prefers-color-scheme: dark)");
+
+function setTheme() {
+  let theme = null;
+  try { theme = framed(); } catch { /* The frame belongs to somebody else, who does not tell. */ }
+  document.documentElement.dataset.theme = theme ?? (systemDark.matches ? "dark" : "light");
+}
+
+/** Set the theme now, and draw again whenever it changes. */
+function themed(draw) {
+  setTheme();
+  systemDark.addEventListener("change", () => { setTheme(); draw(); });
+}
+
+/** A colour of the style sheet. */
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+/** 256 colours [red, green, blue], from the page's own to the one furthest from it. */
+function palette() {
+  const stops = colour("--scale").split(",").map((stop) => stop.trim().split(/\s+/).map(Number));
+  return Array.from({ length: 256 }, (_, level) => {
+    const place = (level / 255) * (stops.length - 1);
+    const low = Math.min(Math.floor(place), stops.length - 2);
+    return stops[low].map((value, i) => Math.round(value + (place - low) * (stops[low + 1][i] - value)));
+  });
+}
+
+/** Text that can be read on a colour. */
+const legible = ([red, green, blue]) => (0.3 * red + 0.59 * green + 0.11 * blue > 140 ? "#000000" : "#ffffff");
+
+/** Move along items with the arrow keys; only one of them is in the focus order. */
+function roving(container, items, choose, width = () => 1) {
+  const list = () => items().filter((item) => !item.hidden);
+  container.addEventListener("keydown", (event) => {
+    const all = list();
+    const at = all.indexOf(document.activeElement);
+    const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: width(), ArrowUp: -width(), Home: -at, End: all.length - 1 - at };
+    if (at < 0 || !(event.key in steps)) return;
+    event.preventDefault();
+    const next = all[Math.max(0, Math.min(all.length - 1, at + steps[event.key]))];
+    for (const item of all) item.tabIndex = item === next ? 0 : -1;
+    next.focus();
+    choose(next);
+  });
+}
+
+/** The fragment of the address, where the page has one of its own. */
+const fragment = () => decodeURIComponent(location.hash.slice(1));
+function setFragment(name) {
+  try { history.replaceState(null, "", `#${name}`); } catch { /* A frame without an address. */ }
+}

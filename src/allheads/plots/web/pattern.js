@@ -1,0 +1,179 @@
+// One head's pattern: unpacked, painted, and read token by token.
+
+/** The levels of a packed pattern, row by row: counts, columns (two planes each) and levels, deflated, in base64. */
+async function unpack(head, names) {
+  const [rows, columns] = [names[head.rows].length, names[head.columns].length];
+  const packed = Uint8Array.from(atob(head.weights), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const raw = new Uint8Array(await new Response(stream).arrayBuffer());
+  const kept = (raw.length - 2 * rows) / 3;
+  const [low, high, levels] = [0, 1, 2].map((plane) => raw.subarray(2 * rows + plane * kept, 2 * rows + (plane + 1) * kept));
+  const dense = new Uint8Array(rows * columns);
+  for (let row = 0, next = 0; row < rows; row++) {
+    for (const end = next + raw[row] + 256 * raw[rows + row]; next < end; next++) {
+      dense[row * columns + low[next] + 256 * high[next]] = levels[next];
+    }
+  }
+  return { rows, columns, dense, level: (row, column) => dense[row * columns + column] };
+}
+
+/** Paint a pattern, one pixel a cell, or the largest of several where there are more cells than pixels. */
+function paint(canvas, { rows, columns, dense }, most, colours) {
+  const step = Math.max(1, Math.ceil(Math.max(rows, columns) / most));
+  [canvas.width, canvas.height] = [Math.ceil(columns / step), Math.ceil(rows / step)];
+  const largest = new Uint8Array(canvas.width * canvas.height);
+  for (let row = 0; row < rows; row++) {
+    const start = Math.floor(row / step) * canvas.width;
+    for (let column = 0; column < columns; column++) {
+      const cell = start + Math.floor(column / step);
+      if (dense[row * columns + column] > largest[cell]) largest[cell] = dense[row * columns + column];
+    }
+  }
+  const image = new ImageData(canvas.width, canvas.height);
+  largest.forEach((level, cell) => image.data.set([...colours[level], 255], 4 * cell));
+  canvas.getContext("2d").putImageData(image, 0, 0);
+}
+
+/** A row of tokens that can be walked through. */
+function strip(names, label, told) {
+  const items = names.map((name, at) => el("span", { role: "option", "data-at": at, tabindex: at ? -1 : 0 }, name));
+  const element = el("div", { class: "strip", role: "listbox", "aria-label": label }, ...items);
+  const at = (event) => event.target.closest("[data-at]")?.dataset.at;
+  element.addEventListener("pointerover", (event) => at(event) !== undefined && told.over(Number(at(event))));
+  element.addEventListener("pointerleave", () => told.out());
+  element.addEventListener("click", (event) => at(event) !== undefined && told.hold(Number(at(event))));
+  element.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" || event.key === " ") { event.preventDefault(); told.hold(Number(at(event))); }
+  });
+  roving(element, () => items, (item) => told.over(Number(item.dataset.at)));
+  return { element, items };
+}
+
+/** The large picture of a head: its matrix, its tokens, and what the token under the pointer looks at. */
+class PatternPanel {
+  constructor(names, { error }) {
+    this.names = names;
+    this.error = error;
+    this.canvas = el("canvas", { role: "img", tabindex: 0 });
+    this.told = el("p", { class: "soft", "aria-live": "polite" });
+    this.strips = el("div");
+    this.lists = el("div", { class: "lists" });
+    const matrix = el("div", { class: "pattern" }, this.canvas);
+    this.element = el("div", {}, matrix, this.told, this.strips, this.lists);
+    this.canvas.addEventListener("pointermove", ({ offsetX, offsetY }) => {
+      this.over(Math.floor(offsetY / this.size), Math.floor(offsetX / this.size));
+    });
+    this.canvas.addEventListener("pointerleave", () => this.out());
+    this.element.addEventListener("keydown", ({ key }) => key === "Escape" && this.hold(null, null));
+  }
+
+  async show(head) {
+    this.head = head;
+    const pattern = await unpack(head, this.names);
+    if (this.head !== head) return; // Another one was chosen meanwhile.
+    this.pattern = pattern;
+    this.held = null;
+    this.size = Math.max(1, Math.min(28, Math.floor(560 / Math.max(pattern.rows, pattern.columns))));
+    this.strip();
+    this.draw();
+  }
+
+  draw() {
+    if (!this.pattern) return;
+    this.colours = palette();
+    paint(this.canvas, this.pattern, Infinity, this.colours);
+    this.canvas.style.width = `${this.pattern.columns * this.size}px`;
+    this.canvas.style.height = `${this.pattern.rows * this.size}px`;
+    this.canvas.setAttribute("aria-label", this.summary());
+    this.out();
+  }
+
+  /** One strip where a text looks at itself, two where it looks at something else. */
+  strip() {
+    const { head, names } = this;
+    this.same = head.rows === head.columns;
+    const told = (place) => ({
+      over: (at) => this.over(...place(at)), hold: (at) => this.hold(...place(at)), out: () => this.out(),
+    });
+    this.rowStrip = strip(names[head.rows], this.same ? "tokens" : "looks", told((at) => [at, null]));
+    this.columnStrip = this.same ? this.rowStrip : strip(names[head.columns], "looked at", told((at) => [null, at]));
+    this.items = [...new Set([...this.rowStrip.items, ...this.columnStrip.items])];
+    this.strips.replaceChildren(
+      el("h3", {}, this.same ? "Tokens: hover, or walk with the arrow keys" : "These look"), this.rowStrip.element,
+      ...(this.same ? [] : [el("h3", {}, "at these"), this.columnStrip.element]),
+    );
+  }
+
+  /** Whatever is held stays until Escape, or until something else is held. */
+  over(row, column) {
+    if (!this.held) this.mark(row, column);
+  }
+
+  out() {
+    this.mark(...(this.held ?? [null, null]));
+  }
+
+  hold(row, column) {
+    this.held = row === null && column === null ? null : [row, column];
+    this.out();
+  }
+
+  /** Show what a row looks at and what looks at a column; in one text, both of the same token. */
+  mark(row, column) {
+    if (!this.pattern || row >= this.pattern.rows || column >= this.pattern.columns) return;
+    const { rows, columns, level } = this.pattern;
+    const looked = this.same && column === null ? row : column;
+    const marked = [row === null ? null : this.rowStrip.items[row], column === null ? null : this.columnStrip.items[column]];
+    for (const item of this.items) {
+      item.style.cssText = "";
+      item.classList.toggle("at", marked.includes(item));
+      item.setAttribute("aria-selected", marked.includes(item));
+    }
+    this.lists.replaceChildren();
+    if (row !== null) {
+      this.columnStrip.items.forEach((item, at) => this.fill(item, level(row, at)));
+      this.list(`${this.name("rows", row)} looks at`, columns, (at) => level(row, at), "columns");
+    }
+    if (looked !== null) {
+      this.rowStrip.items.forEach((item, at) => this.underline(item, level(at, looked)));
+      this.list(`${this.name("columns", looked)} is looked at by`, rows, (at) => level(at, looked), "rows");
+    }
+    this.told.textContent = row !== null && column !== null
+      ? `${this.name("rows", row)} looks at ${this.name("columns", column)}: ${(level(row, column) / 255).toFixed(3)}`
+      : `Colour: where a token looks; underlined: what looks at it. Weights are shown to within ${this.error}.`;
+  }
+
+  fill(item, level) {
+    if (!level) return;
+    const shown = this.colours[level];
+    item.style.backgroundColor = `rgb(${shown.join(" ")})`;
+    item.style.color = legible(shown);
+  }
+
+  underline(item, level) {
+    if (level) item.style.borderBottomColor = `rgb(${colour("--back")} / ${(0.15 + 0.85 * level / 255).toFixed(2)})`;
+  }
+
+  /** The largest weights as text, and what a row spreads over the others. */
+  list(title, count, level, side) {
+    const best = Array.from({ length: count }, (_, at) => at).filter(level).sort((a, b) => level(b) - level(a)).slice(0, 8);
+    const items = best.map((at) => el("li", {},
+      el("span", { class: "number" }, `${(level(at) / 255).toFixed(3)} `), el("span", { class: "word" }, this.name(side, at))));
+    const rest = 1 - best.reduce((sum, at) => sum + level(at) / 255, 0);
+    if (side === "columns" && rest > 0.01) items.push(el("li", { class: "rest" }, `${rest.toFixed(3)} in smaller weights`));
+    this.lists.append(el("section", {}, el("h3", {}, title), el("ol", {}, ...items)));
+  }
+
+  name(side, at) {
+    return `${at} ${this.names[this.head[side]][at]}`;
+  }
+
+  summary() {
+    const { rows, columns, dense } = this.pattern;
+    let best = 0;
+    for (let cell = 1; cell < dense.length; cell++) if (dense[cell] > dense[best]) best = cell;
+    const [row, column] = [Math.floor(best / columns), best % columns];
+    return `Pattern of ${this.head.label}, ${rows} by ${columns}. Largest weight ${(dense[best] / 255).toFixed(2)}: `
+      + `${this.name("rows", row)} looks at ${this.name("columns", column)}.`;
+  }
+}
