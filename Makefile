@@ -39,10 +39,13 @@ bench: $(VENV)/.dev ## Speed and memory of twin and source, side by side, as JSO
 	OMP_NUM_THREADS=2 $(BIN)/python bench/dense.py
 	OMP_NUM_THREADS=2 $(BIN)/python bench/pure.py
 	OMP_NUM_THREADS=2 $(BIN)/python bench/attribution.py
+	OMP_NUM_THREADS=2 $(BIN)/python bench/graph.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/composition.py
+	OMP_NUM_THREADS=2 $(BIN)/python bench/finding.py
+	OMP_NUM_THREADS=2 $(BIN)/python bench/views.py
 
 clean: ## Remove the environment and what the tools wrote
-	rm -rf $(VENV) allheads-report.html .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) allheads-report.html explore.html .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(VENV)/.python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'

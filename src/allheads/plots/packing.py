@@ -11,6 +11,7 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -32,8 +33,13 @@ class Block:
 
 def deflated(weights: Float[Tensor, "row column"]) -> str:
     """Levels of weights in [0, 1], all of them, row by row."""
-    levels = np.rint(np.clip(weights.float().cpu().numpy(), 0.0, 1.0) * 255).astype(np.uint8)
+    levels = _levels(weights.float().cpu())
     return base64.b64encode(zlib.compress(levels.tobytes())).decode()
+
+
+def _levels(weights: Tensor) -> np.ndarray:
+    """The nearest whole 255th of each weight."""
+    return (weights * 255).round_().clamp_(0, 255).to(torch.uint8).numpy()
 
 
 def pack(pattern: Float[Tensor, "row column"]) -> Block:
@@ -43,11 +49,11 @@ def pack(pattern: Float[Tensor, "row column"]) -> Block:
     >>> unpack(pack(torch.tensor([[0.0, 1.0], [0.25, 0.75]]))).tolist()
     [[0, 255], [64, 191]]
     """
-    weights = pattern.detach().float().cpu().numpy()
-    levels = np.rint(np.clip(weights, 0.0, 1.0) * 255).astype(np.uint8)
+    kept = pattern.detach().float().cpu()
+    weights, levels = kept.numpy(), _levels(kept)
     if weights.size > WHOLE:
-        levels[weights < MOST_ERROR] = 0
-    rows, columns = np.nonzero(levels)
+        levels *= weights >= MOST_ERROR
+    rows, columns = np.divmod(np.flatnonzero(levels), weights.shape[1])
     counts = np.bincount(rows, minlength=len(levels))
     planes = [counts & 255, counts >> 8, columns & 255, columns >> 8]
     raw = b"".join(plane.astype(np.uint8).tobytes() for plane in planes) + levels[rows, columns].tobytes()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -134,8 +135,8 @@ def _run(model: Any, tokens: Any, decoder: Any, chosen: Sequence[Candidate]) -> 
     missing = [name for name in points if name not in model.hook_dict]
     if missing:
         raise AllHeadsError(f"a model with {missing[0]}", "none", "This attention shows no pattern: name other heads.")
-    hooks = [(point, _packer(found, [each for each in chosen if each.point == point])) for point in points]
-    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+    hooks = [(point, _packer(found, [each for each in chosen if each.point == point], len(chosen))) for point in points]
+    with torch.no_grad(), suppress(_Enough), model.hooks(fwd_hooks=hooks):
         model(**arguments)
     silent = {str(each.label) for each in chosen} - {str(each.label) for each in found.found}
     if silent:
@@ -147,10 +148,16 @@ def _run(model: Any, tokens: Any, decoder: Any, chosen: Sequence[Candidate]) -> 
     return found
 
 
-def _packer(found: Patterns, chosen: Sequence[Candidate]) -> Callable[..., None]:
+class _Enough(Exception):  # noqa: N818 - nothing went wrong
+    """Every pattern is there: the rest of the network need not run."""
+
+
+def _packer(found: Patterns, chosen: Sequence[Candidate], wanted: int) -> Callable[..., None]:
     def keep(pattern: Tensor, hook: object) -> None:
         for each in chosen:
             found.add(each.label, pattern[0, each.number, :, : each.slots], each.rows, each.columns)
+        if len(found.found) == wanted:
+            raise _Enough
 
     return keep
 

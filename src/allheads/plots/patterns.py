@@ -50,10 +50,11 @@ class Patterns:
 
     def add(self, label: Label, pattern: Float[Tensor, "row column"], rows: str, columns: str) -> None:
         """Pack one pattern. Raises `AllHeadsError` where it is not finite, or not as long as its names."""
-        if not pattern.isfinite().all():
+        sums, least = pattern.sum(-1), float(pattern.min())
+        if not sums.isfinite().all():
             raise AllHeadsError("finite weights", f"NaN or infinity in {label}", "Run ah.verify on the twin.")
         row, column = (self._list(name, n, label) for name, n in zip((rows, columns), pattern.shape, strict=True))
-        off = max(float((pattern.sum(-1) - 1).abs().max()), float(-pattern.min()))
+        off = max(float((sums - 1).abs().max()), -least)
         if off > max(self.deviation, _ROUNDING):
             self.deviation, self.where = off, str(label)
         self.found.append(Pattern(label, row, column, pack(pattern)))

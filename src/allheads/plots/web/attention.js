@@ -49,14 +49,17 @@ function attentionView(root, data) {
   }
 
   // Thumbnails are painted when they come into sight: a long text has many, and each takes a moment.
-  const seen = new IntersectionObserver((entries) => entries.filter((entry) => entry.isIntersecting).forEach(async (entry) => {
-    seen.unobserve(entry.target);
-    const at = buttons.indexOf(entry.target);
-    paint(buttons[at].querySelector("canvas"), await unpack(heads[at], names), THUMBNAIL, palette());
-  }), { root: null, rootMargin: "100px" });
+  const seen = new IntersectionObserver((entries) => {
+    const colours = palette();
+    entries.filter((entry) => entry.isIntersecting).forEach(async ({ target }) => {
+      seen.unobserve(target);
+      const pattern = await unpack(heads[buttons.indexOf(target)], names);
+      paint(target.querySelector("canvas"), pattern, THUMBNAIL, colours);
+    });
+  });
 
   const opened = () => Math.max(0, heads.findIndex((head) => head.label === fragment()));
-  const draw = () => { buttons.forEach((button) => seen.observe(button)); panel.draw(); };
+  const thumbnails = () => buttons.forEach((button) => seen.observe(button));
   roving(grid, () => buttons, (button) => choose(buttons.indexOf(button)),
     () => Math.max(1, Math.floor(grid.clientWidth / (buttons[0].offsetWidth + 4))));
   addEventListener("keydown", (event) => {
@@ -66,8 +69,7 @@ function attentionView(root, data) {
   const tools = el("div", { class: "tools", hidden: heads.length < 2 }, layer.label, kind.label, search, count);
   root.append(tools, heads.length < 2 ? el("div", {}, title, panel.element)
     : el("div", { class: "columns" }, grid, el("div", {}, title, panel.element)));
-  themed(draw);
+  themed(() => { panel.draw(); thumbnails(); });
   filter();
-  draw();
-  choose(opened());
+  choose(opened()).then(thumbnails);
 }

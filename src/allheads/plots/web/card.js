@@ -5,13 +5,6 @@ const SIDES = {
   lowers: "Tokens that lower its value", promotes: "It promotes", suppresses: "It suppresses",
 };
 
-/** Numbers of a layer's gates, one a neuron and token, inflated when they are first asked for. */
-async function inflate(text) {
-  const packed = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
-}
-
 class Card {
   constructor(data) {
     this.data = data;

@@ -1,36 +1,41 @@
 // One head's pattern: unpacked, painted, and read token by token.
 
-/** The levels of a packed pattern, row by row: counts, columns (two planes each) and levels, deflated, in base64. */
+/** Bytes that were deflated and written in base64. */
+async function inflate(text) {
+  const packed = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+/** The kept weights of a pattern, row by row: counts, columns (two planes each), and levels of 1/255. */
 async function unpack(head, names) {
   const [rows, columns] = [names[head.rows].length, names[head.columns].length];
-  const packed = Uint8Array.from(atob(head.weights), (letter) => letter.charCodeAt(0));
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
-  const raw = new Uint8Array(await new Response(stream).arrayBuffer());
+  const raw = await inflate(head.weights);
   const kept = (raw.length - 2 * rows) / 3;
   const [low, high, levels] = [0, 1, 2].map((plane) => raw.subarray(2 * rows + plane * kept, 2 * rows + (plane + 1) * kept));
-  const dense = new Uint8Array(rows * columns);
-  for (let row = 0, next = 0; row < rows; row++) {
-    for (const end = next + raw[row] + 256 * raw[rows + row]; next < end; next++) {
-      dense[row * columns + low[next] + 256 * high[next]] = levels[next];
+  const each = (told) => {
+    for (let row = 0, next = 0; row < rows; row++) {
+      for (const end = next + raw[row] + 256 * raw[rows + row]; next < end; next++) {
+        told(row, low[next] + 256 * high[next], levels[next]);
+      }
     }
-  }
-  return { rows, columns, dense, level: (row, column) => dense[row * columns + column] };
+  };
+  return { rows, columns, each };
 }
 
 /** Paint a pattern, one pixel a cell, or the largest of several where there are more cells than pixels. */
-function paint(canvas, { rows, columns, dense }, most, colours) {
+function paint(canvas, { rows, columns, each }, most, colours) {
   const step = Math.max(1, Math.ceil(Math.max(rows, columns) / most));
-  [canvas.width, canvas.height] = [Math.ceil(columns / step), Math.ceil(rows / step)];
-  const largest = new Uint8Array(canvas.width * canvas.height);
-  for (let row = 0; row < rows; row++) {
-    const start = Math.floor(row / step) * canvas.width;
-    for (let column = 0; column < columns; column++) {
-      const cell = start + Math.floor(column / step);
-      if (dense[row * columns + column] > largest[cell]) largest[cell] = dense[row * columns + column];
-    }
-  }
-  const image = new ImageData(canvas.width, canvas.height);
-  largest.forEach((level, cell) => image.data.set([...colours[level], 255], 4 * cell));
+  const [width, height] = [columns, rows].map((count) => Math.ceil(count / step));
+  const largest = new Uint8Array(width * height);
+  each((row, column, level) => {
+    const cell = Math.floor(row / step) * width + Math.floor(column / step);
+    if (level > largest[cell]) largest[cell] = level;
+  });
+  const words = Uint32Array.from(colours, ([red, green, blue]) => ((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0);
+  const image = new ImageData(width, height);
+  new Uint32Array(image.data.buffer).set(Uint32Array.from(largest, (level) => words[level]));
+  [canvas.width, canvas.height] = [width, height];
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
@@ -71,7 +76,9 @@ class PatternPanel {
     this.head = head;
     const pattern = await unpack(head, this.names);
     if (this.head !== head) return; // Another one was chosen meanwhile.
-    this.pattern = pattern;
+    const dense = new Uint8Array(pattern.rows * pattern.columns);
+    pattern.each((row, column, level) => { dense[row * pattern.columns + column] = level; });
+    this.pattern = { ...pattern, dense, level: (row, column) => dense[row * pattern.columns + column] };
     this.held = null;
     this.size = Math.max(1, Math.min(28, Math.floor(560 / Math.max(pattern.rows, pattern.columns))));
     this.strip();
