@@ -9,10 +9,16 @@ from importlib import import_module
 from allheads.errors import AllHeadsError
 from allheads.labs.lab import Lab
 
-#: Name -> the module whose ``LAB`` it is.
+#: Name -> the module whose ``LAB`` it is, and what it is about.
 HOMES = {
-    "recurrence": "allheads.labs.recurrence.study",
-    "translation": "allheads.labs.translation.study",
+    "recurrence": (
+        "allheads.labs.recurrence.study",
+        "Recall by a transformer, an LSTM and a GRU of equal size: by load, distance, training; and what steps cost.",
+    ),
+    "translation": (
+        "allheads.labs.translation.study",
+        "An encoder-decoder on a language with planted links: does cross-attention find them, and does its twin?",
+    ),
 }
 
 
@@ -28,7 +34,7 @@ def find(name: str) -> Lab:
     """
     if name not in HOMES:
         raise unknown(name, HOMES)
-    return import_module(HOMES[name]).LAB
+    return import_module(HOMES[name][0]).LAB
 
 
 def unknown(name: str, known: Iterable[str]) -> AllHeadsError:

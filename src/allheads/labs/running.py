@@ -29,7 +29,9 @@ FULL, QUICK, PROCESSES = 15.0, 1.0, 2
 Told = Callable[[Unit], object]
 
 
-def run(lab: Lab, *, quick: bool, seeds: int, minutes: float | None = None, told: Told = lambda _: None) -> list[Result]:
+def run(
+    lab: Lab, *, quick: bool, seeds: int, minutes: float | None = None, told: Told = lambda _: None
+) -> list[Result]:
     """All results of a lab, in the order of its units; ``told`` is called for each as it is finished.
 
     Raises `AllHeadsError` for no seeds, and for more than the minutes allow.

@@ -44,8 +44,8 @@ def decoder(d_vocab: int, n_ctx: int, *, d_model: int = 64, n_heads: int = 2, n_
     return model
 
 
-def encoder_decoder(d_vocab: int, n_ctx: int, *, d_model: int = 64, cross_heads: int = 1, n_layers: int = 2) -> Any:
-    """An mBART: norms before sublayers, learned positions, SiLU; the decoder's own heads are as many as its cross heads.
+def encoder_decoder(d_vocab: int, n_ctx: int, *, d_model: int = 64, n_heads: int = 1, n_layers: int = 2) -> Any:
+    """An mBART: norms before sublayers, learned positions, SiLU; each of its attentions has ``n_heads``.
 
     >>> encoder_decoder(10, 16).config.decoder_attention_heads
     1
@@ -56,8 +56,8 @@ def encoder_decoder(d_vocab: int, n_ctx: int, *, d_model: int = 64, cross_heads:
         d_model=d_model,
         encoder_layers=n_layers,
         decoder_layers=n_layers,
-        encoder_attention_heads=cross_heads,
-        decoder_attention_heads=cross_heads,
+        encoder_attention_heads=n_heads,
+        decoder_attention_heads=n_heads,
         encoder_ffn_dim=4 * d_model,
         decoder_ffn_dim=4 * d_model,
         activation_function="silu",

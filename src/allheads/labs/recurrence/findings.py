@@ -9,13 +9,13 @@ from typing import Any
 from allheads.labs.intervals import Interval, interval
 from allheads.labs.lab import Claim, Result, claims_table
 from allheads.labs.recurrence import costs
-from allheads.labs.recurrence.learners import KINDS
+from allheads.labs.recurrence.learners import KINDS, Kind
 
-NAMES = {"transformer": "transformer", "lstm": "LSTM", "gru": "GRU"}
-#: What an untrained guess is worth.
+NAMES: dict[Kind, str] = {"transformer": "transformer", "lstm": "LSTM", "gru": "GRU"}
+#: Loads that the claims are about.
 LIGHT, HEAVY = 4, 64
 
-Setting = tuple[str, int, float]
+Setting = tuple[Kind, int, float]
 
 
 def by_setting(results: Sequence[Result]) -> dict[Setting, list[Result]]:
@@ -38,10 +38,10 @@ def longest_light(results: Sequence[Result]) -> str:
     return cells[-1]
 
 
-def best(results: Sequence[Result]) -> dict[str, list[Result]]:
+def best(results: Sequence[Result]) -> dict[Kind, list[Result]]:
     """Each kind in the setting that is best with four pairs: the one that favours recurrent nets in the control."""
     grouped = by_setting(results)
-    chosen: dict[str, list[Result]] = {}
+    chosen: dict[Kind, list[Result]] = {}
     for (kind, _, _), own in sorted(grouped.items()):
         cell = longest_light(own)
         if kind not in chosen or recall_of(own, cell).mean > recall_of(chosen[kind], cell).mean:
@@ -69,10 +69,14 @@ def claims(results: Sequence[Result]) -> list[Claim]:
     ours = min(recall_of(chosen["transformer"], cell).mean for cell in far)
     recurrent = {setting: own for setting, own in grouped.items() if setting[0] != "transformer"}
     worst = max(recall_of(own, cell).mean for own in recurrent.values() for cell in far)
-    light = {kind: recall_of(chosen[kind], longest_light(chosen[kind])).mean for kind in ("lstm", "gru")}
+    light = {kind: recall_of(chosen[kind], longest_light(chosen[kind])).mean for kind in KINDS[1:]}
     made = [
         Claim(f"{HEAVY} pairs, distances of 256 and more: the transformer recalls 99 %", _percent(ours), ours >= 0.99),
-        Claim("there no recurrent net reaches 60 %, in any setting of the sweep", f"at most {_percent(worst)}", worst < 0.6),
+        Claim(
+            "there no recurrent net reaches 60 %, in any setting of the sweep",
+            f"at most {_percent(worst)}",
+            worst < 0.6,
+        ),
     ]
     for kind, share in light.items():
         text = f"{LIGHT} pairs, distance 256: the best {NAMES[kind]} recalls 90 %"
@@ -80,11 +84,11 @@ def claims(results: Sequence[Result]) -> list[Claim]:
     return made + _other_claims(results, chosen)
 
 
-def _other_claims(results: Sequence[Result], chosen: dict[str, list[Result]]) -> list[Claim]:
+def _other_claims(results: Sequence[Result], chosen: dict[Kind, list[Result]]) -> list[Claim]:
     start, end = (_gradient(chosen["lstm"], when, "256").mean for when in ("start", "end"))
     slower = [
         length
-        for length, by in _seconds(results).items()
+        for length, by in seconds_by_length(results).items()
         if "transformer" in by and "lstm" in by and by["transformer"].mean > by["lstm"].mean
     ]
     measured = f"LSTM faster at {', '.join(map(str, slower))}" if slower else "the transformer is faster everywhere"
@@ -148,9 +152,9 @@ def _gradients(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def _seconds(results: Sequence[Result]) -> dict[int, dict[str, Interval]]:
+def seconds_by_length(results: Sequence[Result]) -> dict[int, dict[Kind, Interval]]:
     """Wall time of a training step, by length and kind."""
-    found: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[int, dict[Kind, list[float]]] = defaultdict(lambda: defaultdict(list))
     for each in results:
         if "cost of" in each.setting:
             for length, seconds in each.found["seconds"].items():
@@ -161,7 +165,7 @@ def _seconds(results: Sequence[Result]) -> dict[int, dict[str, Interval]]:
 def _costs(results: Sequence[Result]) -> str:
     heads = [f"{NAMES[kind]}: {what}" for what in ("steps in sequence", "GFLOP", "ms") for kind in KINDS]
     lines = [f"| length | {' | '.join(heads)} |", f"| --- |{' --- |' * len(heads)}"]
-    for length, by in _seconds(results).items():
+    for length, by in seconds_by_length(results).items():
         cells: list[Any] = [f"{costs.sequential_steps(kind, length):,}" for kind in KINDS]
         cells += [f"{costs.flops(kind, length) / 1e9:.2f}" for kind in KINDS]
         cells += [by[kind].shown(".0f", 1e3) for kind in KINDS]

@@ -83,7 +83,7 @@ class Learner(nn.Module):
 
 
 @torch.no_grad()
-def _favour(body: nn.LSTM | nn.GRU) -> None:
+def _favour(body: Any) -> None:
     """The usual help for recurrent nets: orthogonal recurrences, and gates that begin by keeping what is there."""
     for block in body.weight_hh_l0.split(body.hidden_size):
         nn.init.orthogonal_(block)

@@ -1,4 +1,4 @@
-"""What is measured of a learner: recall by load and distance, and how much of a gradient arrives at the distant input."""
+"""What is measured of a learner: recall by load and distance, and the gradient that arrives at the distant input."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ GRID = (
 GRADIENT_LOAD, GRADIENT_LENGTH, GRADIENT_DISTANCES = 4, 512, (8, 64, 256, 512)
 
 
-def recalled(learner: Learner, pairs: int, length: int, distances: tuple[int, ...], count: int = SEQUENCES) -> list[float]:
+def recalled(
+    learner: Learner, pairs: int, length: int, distances: tuple[int, ...], count: int = SEQUENCES
+) -> list[float]:
     """The share of right answers at each distance."""
     draw, right = torch.Generator().manual_seed(SEED), torch.zeros(len(distances))
     with torch.no_grad():
@@ -41,7 +43,9 @@ def cell(pairs: int, length: int, distance: int) -> str:
     return f"{pairs} pairs, length {length}, distance {distance}"
 
 
-def accuracies(learner: Learner, grid: tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...] = GRID) -> dict[str, float]:
+def accuracies(
+    learner: Learner, grid: tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...] = GRID
+) -> dict[str, float]:
     """Every cell of a grid."""
     return {
         cell(pairs, length, distance): share

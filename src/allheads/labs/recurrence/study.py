@@ -1,7 +1,7 @@
 """Self-attention against recurrence: ``allheads lab recurrence``.
 
 Units: every learner in every setting of the sweep (recall, gradients, and the transformer's twin), and what a training
-step costs. The transformer has one setting; recurrent nets have a sweep over steps and learning rates, all of them longer.
+step costs. The transformer has one setting; recurrent nets have a sweep over steps and rates, always with more steps.
 """
 
 from __future__ import annotations

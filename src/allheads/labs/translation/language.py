@@ -74,7 +74,7 @@ def pair(draw: random.Random) -> Pair:
         if split:
             source.append(f"up{particle}")
         verb = (f"VERB{number}UP{particle}", (at, len(source) - 1 if split else at + 1))
-    adverb = []
+    adverb: list[tuple[str, tuple[int, ...]]] = []
     if draw.random() < 0.5:
         which = draw.randrange(ADVERBS)
         adverb = [(f"ADV{which}", (len(source),))]
@@ -93,7 +93,7 @@ def _noun_phrase(draw: random.Random, source: list[str]) -> list[tuple[str, tupl
         source.append(f"adj{adjective}")
     noun, plural, at = draw.randrange(NOUNS), draw.random() < 0.4, len(source)
     source.append(f"noun{noun}s" if plural else f"noun{noun}")
-    target = [(f"NOUN{noun}", (at,))]
+    target: list[tuple[str, tuple[int, ...]]] = [(f"NOUN{noun}", (at,))]
     if plural:
         target.append(("PL", (at,)))
     if adjective is not None:

@@ -26,7 +26,7 @@ class Recipe:
     """How an encoder-decoder is built and trained: AdamW, warmed up and decayed linearly."""
 
     layers: int
-    cross_heads: int
+    heads: int
     sentences: int
     steps: int
 
@@ -35,7 +35,7 @@ def train(recipe: Recipe, pairs: Sequence[Pair], seed: int) -> Any:
     """The trained network, in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model = encoder_decoder(len(WORDS), N_CTX, n_layers=recipe.layers, cross_heads=recipe.cross_heads)
+        model = encoder_decoder(len(WORDS), N_CTX, n_layers=recipe.layers, n_heads=recipe.heads)
     optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
     draw = random.Random(seed)
     for step in range(recipe.steps):
