@@ -35,11 +35,12 @@ def keep(lab: Lab, unit: Unit, result: Result) -> Result:
     text = json.dumps(result.to_dict(), allow_nan=False)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(target)
+        try:
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(target)
+        finally:
+            beside.unlink(missing_ok=True)
     except OSError as error:
         remedy = "Make room, or name another folder in the environment variable ALLHEADS_CACHE."
         raise AllHeadsError("a cache folder that can be written", f"{error}", remedy) from error
-    finally:
-        beside.unlink(missing_ok=True)
     return Result(**json.loads(text))

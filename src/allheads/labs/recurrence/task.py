@@ -1,8 +1,8 @@
 """Recall of key-value pairs: which value came with this key?
 
 A sequence has ``pairs`` keys with a value each, at random places among ``length`` positions, a filler elsewhere, and
-then queries: keys alone. Key and value are one token, so that nothing but remembering is asked for. How much there is to
-remember (``pairs``) and how long ago it was (``distance``) vary independently.
+then queries: keys alone. Key and value are one token, so that nothing but remembering is asked for. How much there is
+to remember (``pairs``) and how long ago it was (``distance``) vary independently.
 """
 
 from __future__ import annotations

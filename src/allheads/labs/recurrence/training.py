@@ -31,7 +31,7 @@ TOKENS, ROWS, QUERIES = 1024, 8, 16
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a learner is trained: AdamW, constant for half of the steps and then decayed linearly to 2 %."""
+    """How a learner is trained: AdamW, constant until all is mixed and then decayed linearly to 2 %."""
 
     kind: Kind
     steps: int
@@ -93,4 +93,4 @@ def train(recipe: Recipe, seed: int) -> tuple[Learner, float]:
 
 def _shape(step: int, steps: int) -> float:
     warm = min(1.0, (step + 1) / min(50, max(1, steps // 10)))
-    return warm * min(1.0, max(0.02, 2 * (1 - step / steps)))
+    return warm * min(1.0, max(0.02, (1 - step / steps) / (1 - MIXED)))

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-
 from allheads.labs.recurrence.learners import Learner
 from allheads.labs.recurrence.task import VALUES, recall
 from allheads.twin.convert import convert
