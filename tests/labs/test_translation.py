@@ -15,7 +15,7 @@ from allheads.labs.translation import findings
 from allheads.labs.translation.alignment import diagonal, links, score
 from allheads.labs.translation.language import Pair, batch, corpus, pair
 from allheads.labs.translation.training import N_CTX, exact, translate
-from allheads.models.small import END, PAD, START
+from allheads.models.small import END, START
 
 PAIRS = [pair(random.Random(seed)) for seed in range(300)]
 

@@ -54,6 +54,8 @@ class Claim:
 class Lab:
     """An experiment. ``version`` is of its code: raise it when results would change, and old ones are left alone.
 
+    Its functions are those of modules, so that other processes can be told which they are.
+
     Attributes:
         units: what is to be done, for a number of seeds, in ``quick`` or full form; a short one that is typical first.
         run: does one unit.

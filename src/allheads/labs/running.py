@@ -21,7 +21,6 @@ import torch
 from allheads.errors import AllHeadsError
 from allheads.labs import shelf
 from allheads.labs.lab import Lab, Result, Unit
-from allheads.labs.registry import find
 
 #: Minutes that a run may take unless its user allows more, and processes of a full run.
 FULL, QUICK, PROCESSES = 15.0, 1.0, 2
@@ -103,10 +102,10 @@ def _performed(lab: Lab, units: Sequence[Unit], numbers: Sequence[int], processe
     # Leaving this block in any way ends the processes: on Ctrl-C, too, which they do not hear themselves.
     with multiprocessing.get_context("spawn").Pool(processes, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         # The longest first, so that no process is left with one at the end.
-        work = [(lab.name, units[number], number) for number in sorted(numbers, key=lambda each: -units[each].cost)]
+        work = [(lab, units[number], number) for number in sorted(numbers, key=lambda each: -units[each].cost)]
         yield from pool.imap_unordered(_elsewhere, work)
 
 
-def _elsewhere(work: tuple[str, Unit, int]) -> tuple[int, Result]:
-    name, unit, number = work
-    return number, perform(find(name), unit)
+def _elsewhere(work: tuple[Lab, Unit, int]) -> tuple[int, Result]:
+    lab, unit, number = work
+    return number, perform(lab, unit)
