@@ -20,7 +20,7 @@ from allheads.models.small import as_bridge
 from allheads.twin.convert import convert
 
 #: (layers on each side, heads of every attention, sentences, steps, seconds); the first is what the claims are about.
-FULL = ((2, 1, 8000, 600, 40.0), (2, 4, 8000, 600, 40.0), (1, 1, 8000, 600, 22.0))
+FULL = ((2, 1, 8000, 500, 35.0), (1, 1, 8000, 500, 20.0), (2, 4, 8000, 500, 35.0))
 QUICK = ((2, 1, 4000, 300, 20.0),)
 HELD_OUT = 1000
 #: How hook points of the three kinds of attention are called.
@@ -82,12 +82,16 @@ def patterns(model: TransformerBridge, given: Batch) -> dict[str, Tensor]:
 
 
 def aligned(seen: dict[str, Tensor], pairs: Sequence[Pair], layers: int) -> dict[str, dict[str, float]]:
-    """Precision, recall and F1 of the links of cross-attention, heads averaged: of each layer, the last one by name."""
+    """Precision, recall and F1 of the links of cross-attention, heads averaged: of each layer, and of their mean."""
     planted = [each.links for each in pairs]
+    each_layer = [seen[f"cross {layer}"].mean(1) for layer in range(layers)]
+    named = {f"layer {layer}": weights for layer, weights in enumerate(each_layer[:-1])} | {
+        "last layer": each_layer[-1]
+    }
+    if layers > 1:
+        named["layers averaged"] = torch.stack(each_layer).mean(0)
     scored: dict[str, list[Links]] = {"diagonal": [diagonal(each) for each in pairs]}
-    for layer in range(layers):
-        weights = seen[f"cross {layer}"].mean(1)
-        name = "last layer" if layer == layers - 1 else f"layer {layer}"
+    for name, weights in named.items():
         scored[name] = [links(weights[row], each) for row, each in enumerate(pairs)]
     found = {name: score(each, planted) for name, each in scored.items()}
     return {name: {"precision": s.precision, "recall": s.recall, "f1": s.f1} for name, s in found.items()}
