@@ -157,9 +157,10 @@ def test_gradients_are_those_of_finite_differences(kind, monkeypatch):
 
 def test_arithmetic_is_what_torch_counts():
     """Forward of the transformer as it is, and of one step of each recurrent cell."""
-    length = 32
+    length, plain = 32, Learner("transformer", 0)
+    plain.body.set_attn_implementation("eager")  # fused kernels are not counted
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        Learner("transformer", 0)(recall(draw(), 1, 4, length - 1).tokens)
+        plain(recall(draw(), 1, 4, length - 1).tokens)
     assert 3 * counter.get_total_flops() == pytest.approx(costs.flops("transformer", length, 1), rel=1e-9)
     for kind, cell in (("lstm", nn.LSTMCell), ("gru", nn.GRUCell)):
         made = cell(64, HIDDEN[kind])
@@ -214,4 +215,4 @@ def test_the_quick_command(tmp_path, monkeypatch):
     assert not facts["claims"][0]["holds"]
     assert "Recall of key-value pairs" in page.read_text()
     tables = findings.tables([Result(**each) for each in facts["results"]])
-    assert all(name.startswith("recurrence:") and table.count("\n") >= 3 for name, table in tables.items())
+    assert all(name.startswith("recurrence:") and table.count("\n") >= 2 for name, table in tables.items())

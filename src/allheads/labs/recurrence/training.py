@@ -24,14 +24,14 @@ COMPETENT = 0.85
 #: When everything is mixed at the latest, as a share of the steps.
 MIXED = 0.7
 #: After the stages loads and lengths are drawn apart from each other.
-LOADS, LENGTHS = (2, 4, 4, 8, 16, 32, 64), (8, 16, 16, 32, 32, 64, 64, 128, 256)
+LOADS, LENGTHS = (2, 4, 4, 8, 16, 32, 64), (8, 8, 16, 16, 32, 32, 64, 64, 64, 128, 256)
 #: Tokens of a step unless fewer than ``ROWS`` sequences would fit; queries of a sequence.
 TOKENS, ROWS, QUERIES = 1024, 8, 16
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a learner is trained: AdamW, constant until all is mixed and then decayed linearly to 2 %."""
+    """How a learner is trained: AdamW, constant for half of the steps and then decayed linearly to 2 %."""
 
     kind: Kind
     steps: int
@@ -93,4 +93,4 @@ def train(recipe: Recipe, seed: int) -> tuple[Learner, float]:
 
 def _shape(step: int, steps: int) -> float:
     warm = min(1.0, (step + 1) / min(50, max(1, steps // 10)))
-    return warm * min(1.0, max(0.02, (1 - step / steps) / (1 - MIXED)))
+    return warm * min(1.0, max(0.02, 2 * (1 - step / steps)))
