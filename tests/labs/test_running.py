@@ -109,6 +109,16 @@ def test_a_result_that_json_cannot_hold_leaves_nothing(cache):
     assert not list(cache.rglob("*.json"))
 
 
+def test_whoever_is_stopped_while_writing_leaves_nothing(cache, monkeypatch):
+    def stopped(*_):
+        raise OSError("no room")
+
+    monkeypatch.setattr("pathlib.Path.replace", stopped)
+    with pytest.raises(AllHeadsError, match="no room"):
+        run(counting()[0], quick=True, seeds=1)
+    assert not list((cache / "labs" / "counting").iterdir())
+
+
 def test_a_cache_that_cannot_be_written_is_one_error(cache):
     cache.write_text("a file")
     lab, _ = counting()
