@@ -208,7 +208,9 @@ def test_the_quick_command(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "QUICK", tuple((kind, 4, 1e-3, 1, 1.0) for kind in KINDS))
     monkeypatch.setattr(measures, "SEQUENCES", 64)
     page = tmp_path / "figure.html"
-    done = CliRunner().invoke(app, ["lab", "recurrence", "--quick", "--json", "--figure", str(page), "--minutes", "5"])
+    done = CliRunner().invoke(
+        app, ["lab", "recurrence", "--quick", "--json", "--figure", str(page), "--minutes", "600"]
+    )
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
     assert len(facts["results"]) == 6

@@ -107,7 +107,7 @@ def quick(tmp_path_factory):
     folder = tmp_path_factory.mktemp("translation")
     page = folder / "figure.html"
     done = CliRunner(env={"ALLHEADS_CACHE": str(folder)}).invoke(
-        app, ["lab", "translation", "--quick", "--json", "--figure", str(page), "--minutes", "5"]
+        app, ["lab", "translation", "--quick", "--json", "--figure", str(page), "--minutes", "600"]
     )
     assert done.exit_code == 0, done.output
     return json.loads(done.stdout), page.read_text()

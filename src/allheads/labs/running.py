@@ -86,11 +86,11 @@ def _in_time(left: Sequence[Unit], processes: int, speed: float, allowed: float,
     seconds = estimate(left, processes, speed)
     if seconds <= allowed:
         return
+    fewer = int(seeds * allowed / seconds)
     raise AllHeadsError(
         f"a run within {allowed / 60:.0f} minutes",
         f"about {seconds / 60:.0f} minutes of work left for {seeds} seeds, at the speed of what is done",
-        f"Pass --seeds {max(1, int(seeds * allowed / seconds))}, or --minutes {seconds / 60 + 1:.0f}; "
-        "what is done is kept.",
+        f"Pass {f'--seeds {fewer}, or ' if fewer else ''}--minutes {seconds / 60 + 1:.0f}; what is done is kept.",
     )
 
 
