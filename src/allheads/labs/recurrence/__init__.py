@@ -1,0 +1,1 @@
+"""Self-attention against recurrence: what each recalls, by load and by distance."""

@@ -1,0 +1,96 @@
+"""Training on recall: a curriculum by competence, then everything mixed; the same for all learners.
+
+Loads and lengths grow when the learner is right often enough, or when it is high time. Recurrent nets bind
+keys to values late and on short sequences first: without this they are starved, and look worse than they are.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from allheads.errors import AllHeadsError
+from allheads.labs.recurrence.learners import Kind, Learner
+from allheads.labs.recurrence.task import Batch, recall
+
+#: (pairs, length), and how often the last one has to be right before the next one comes.
+STAGES = ((2, 2), (4, 4), (4, 8), (8, 8), (8, 32))
+COMPETENT = 0.85
+#: When everything is mixed at the latest, as a share of the steps.
+MIXED = 0.7
+#: After the stages loads and lengths are drawn apart from each other.
+LOADS, LENGTHS = (2, 4, 4, 8, 16, 32, 64), (8, 8, 16, 16, 32, 32, 64, 64, 64, 128, 256)
+#: Tokens of a step unless fewer than ``ROWS`` sequences would fit; queries of a sequence.
+TOKENS, ROWS, QUERIES = 1024, 8, 16
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a learner is trained: AdamW, constant for half of the steps and then decayed linearly to 2 %."""
+
+    kind: Kind
+    steps: int
+    rate: float
+
+
+class Curriculum:
+    """What the next step is about."""
+
+    def __init__(self, steps: int, seed: int) -> None:
+        self.steps, self.stage, self.right = steps, 0, 0.0
+        self._choose, self._draw = random.Random(seed), torch.Generator().manual_seed(seed)
+
+    def batch(self, step: int) -> Batch:
+        """Half of the steps are of the last stage, the others of those before."""
+        if step >= MIXED * self.steps:
+            self.stage = len(STAGES)
+        last = self.stage
+        if last == len(STAGES):
+            pairs, length = self._choose.choice(LOADS), self._choose.choice(LENGTHS)
+            length = max(pairs, length)
+        else:
+            self._at = last if self._choose.random() < 0.5 else self._choose.randrange(last + 1)
+            pairs, length = STAGES[self._at]
+        queries = min(pairs, QUERIES)
+        return recall(self._draw, max(ROWS, TOKENS // (length + queries)), pairs, length, queries=queries)
+
+    def hear(self, right: float) -> None:
+        """The share of right answers in the step that was made."""
+        if self.stage < len(STAGES) and self._at == self.stage:
+            self.right = 0.9 * self.right + 0.1 * right
+            if self.right > COMPETENT:
+                self.stage, self.right = self.stage + 1, 0.0
+
+
+def train(recipe: Recipe, seed: int) -> tuple[Learner, float]:
+    """A trained learner in evaluation mode, and the seconds it took.
+
+    Raises `AllHeadsError` for no steps.
+    """
+    if recipe.steps < 1:
+        raise AllHeadsError("at least one step", str(recipe.steps), "Recipes have hundreds.")
+    learner, course = Learner(recipe.kind, seed), Curriculum(recipe.steps, seed)
+    parameters, started = learner.learned(), time.perf_counter()
+    optimiser = torch.optim.AdamW(parameters, lr=recipe.rate, weight_decay=0.0)
+    for step in range(recipe.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.rate * _shape(step, recipe.steps)
+        batch = course.batch(step)
+        logits = learner(batch.tokens, batch.answers.shape[1])
+        loss = F.cross_entropy(logits.flatten(0, 1), batch.answers.flatten())
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        course.hear(float((logits.argmax(-1) == batch.answers).float().mean()))
+    return learner.eval(), time.perf_counter() - started
+
+
+def _shape(step: int, steps: int) -> float:
+    warm = min(1.0, (step + 1) / min(50, max(1, steps // 10)))
+    return warm * min(1.0, max(0.02, 2 * (1 - step / steps)))

@@ -1,0 +1,1 @@
+"""A toy language with planted links, and whether cross-attention finds them."""
