@@ -25,6 +25,8 @@ def write_whole(target: Path, content: str | bytes) -> None:
         beside.write_bytes(content.encode() if isinstance(content, str) else content)
         beside.replace(target)
     except OSError as error:
-        raise AllHeadsError(f"to write {target}", str(error.strerror or error), "Choose a path that can be written.") from error
+        raise AllHeadsError(
+            f"to write {target}", str(error.strerror or error), "Choose a path that can be written."
+        ) from error
     finally:
         beside.unlink(missing_ok=True)

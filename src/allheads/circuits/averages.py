@@ -8,15 +8,12 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from allheads.circuits.run import EMBEDDINGS
 from allheads.errors import AllHeadsError
 from allheads.models.attention import attending
 from allheads.models.bridge import TwinBridge
-
-#: Seconds after which a bar shows that there is work.
-PATIENCE = 3.0
+from allheads.waiting import bar
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def means(
         return add
 
     with torch.no_grad(), twin.hooks(fwd_hooks=[(name, adder(name)) for name in _measured(twin)]):
-        for item in tqdm(items, desc="Means", delay=PATIENCE, disable=None, leave=False):
+        for item in bar("Means", items):
             twin(item)
     count = max(counts.values(), default=0)
     if not count:

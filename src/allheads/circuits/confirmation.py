@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from allheads.circuits.attribution import Attribution
 from allheads.circuits.attribution_graph import AttributionGraph
-from allheads.circuits.averages import PATIENCE
 from allheads.circuits.holding import frozen
 from allheads.circuits.rules import rule_named
 from allheads.circuits.tokens import Target, TargetLike, make_target, token_ids
@@ -22,6 +20,7 @@ from allheads.errors import AllHeadsError
 from allheads.models.bridge import TwinBridge
 from allheads.twin.heads import head
 from allheads.twin.labels import Label
+from allheads.waiting import bar
 
 if TYPE_CHECKING:
     import pandas
@@ -145,12 +144,12 @@ def _measured(twin: TwinBridge, ids: Tensor, asked: Target, parts: Sequence[Part
     rows = max(1, _ENTRIES // (ids.shape[1] * twin.cfg.d_vocab_out))
     own = _values(twin, ids, asked)[0]
     lost = []
-    with tqdm(total=len(parts), desc="Interventions", delay=PATIENCE, disable=None, leave=False) as bar:
+    with bar("Interventions", total=len(parts)) as shown:
         for start in range(0, len(parts), rows):
             chunk, factor = parts[start : start + rows], factors[start : start + rows]
             with twin.hooks(fwd_hooks=list(_changes(twin, chunk, factor))):
                 lost.append((own - _values(twin, ids.expand(len(chunk), -1), asked)) / factor)
-            bar.update(len(chunk))
+            shown.update(len(chunk))
     return torch.cat(lost)
 
 

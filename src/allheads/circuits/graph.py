@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from allheads.circuits.attribution_graph import AttributionGraph, Edge, Inflow, Node
-from allheads.circuits.averages import PATIENCE
 from allheads.circuits.edges import edges
 from allheads.circuits.growth import Growth, Record
 from allheads.circuits.rules import DEFAULT, Rule, rule_named
@@ -16,6 +14,7 @@ from allheads.circuits.tokens import Target, TargetLike, make_target, token_ids,
 from allheads.errors import AllHeadsError
 from allheads.models.bridge import TwinBridge
 from allheads.twin.labels import Label
+from allheads.waiting import bar
 
 #: Parts that join in one round.
 _ROUND = 32
@@ -61,12 +60,12 @@ def graph(
     with edges(twin, ids, asked, chosen) as flows:
         growth = Growth(flows)
         growth.read(None, [flows.into_target()])
-        with tqdm(total=budget, desc="Graph", delay=PATIENCE, disable=None, leave=False) as bar:
+        with bar("Graph", total=budget) as shown:
             while len(growth.order) < budget and growth.coverage < coverage:
                 joined = growth.join(min(_ROUND, budget - len(growth.order)))
                 if not joined:
                     break
-                bar.update(joined)
+                shown.update(joined)
         return _finished(growth, asked, chosen, token_names(twin, ids))
 
 

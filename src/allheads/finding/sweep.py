@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from allheads.errors import AllHeadsError
 from allheads.finding.corpus import Batch, Survey, Texts, batches, opening, survey, windows
@@ -29,9 +28,7 @@ from allheads.finding.tally import Tally, token_groups
 from allheads.finding.watching import Points, Watch
 from allheads.models.bridge import TwinBridge
 from allheads.models.origin import TURNED, fingerprint, state
-
-#: Seconds after which a bar shows that there is work.
-PATIENCE = 3.0
+from allheads.waiting import bar
 
 
 def sweep(
@@ -94,10 +91,8 @@ def _rounds(watch: Watch, stream: Iterator[Batch], found: Sweep, tally: Tally, p
     sizes = len(tally.open), tally.attention.shape[1], tally.open.device
     part = Tally.empty(*sizes)
     steps = -(-found.settings["windows"] // found.settings["batch"])
-    hidden = True if processes.index else None
-    with tqdm(
-        total=steps, initial=min(steps, found.done * every), desc="Sweep", delay=PATIENCE, disable=hidden, leave=False
-    ) as bar:
+    initial, hidden = min(steps, found.done * every), bool(processes.index)
+    with bar("Sweep", total=steps, initial=initial, hidden=hidden) as shown:
         for number, members in groupby(enumerate(stream), lambda each: each[0] // every):
             if number < found.done:
                 continue
@@ -106,10 +101,10 @@ def _rounds(watch: Watch, stream: Iterator[Batch], found: Sweep, tally: Tally, p
                 part = Tally.empty(*sizes)
                 for _, each in members:
                     watch.count(each, part)
-                    bar.update()
+                    shown.update()
             if turn == processes.count - 1 or number == parts - 1:
                 processes.gather(tally, part, turn + 1)
-                bar.update(min(steps, (number + 1) * every) - bar.n)
+                shown.update(min(steps, (number + 1) * every) - shown.n)
                 yield number + 1
 
 

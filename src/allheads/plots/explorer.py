@@ -14,11 +14,9 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from allheads.circuits.attribution import Attribution
 from allheads.circuits.attribution_graph import AttributionGraph
-from allheads.circuits.averages import PATIENCE
 from allheads.circuits.backward import contributions_to_each
 from allheads.circuits.graph import graph
 from allheads.circuits.rules import DEFAULT, Rule, rule_named
@@ -34,6 +32,7 @@ from allheads.plots.texts import visible, words
 from allheads.plots.view import View
 from allheads.twin.heads import heads
 from allheads.twin.labels import Label
+from allheads.waiting import bar
 
 #: Tokens that are offered after each token; predictions that are explained, the last ones of a long text.
 _OFFERED, EXPLAINED = 5, 64
@@ -82,14 +81,7 @@ def explore(
     flows = graph(twin, ids, targets[at], rule=chosen, budget=budget)
     explained = {
         found.target.position: _explanation(found)
-        for found in tqdm(
-            _attributions(twin, ids, targets, chosen),
-            desc="Predictions",
-            total=min(length, EXPLAINED),
-            delay=PATIENCE,
-            disable=None,
-            leave=False,
-        )
+        for found in bar("Predictions", _attributions(twin, ids, targets, chosen), total=min(length, EXPLAINED))
     }
     places = _places(flows, explained.values())
     neurons = [label for label in places if Label.parse(label).kind == "N"]

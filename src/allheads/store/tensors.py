@@ -10,24 +10,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
 from allheads.models.origin import state
 from allheads.store.record import Record, damaged
+from allheads.waiting import bar
 
 STEM = "twin"
 #: Bytes in a file; one tensor may be more.
 SHARD = 2_000_000_000
-#: Seconds after which a bar shows that there is work.
-PATIENCE = 3.0
 
 
 def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """SHA-256 of every tensor: of its name, dtype, shape and bytes."""
-    bar = tqdm(tensors.items(), desc="Hashing", delay=PATIENCE, disable=None, leave=False)
-    return {name: digest(name, tensor) for name, tensor in bar}
+    return {name: digest(name, tensor) for name, tensor in bar("Hashing", tensors.items())}
 
 
 def digest(name: str, tensor: Tensor) -> str:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, cast, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from allheads.errors import AllHeadsError
 from allheads.models.bridge import TwinBridge
 from allheads.models.wiring import read_wiring
+from allheads.waiting import bar
 from allheads.weights.baseline import baseline
 from allheads.weights.best import Best, chunks
 from allheads.weights.factors import (
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 #: Writer -> reader.
 KINDS = tuple(f"{writer}->{reader}" for writer in get_args(Writer) for reader in get_args(Reader))
-#: Seconds after which a bar shows that there is work.
-PATIENCE = 3.0
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ def composition(twin: TwinBridge, kind: str, *, k: int = 100, offsets: Sequence[
         require_values(streams.wiring, layers)
     tally = _Tally(Best(k), *torch.zeros(3, len(layers), len(layers), dtype=torch.float64))
     for reads in streams.groups(reader):
-        for layer in tqdm(layers, desc=kind, delay=PATIENCE, disable=None, leave=False):
+        for layer in bar(kind, layers):
             later = reads.after(2 * layer + (writer == "neuron"))
             if len(later.M):
                 _compare(streams.writes(writer, layer), later, streams.d, tally)
