@@ -168,3 +168,14 @@ def cache(twin, ids):
 def load_page():
     """The page at a path."""
     return lambda path: Page(path.read_text("utf-8"))
+
+
+@pytest.fixture(scope="session")
+def luminance():
+    """Relative luminance of a colour [red, green, blue] of 0 to 255, as WCAG defines it."""
+
+    def of(colour):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (x / 255 for x in colour)]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    return of

@@ -191,23 +191,18 @@ def test_64_tokens_of_all_heads_of_smollm_fit_in_a_notebook(smollm):
     assert len(view.html.encode()) <= 2e6
 
 
-def _luminance(colour):
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (x / 255 for x in colour)]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def test_the_colours_can_be_told_apart_by_their_lightness_alone():
+def test_the_colours_can_be_told_apart_by_their_lightness_alone(luminance):
     """Whoever sees no hue sees the order; text on the page's colours reaches the contrast of WCAG AA."""
     style = web.read("view.css")
     themes = re.findall(r"--scale: ([^;]+);", style)
     assert len(themes) == 2
     for scale, dark in zip(themes, (False, True), strict=True):
-        stops = [_luminance([int(part) for part in stop.split()]) for stop in scale.split(",")]
+        stops = [luminance([int(part) for part in stop.split()]) for stop in scale.split(",")]
         steps = [b - a for a, b in pairwise(stops)]
         assert all(step > 0.01 if dark else step < -0.01 for step in steps)
     for theme in re.findall(r"\{ color-scheme:[^}]+\}", style):
         colours = dict(re.findall(r"--(\w+): #(\w{6})", theme))
-        page = _luminance(bytes.fromhex(colours["page"]))
+        page = luminance(bytes.fromhex(colours["page"]))
         for name in ("ink", "soft", "focus", "good", "bad"):
-            light, dark = sorted((page, _luminance(bytes.fromhex(colours[name]))), reverse=True)
+            light, dark = sorted((page, luminance(bytes.fromhex(colours[name]))), reverse=True)
             assert (light + 0.05) / (dark + 0.05) >= 4.5, name

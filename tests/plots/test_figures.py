@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 import allheads as ah
 from allheads.errors import AllHeadsError
 from allheads.plots.gate_maps import gate_part, read_gates
+from allheads.plots.style import BOTH, SCALE
 from allheads.plots.texts import token_names
 from allheads.theory.approximate import approximate
 from allheads.theory.table import fits
@@ -114,6 +116,21 @@ def test_a_failing_layer_is_a_cross_and_what_has_no_logarithm_is_left_out(report
     assert error.marker.symbol == ("circle", "x", "circle")
     assert bound.y[1] is None and bound.y[2] is None and bound.y[0] == layers[0].bound
     assert error.customdata[1].endswith("FAILS")
+
+
+@pytest.mark.parametrize("page", [(255, 255, 255), (13, 17, 23)])
+@pytest.mark.parametrize("ramp", [SCALE, BOTH[1:], BOTH[1::-1]])
+def test_every_step_of_a_colour_scale_leads_away_from_the_page(luminance, page, ramp):
+    (_, first), (_, last) = ramp
+    seen = []
+    for step in range(21):
+        start, end = ([float(part) for part in colour[5:-1].split(",")] for colour in (first, last))
+        *colour, alpha = (a + (b - a) * step / 20 for a, b in zip(start, end, strict=True))
+        seen.append(luminance([alpha * c + (1 - alpha) * p for c, p in zip(colour, page, strict=True)]))
+    away = [abs(each - luminance(page)) for each in seen]
+    assert all(later > earlier for earlier, later in pairwise(away)) and away[0] == pytest.approx(0, abs=1e-9)
+    light, dark = sorted((seen[-1], luminance(page)), reverse=True)
+    assert (light + 0.05) / (dark + 0.05) >= 3.0  # the contrast that WCAG asks of graphics
 
 
 def test_names_of_tokens_are_different_escaped_and_visible(twin):

@@ -15,7 +15,7 @@ from allheads.plots.texts import shown_names
 
 
 def attribution(found: Attribution, by: str = "waterfall") -> Picture:
-    """What an attribution found: blue is for the target, red against it.
+    """What an attribution found: blue is for the target, orange against it.
 
     ``by="token"``: what each embedding brings over all paths. ``"head"``: the effect of every ordinary head over all
     paths, summed over positions. ``"layer"``: what heads and neurons of each layer write straight into the target.

@@ -14,7 +14,7 @@ from allheads.proof.report import Report
 def errors(report: Report) -> Picture:
     """Error of every layer, in float64 on the source's own inputs, against its certified bound; log scale.
 
-    A layer that fails is drawn as a red cross. A bound of zero (heads that equal the activation exactly) or
+    A layer that fails is drawn as an orange cross. A bound of zero (heads that equal the activation exactly) or
     without limit (an activation outside the domain) has no place on the axis; hovering over the error tells it.
     """
     layers = [proof.layer for proof in report.layers]

@@ -11,24 +11,16 @@ from torch import Tensor
 
 from allheads.plots.picture import Picture
 
-#: Nothing is drawn for the lowest value, whatever the page's colour; hue and density both grow.
-SCALE = [
-    [0.0, "rgba(47,129,247,0)"],
-    [0.12, "rgba(47,129,247,0.40)"],
-    [0.45, "rgba(124,92,255,0.85)"],
-    [1.0, "rgba(255,64,110,1)"],
-]
-#: For values of both signs: nothing is drawn for 0.
-BOTH = [
-    [0.0, "rgba(255,64,110,1)"],
-    [0.5, "rgba(128,136,147,0)"],
-    [1.0, "rgba(47,129,247,1)"],
-]
+#: From nothing to one colour of middling lightness: every step leads away from the page, light or dark, so that the
+#: order is seen without seeing hues.
+SCALE = [[0.0, "rgba(47,129,247,0)"], [1.0, "rgba(47,129,247,1)"]]
+#: For values of both signs: orange, nothing for 0, blue.
+BOTH = [[0.0, "rgba(224,102,42,1)"], [0.5, "rgba(128,136,147,0)"], [1.0, "rgba(47,129,247,1)"]]
 #: Legible on white and on black; a page that knows its colours sets its own.
 INK = "#808893"
 LINE = "rgba(128,136,147,0.25)"
 #: Told apart by people who do not see all colours.
-GOOD, LIMIT, BAD = "#2f81f7", "#e08a1e", "#ff406e"
+GOOD, LIMIT, BAD = "#2f81f7", "#8a8f98", "#e0662a"
 
 
 def figure(data: Sequence[Any], title: str, *, height: int, x: str, y: str) -> Picture:
