@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -16,34 +16,41 @@ from allheads.physics.potentials import potentials
 
 
 def climbing(
-    twin: TwinBridge, ids: Int[Tensor, "1 pos"], layers: Sequence[int], seeds: int
-) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "seed layer head"]]:
+    twin: TwinBridge,
+    prompts: Int[Tensor, "prompt pos"],
+    layers: Sequence[int],
+    seeds: int,
+    told: Callable[[], object] = lambda: None,
+) -> tuple[Float[Tensor, "prompt layer head"], Float[Tensor, "prompt seed layer head"]]:
     """The mean cosine between what every head writes at a token and the gradient of its potential there.
 
     The gradient is taken in the stream, through the norm, with keys held. 1 would be motion uphill, -1 downhill, 0 has
     nothing to do with it. The second is the same with gradients of other tokens of the prompt, by seed. The first token
-    is left out: it sees itself only.
+    is left out: it sees itself only. ``told`` is called for every prompt.
     """
-    wiring = read_wiring(twin)
-    n_heads = read_attention(twin, 0).W_O.shape[0]
-    labels = [f"L{layer}.A{number}" for layer in layers for number in range(n_heads)]
+    wiring, reads = read_wiring(twin), {layer: read_attention(twin, layer) for layer in layers}
+    labels = [(layer, number) for layer in layers for number in range(len(reads[layer].W_O))]
     names = [f"blocks.{layer}.{name}" for layer in layers for name in ("hook_resid_pre", "attn.hook_z")]
-    with torch.no_grad():
-        seen = twin.run_with_cache(ids, names_filter=names, return_cache_object=False)[1]
-    orders = [torch.randperm(ids.shape[1] - 1, generator=torch.Generator().manual_seed(seed)) for seed in range(seeds)]
+    orders = [
+        torch.randperm(prompts.shape[1] - 1, generator=torch.Generator().manual_seed(seed)) for seed in range(seeds)
+    ]
     true, other = [], []
-    for found, label in zip(potentials(twin, ids, labels), labels, strict=True):
-        layer, number = (int(part[1:]) for part in label.split("."))
-        stream = seen[f"blocks.{layer}.hook_resid_pre"][0].to(found.x)
-        uphill = through(wiring.attention[layer].before, stream, found.gradient)[1:]
-        read = read_attention(twin, layer)
-        z = seen[f"blocks.{layer}.attn.hook_z"][0].to(found.x)
-        write = z.reshape(len(z), n_heads, -1)[1:, number] @ read.W_O[number].to(found.x)
-        cosine = torch.cosine_similarity
-        true.append(cosine(write, uphill, dim=-1).mean())
-        other.append(torch.stack([cosine(write, uphill[order], dim=-1).mean() for order in orders]))
-    shape = (len(layers), n_heads)
-    return torch.stack(true).reshape(shape), torch.stack(other, 1).reshape(seeds, *shape)
+    for ids in prompts:
+        with torch.no_grad():
+            seen = twin.run_with_cache(ids[None], names_filter=names, return_cache_object=False)[1]
+        fields = potentials(twin, ids[None], [f"L{layer}.A{number}" for layer, number in labels])
+        for found, (layer, number) in zip(fields, labels, strict=True):
+            stream, z = (seen[f"blocks.{layer}.{name}"][0].to(found.x) for name in ("hook_resid_pre", "attn.hook_z"))
+            uphill = through(wiring.attention[layer].before, stream, found.gradient)[1:]
+            W_O = reads[layer].W_O
+            write = z.reshape(len(z), len(W_O), -1)[1:, number] @ W_O[number].to(z)
+            rows = [uphill, *(uphill[order] for order in orders)]
+            cosines = torch.stack([torch.cosine_similarity(write, row, dim=-1).mean() for row in rows])
+            true.append(cosines[0])
+            other.append(cosines[1:])
+        told()
+    shape = (len(prompts), len(layers), -1)
+    return torch.stack(true).reshape(shape), torch.stack(other).reshape(*shape, seeds).movedim(-1, 1)
 
 
 def through(norm: Norm | None, stream: Float[Tensor, "pos d_model"], gradient: Tensor) -> Float[Tensor, "pos d_model"]:

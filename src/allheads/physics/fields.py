@@ -110,7 +110,9 @@ class NeuronField:
         """Scores of its slots: its own token, then the bias tokens."""
         q, key = self.query(reading), self._key(own)
         q, key = torch.broadcast_tensors(q, q if key is None else key)
-        scores = slot_scores(self.weights, 0, q.reshape(-1, 1), None if self.weights.W_K is None else key.reshape(-1, 1))
+        scores = slot_scores(
+            self.weights, 0, q.reshape(-1, 1), None if self.weights.W_K is None else key.reshape(-1, 1)
+        )
         return scores[..., 0].T.unflatten(0, q.shape)
 
     def pull(self, pattern: Tensor) -> Float[Tensor, "*batch pos d_model"]:

@@ -13,7 +13,7 @@ exactly and for every spectrum. A rotation between W_K and W_Q^T changes M and n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,6 @@ from allheads.models.wiring import Wiring, read_wiring
 from allheads.twin.heads import head
 from allheads.twin.labels import Label
 from allheads.weights.factors import require_scores, require_values
-
 
 
 @dataclass(frozen=True)
@@ -88,10 +87,10 @@ def memory(twin: TwinBridge, label: str | Label) -> Memory:
 
 
 @torch.no_grad()
-def memories(twin: TwinBridge) -> Iterator[Memory]:
-    """Those of all ordinary heads, layer by layer."""
+def memories(twin: TwinBridge, layers: Iterable[int]) -> Iterator[Memory]:
+    """Those of all ordinary heads of some layers; raises as `memory` does."""
     wiring = read_wiring(twin)
-    for layer in range(len(twin.banks)):
+    for layer in layers:
         for number in range(len(read_attention(twin, layer).W_Q)):
             yield _memory(wiring, twin, layer, number)
 

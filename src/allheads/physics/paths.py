@@ -12,6 +12,7 @@ and no reader sees it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -23,7 +24,7 @@ from allheads.errors import AllHeadsError
 from allheads.models.attention import read_attention
 from allheads.models.bridge import TwinBridge
 from allheads.models.norms import Norm
-from allheads.models.wiring import read_wiring
+from allheads.models.wiring import Wiring, read_wiring
 from allheads.physics.potentials import potentials
 from allheads.twin.heads import head
 from allheads.twin.labels import Label
@@ -100,13 +101,17 @@ class Trajectories:
             labels: list[str | Label] = [f"L{where}.A{number}" for number in range(self.heads.shape[1])]
         else:
             labels = [where]
-        part, wiring = head(self.twin, labels[0])[0].label, read_wiring(self.twin)
-        sublayer = (wiring.attention if part.kind == "A" else wiring.neurons)[part.layer]
+        part = head(self.twin, labels[0])[0].label
+        sublayer = (self._wiring.attention if part.kind == "A" else self._wiring.neurons)[part.layer]
         reading = _read_through(sublayer.before, self.stream)
         total = torch.zeros(reading.shape[:-1], dtype=reading.dtype)
         for each in potentials(self.twin, self.ids, labels):
             total = total + each.at(reading.to(each.x)).to(total)
         return total
+
+    @cached_property
+    def _wiring(self) -> Wiring:
+        return read_wiring(self.twin)
 
 
 def _read_through(norm: Norm | None, stream: Tensor) -> Tensor:
@@ -139,7 +144,12 @@ def trajectories(twin: TwinBridge, tokens: str | Tensor) -> Trajectories:
     wide = torch.promote_types(run.seen[run.streams[0]].dtype, torch.float32)
     stream = torch.stack([run.seen[name][0].to(wide) for name in run.streams])
     pushes = [
-        _pushes(twin, layer, stream[layer + 1] - stream[layer], *(run.seen[each[layer]] for each in (run.heads, run.neurons)))
+        _pushes(
+            twin,
+            layer,
+            stream[layer + 1] - stream[layer],
+            *(run.seen[each[layer]] for each in (run.heads, run.neurons)),
+        )
         for layer in run.layers
     ]
     heads, neurons, rest = (torch.stack(each) for each in zip(*pushes, strict=True))
@@ -173,7 +183,9 @@ def _pushes(twin: TwinBridge, layer: int, step: Tensor, z: Tensor, post: Tensor)
         raise AllHeadsError("neurons whose heads share their weights", f"edited heads in L{layer}", "Read before.")
     along = step / step.norm(dim=-1, keepdim=True).clamp_min(1e-30)
     weights = bank.weights()
-    heads = torch.einsum("phe,hed,pd->hp", z[0].unflatten(-1, read.W_O.shape[:2]) if z.ndim == 3 else z[0], read.W_O, along)
+    heads = torch.einsum(
+        "phe,hed,pd->hp", z[0].unflatten(-1, read.W_O.shape[:2]) if z.ndim == 3 else z[0], read.W_O, along
+    )
     neurons = post[0].T * (weights.W_O[0] @ along.T)
     rest = torch.zeros_like(heads[0])
     for bias in (read.b_O, weights.b_O):

@@ -94,7 +94,9 @@ def potentials(twin: TwinBridge, ids: Tensor, labels: Sequence[str | Label]) -> 
     names = dict.fromkeys(f"{part.hook_prefix}hook_{name}" for part in parts for name in ("in", "pattern"))
     missing = [name for name in names if name not in twin.hook_dict]
     if missing:
-        raise AllHeadsError("a head that shows what it reads and its pattern", f"none at {missing[0]}", "Not supported.")
+        raise AllHeadsError(
+            "a head that shows what it reads and its pattern", f"none at {missing[0]}", "Not supported."
+        )
     seen = twin.run_with_cache(ids, names_filter=list(names), return_cache_object=False)[1]
     for part in parts:
         yield _of(twin, part, seen)

@@ -14,6 +14,7 @@ from allheads.errors import AllHeadsError
 from allheads.finding.corpus import opening, windows
 from allheads.models.bridge import TwinBridge
 from allheads.physics.regression import Sums, Task
+from allheads.physics.segments import chosen_layers
 from allheads.physics.tags import TAGS, tags
 
 #: Folds of the held-out text, classes of positions, and how many of the commonest tokens are told apart.
@@ -65,9 +66,9 @@ def probes(
 ) -> list[Found]:
     r"""Who carries what: linear probes on what every ordinary head writes, one for each head and question.
 
-    The questions are ``identity`` (which of the 32 commonest tokens this is, asked of those only), ``position`` (which
-    eighth of the window) and ``part of speech`` (by rule, `allheads.physics.tags`), all of the token that is written
-    to. A probe is a ridge regression on ``hook_z``, which carries what the head's write does: W_O is of full rank. Five
+    The questions are ``identity`` (which of the 32 commonest tokens this is, asked of those only), ``token before`` (the
+    same of the token before), ``position`` (which eighth of the window) and ``part of speech`` (by rule,
+    `allheads.physics.tags`), all at the token that is written to. A probe is a ridge regression on ``hook_z``, which carries what the head's write does: W_O is of full rank. Five
     folds of consecutive text; each is answered by probes of the other four. The first token of a window is left out.
 
     Args:
@@ -88,7 +89,7 @@ def probes(
     >>> for found in probes(twin, count=20, layers=[0, 15]):  # doctest: +SKIP
     ...     print(found.task, found.top(3), found.chance.mean())
     """
-    chosen = _layers(twin, layers)
+    chosen = chosen_layers(twin, layers)
     ids = spread_windows(twin, documentation() if texts is None else texts, context, count)
     fold = (torch.arange(len(ids)) * FOLDS // len(ids))[:, None].expand_as(ids)
     tasks = _tasks(twin, ids, seeds)
@@ -106,15 +107,6 @@ def probes(
         for each in (one for several in sums for one in several) if act == "add" else ():
             each.solve()
     return [_found(task, chosen, [several[i] for several in sums], n_heads, ids, fold) for i, task in enumerate(tasks)]
-
-
-def _layers(twin: TwinBridge, layers: Sequence[int] | None) -> list[int]:
-    twin.require_one_stack("probe what its heads write")
-    every = range(len(twin.banks))
-    chosen = list(every if layers is None else layers)
-    if not chosen or any(layer not in every for layer in chosen):
-        raise AllHeadsError(f"layers from 0 to {every[-1]}", repr(layers), "Layers count from 0.")
-    return chosen
 
 
 def spread_windows(twin: TwinBridge, texts: Sequence[str], context: int, count: int) -> Int[Tensor, "window pos"]:
@@ -136,8 +128,10 @@ def _tasks(twin: TwinBridge, ids: Int[Tensor, "window pos"], seeds: int) -> list
     is_one, which = (ids[..., None] == common).max(-1)
     place = (torch.arange(ids.shape[1]) * PLACES // ids.shape[1]).expand_as(ids)
     words = [tags([twin.tokenizer.decode([token]) for token in row]) for row in ids.tolist()]
+    which, names = which.where(is_one, -1), tuple(twin.tokenizer.decode([token]) for token in common.tolist())
     labels = {
-        "identity": (tuple(twin.tokenizer.decode([token]) for token in common.tolist()), which.where(is_one, -1)),
+        "identity": (names, which),
+        "token before": (names, which.roll(1, 1)),
         "position": (tuple(str(each) for each in range(PLACES)), place),
         "part of speech": (TAGS, torch.tensor([[TAGS.index(each) for each in row] for row in words])),
     }

@@ -10,13 +10,14 @@ is ``max(rank) / d_model`` on average where one of them is turned at random. Hea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from allheads.errors import AllHeadsError
 from allheads.models.attention import read_attention
 from allheads.models.bridge import TwinBridge
 from allheads.twin.heads import head
@@ -58,7 +59,7 @@ def angles(
 class Overlaps:
     """Of all ordinary heads: ``mean`` squared cosine and ``largest`` cosine for every pair, 1 with themselves."""
 
-    layers: int
+    layers: tuple[int, ...]
     heads: int
     chance: float
     mean: Float[Tensor, "head head"]
@@ -66,33 +67,46 @@ class Overlaps:
 
     def label(self, index: int) -> str:
         """The head of a row."""
-        return f"L{index // self.heads}.A{index % self.heads}"
+        return f"L{self.layers[index // self.heads]}.A{index % self.heads}"
 
     def pairs(self, apart: int) -> Float[Tensor, " pair"]:
         """Mean squared cosines of the pairs whose layers are that far apart; within a layer each pair once."""
-        layer = torch.arange(self.layers * self.heads) // self.heads
+        layer = torch.tensor(self.layers).repeat_interleave(self.heads)
         return self.mean[((layer - layer[:, None]) == apart) & torch.ones_like(self.mean, dtype=torch.bool).triu(1)]
 
 
 @torch.no_grad()
-def overlaps(twin: TwinBridge, told: Callable[[], object] = lambda: None) -> Overlaps:
-    """Overlaps of the segments of all ordinary heads; ``told`` is called for every layer.
+def overlaps(
+    twin: TwinBridge, layers: Sequence[int] | None = None, told: Callable[[], object] = lambda: None
+) -> Overlaps:
+    """Overlaps of the segments of all ordinary heads, of all layers if None; ``told`` is called for every layer.
 
-    Raises `AllHeadsError` where attention has no output weights.
+    Raises `AllHeadsError` for networks of several stacks, and layers that do not exist.
+
+    >>> overlaps(twin).pairs(apart=0).mean()  # doctest: +SKIP
     """
-    twin.require_one_stack("compare what its heads write")
-    layers = range(len(twin.banks))
-    spans = torch.stack([basis(read_attention(twin, layer).W_O.float()) for layer in layers])
+    chosen = chosen_layers(twin, layers)
+    spans = torch.stack([basis(read_attention(twin, layer).W_O.float()) for layer in chosen])
     n_heads, d_head, d_model = spans.shape[1:]
-    mean, largest = (torch.ones(len(layers) * n_heads, len(layers) * n_heads) for _ in range(2))
-    for a in layers:
-        mine = slice(a * n_heads, (a + 1) * n_heads)
-        # Later layers only: the table is symmetric.
-        block = angles(spans[a, :, None], spans[a:].flatten(0, 1))
-        mean[mine, a * n_heads :], largest[mine, a * n_heads :] = block.square().mean(-1), block[..., 0]
-        mean[a * n_heads :, mine], largest[a * n_heads :, mine] = mean[mine, a * n_heads :].T, largest[mine, a * n_heads :].T
+    mean, largest = (torch.ones(len(chosen) * n_heads, len(chosen) * n_heads) for _ in range(2))
+    for a in range(len(chosen)):
+        mine, rest = slice(a * n_heads, (a + 1) * n_heads), slice(a * n_heads, None)
+        # This layer and later ones: the table is symmetric.
+        cosines = angles(spans[a, :, None], spans[a:].flatten(0, 1))
+        for table, block in ((mean, cosines.square().mean(-1)), (largest, cosines[..., 0])):
+            table[mine, rest], table[rest, mine] = block, block.T
         told()
-    return Overlaps(len(layers), n_heads, d_head / d_model, mean, largest)
+    return Overlaps(tuple(chosen), n_heads, d_head / d_model, mean, largest)
+
+
+def chosen_layers(twin: TwinBridge, layers: Sequence[int] | None) -> list[int]:
+    """Layers of a twin with one stack, all if None; raises `AllHeadsError` for others."""
+    twin.require_one_stack("compare what its heads write")
+    every = range(len(twin.banks))
+    chosen = list(every if layers is None else layers)
+    if not chosen or any(layer not in every for layer in chosen):
+        raise AllHeadsError(f"layers from 0 to {every[-1]}", repr(layers), "Layers count from 0.")
+    return chosen
 
 
 def random_segments(count: int, rank: int, d_model: int, seed: int) -> Float[Tensor, "count rank d_model"]:
