@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,9 +44,9 @@ def physics(
                 task = bar.add_task(name, total=ticks(size, name))
                 place = _place(name, model, size)
                 kept = _fetched(place)
-                found[name] = (
-                    _keep(place, part(twin, size, lambda task=task: bar.advance(task))) if kept is None else kept
-                )
+                if kept is None:
+                    kept = _keep(place, part(twin, size, partial(bar.advance, task)))
+                found[name] = kept
                 bar.update(task, completed=ticks(size, name))
         if write is not None:
             put(write, tables(found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -15,18 +16,30 @@ from allheads.models.wiring import read_wiring
 from allheads.physics.potentials import potentials
 
 
+@dataclass(frozen=True)
+class Climb:
+    """Mean cosines between writes and gradients: of the token itself with ``held`` keys, with its own key moving along
+    (``whole``), and of other tokens of the prompt.
+    """
+
+    held: Float[Tensor, "prompt layer head"]
+    whole: Float[Tensor, "prompt layer head"]
+    other: Float[Tensor, "prompt seed layer head"]
+
+
 def climbing(
     twin: TwinBridge,
     prompts: Int[Tensor, "prompt pos"],
     layers: Sequence[int],
     seeds: int,
     told: Callable[[], object] = lambda: None,
-) -> tuple[Float[Tensor, "prompt layer head"], Float[Tensor, "prompt seed layer head"]]:
+) -> Climb:
     """The mean cosine between what every head writes at a token and the gradient of its potential there.
 
-    The gradient is taken in the stream, through the norm, with keys held. 1 would be motion uphill, -1 downhill, 0 has
-    nothing to do with it. The second is the same with gradients of other tokens of the prompt, by seed. The first token
-    is left out: it sees itself only. ``told`` is called for every prompt.
+    The gradient is taken in the stream, through the norm. 1 would be motion uphill, -1 downhill, 0 has nothing to do with
+    it. The first token is left out: it sees itself only. ``told`` is called for every prompt.
+
+    Raises `AllHeadsError` as `allheads.physics.potential` does.
     """
     wiring, reads = read_wiring(twin), {layer: read_attention(twin, layer) for layer in layers}
     labels = [(layer, number) for layer in layers for number in range(len(reads[layer].W_O))]
@@ -34,23 +47,22 @@ def climbing(
     orders = [
         torch.randperm(prompts.shape[1] - 1, generator=torch.Generator().manual_seed(seed)) for seed in range(seeds)
     ]
-    true, other = [], []
+    found_ones = []
     for ids in prompts:
         with torch.no_grad():
             seen = twin.run_with_cache(ids[None], names_filter=names, return_cache_object=False)[1]
         fields = potentials(twin, ids[None], [f"L{layer}.A{number}" for layer, number in labels])
         for found, (layer, number) in zip(fields, labels, strict=True):
             stream, z = (seen[f"blocks.{layer}.{name}"][0].to(found.x) for name in ("hook_resid_pre", "attn.hook_z"))
-            uphill = through(wiring.attention[layer].before, stream, found.gradient)[1:]
+            before = wiring.attention[layer].before
+            uphill, whole = (through(before, stream, g)[1:] for g in (found.gradient, found.gradient + found.own))
             W_O = reads[layer].W_O
             write = z.reshape(len(z), len(W_O), -1)[1:, number] @ W_O[number].to(z)
-            rows = [uphill, *(uphill[order] for order in orders)]
-            cosines = torch.stack([torch.cosine_similarity(write, row, dim=-1).mean() for row in rows])
-            true.append(cosines[0])
-            other.append(cosines[1:])
+            rows = [uphill, whole, *(uphill[order] for order in orders)]
+            found_ones.append(torch.stack([torch.cosine_similarity(write, row, dim=-1).mean() for row in rows]))
         told()
-    shape = (len(prompts), len(layers), -1)
-    return torch.stack(true).reshape(shape), torch.stack(other).reshape(*shape, seeds).movedim(-1, 1)
+    cosines = torch.stack(found_ones).reshape(len(prompts), len(layers), -1, 2 + seeds)
+    return Climb(cosines[..., 0], cosines[..., 1], cosines[..., 2:].movedim(-1, 1))
 
 
 def through(norm: Norm | None, stream: Float[Tensor, "pos d_model"], gradient: Tensor) -> Float[Tensor, "pos d_model"]:

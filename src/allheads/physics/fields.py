@@ -1,7 +1,7 @@
 r"""A head as a field over the stream: the scores of its keys, and how they pull at what reads them.
 
-With ``x_i`` the normed input at position i, ``q_i = x_i W_Q + b_Q``, ``k_k = x_k W_K + b_K`` and ``R_i`` the rotation of
-position i (none without rotary), an ordinary head has
+With ``x_i`` the normed input at position i, ``q_i = x_i W_Q + b_Q``, ``k_k = x_k W_K + b_K`` and ``R_i`` the rotation
+of position i (none without rotary), an ordinary head has
 
     s_ik = scale (q_i R_i) . (k_k R_k)                                   scores, a_i = softmax of s_i
     sum_k a_ik ds_ik/dx_i = scale (sum_k a_ik k_k R_k) R_i^T W_Q^T       with all keys held

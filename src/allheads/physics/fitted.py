@@ -26,7 +26,7 @@ from allheads.physics.fields import HeadField
 from allheads.physics.memories import memories
 
 #: Part of the mean square of the features by which a fit is shrunk.
-_RIDGE = 1e-3
+_RIDGE = 1e-2
 
 
 @dataclass(frozen=True)

@@ -115,13 +115,13 @@ def key_share(
 
 def _span(W: Float[Tensor, "*head d_model d_head"]) -> Float[Tensor, "*head d_model d_head"]:
     """An orthonormal basis of the columns; directions of no size are zero."""
-    U, S, _ = torch.linalg.svd(W, full_matrices=False)
-    return U * (S > _negligible(S, W.shape[-2]))[..., None, :]
+    U, sizes, _ = torch.linalg.svd(W, full_matrices=False)
+    return U * (sizes > _negligible(sizes, W.shape[-2]))[..., None, :]
 
 
-def _negligible(S: Tensor, d_model: int) -> Tensor:
+def _negligible(sizes: Tensor, d_model: int) -> Tensor:
     """Below this they count as zero, as in numpy.linalg.pinv."""
-    return S[..., :1] * d_model * torch.finfo(S.dtype).eps
+    return sizes[..., :1] * d_model * torch.finfo(sizes.dtype).eps
 
 
 def _memory(wiring: Wiring, twin: TwinBridge, layer: int, number: int) -> Memory:
@@ -131,12 +131,12 @@ def _memory(wiring: Wiring, twin: TwinBridge, layer: int, number: int) -> Memory
     W_Q, W_K, W_V, W_O = (getattr(read, name)[number].double() for name in ("W_Q", "W_K", "W_V", "W_O"))
     keys, queries = torch.linalg.qr(W_K), torch.linalg.qr(W_Q)
     # W_K W_Q^T is keys.Q core queries.Q^T, and its pseudo-inverse that of the core between the same bases.
-    U, S, V = torch.linalg.svd(keys.R @ queries.R.mT)
-    inverse = torch.where(S > _negligible(S, len(W_K)), 1 / S, 0.0)
+    U, sizes, V = torch.linalg.svd(keys.R @ queries.R.mT)
+    inverse = torch.where(sizes > _negligible(sizes, len(W_K)), 1 / sizes, 0.0)
     left = queries.Q @ (V.mT * inverse)
     right = U.mT @ (keys.Q.mT @ W_V) @ W_O
     share = float(key_share(W_K, W_V, W_O))
-    chance, condition = W_K.shape[1] / len(W_K), float(S[0] / S[inverse > 0].min())
+    chance, condition = W_K.shape[1] / len(W_K), float(sizes[0] / sizes[inverse > 0].min())
     scale = read.scale * read.rotary_scale**2
     label = f"L{layer}.A{number}"
     return Memory(label, left, right, _constant(read, number, left, right), scale, share, chance, condition)

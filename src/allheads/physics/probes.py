@@ -66,10 +66,11 @@ def probes(
 ) -> list[Found]:
     r"""Who carries what: linear probes on what every ordinary head writes, one for each head and question.
 
-    The questions are ``identity`` (which of the 32 commonest tokens this is, asked of those only), ``token before`` (the
-    same of the token before), ``position`` (which eighth of the window) and ``part of speech`` (by rule,
-    `allheads.physics.tags`), all at the token that is written to. A probe is a ridge regression on ``hook_z``, which carries what the head's write does: W_O is of full rank. Five
-    folds of consecutive text; each is answered by probes of the other four. The first token of a window is left out.
+    The questions are ``identity`` (which of the 32 commonest tokens this is, asked of those only), ``token before``
+    (the same of the token before), ``position`` (which eighth of the window) and ``part of speech`` (by rule,
+    `allheads.physics.tags`), all at the token that is written to. A probe is a ridge regression on ``hook_z``, which
+    carries what the head's write does: W_O is of full rank. Five folds of consecutive text; each is answered by probes
+    of the other four. The first token of a window is left out.
 
     Args:
         twin: from `ah.convert`, with a tokenizer.

@@ -38,8 +38,8 @@ def segment(twin: TwinBridge, label: str | Label) -> Float[Tensor, "rank d_model
 
 def basis(W_O: Float[Tensor, "*head d_head d_model"]) -> Float[Tensor, "*head d_head d_model"]:
     """Orthonormal rows with the same span; the rows of several parts of a neuron are one line."""
-    _, S, V = torch.linalg.svd(W_O, full_matrices=False)
-    kept = S > 1e-6 * S[..., :1]
+    _, sizes, V = torch.linalg.svd(W_O, full_matrices=False)
+    kept = sizes > 1e-6 * sizes[..., :1]
     return V[kept] if V.ndim == 2 else V * kept[..., None]
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from allheads.models.attention import read_attention
 from allheads.models.bridge import TwinBridge
-from allheads.models.wiring import read_wiring
 from allheads.physics.climbing import climbing
 from allheads.physics.fields import HeadField
 from allheads.physics.fitted import explained
@@ -45,7 +44,7 @@ class Size:
         """Everything in the full run, three layers and little text in the quick one."""
         last = len(twin.banks) - 1
         if quick:
-            return cls(tuple(sorted({0, last // 2, last})), 2, 24, 10, min(64, twin.cfg.n_ctx), seeds)
+            return cls(tuple(sorted({0, last // 2, last})), 2, 24, 6, min(64, twin.cfg.n_ctx), seeds)
         return cls(tuple(range(last + 1)), max(5, seeds), 64, 96, min(128, twin.cfg.n_ctx), seeds)
 
 
@@ -151,16 +150,17 @@ def memory_shares(twin: TwinBridge, size: Size, told: Told) -> dict[str, Any]:
 @torch.no_grad()
 def motion(twin: TwinBridge, size: Size, told: Told) -> dict[str, Any]:
     """Do heads move along the gradient, and how much of what they write follows from it?"""
-    by_prompt, others = climbing(twin, _prompts(twin, size), size.layers, size.seeds, told)
+    climb = climbing(twin, _prompts(twin, size), size.layers, size.seeds, told)
     ids = spread_windows(twin, documentation(), size.context, max(6, size.windows // 4))
     shares = explained(twin, ids, size.layers, size.seeds, told)
     return {
         "layers": list(size.layers),
-        "cosine": by_prompt.mean(0).tolist(),
-        "cosine_by_prompt": by_prompt.mean((1, 2)).tolist(),
-        "size_by_prompt": by_prompt.abs().mean((1, 2)).tolist(),
-        "other_by_seed": others.mean((0, 2, 3)).tolist(),
-        "other_size_by_seed": others.abs().mean((0, 2, 3)).tolist(),
+        "cosine": climb.held.mean(0).tolist(),
+        "cosine_by_prompt": climb.held.mean((1, 2)).tolist(),
+        "whole_by_prompt": climb.whole.mean((1, 2)).tolist(),
+        "other_by_seed": climb.other.mean((0, 2, 3)).tolist(),
+        "size_by_prompt": climb.held.abs().mean((1, 2)).tolist(),
+        "other_size_by_seed": climb.other.abs().mean((0, 2, 3)).tolist(),
         "memory": shares.memory.tolist(),
         "gradient": shares.gradient.tolist(),
         "chance": shares.chance.mean(0).tolist(),
@@ -215,7 +215,7 @@ def segments(twin: TwinBridge, size: Size, told: Told) -> dict[str, Any]:
     """Overlaps of what heads write by how far layers are apart, against random segments; neurons inside them."""
     found = overlaps(twin, size.layers, told)
     d_head, d_model = read_attention(twin, 0).W_O.shape[1:]
-    apart = sorted({b - a for a in size.layers for b in size.layers if 0 <= b - a} & {0, 1, 2, 4, 8, 10, 16, 20})
+    apart = [each for each in (0, 1, 2, 4, 8, 16, 24) if len(found.pairs(each))]
     random, longest = [], []
     for seed in range(size.seeds):
         some = random_segments(12, d_head, d_model, seed)
@@ -233,7 +233,7 @@ def segments(twin: TwinBridge, size: Size, told: Told) -> dict[str, Any]:
     n = len(upper)
     return {
         "chance": found.chance,
-        "by_distance": {str(each): _mean(found.pairs(each)) for each in apart if len(found.pairs(each))},
+        "by_distance": {str(each): _mean(found.pairs(each)) for each in apart},
         "largest": _mean(found.largest[torch.ones(n, n).triu(1).bool()]),
         "random": random,
         "random_largest": longest,

@@ -66,8 +66,9 @@ def _motion(found: Mapping[str, Any]) -> str:
 
     rows = [
         ["cosine of write and gradient, mean, by prompt", ranged(found["cosine_by_prompt"])],
+        ["the same with the term of the own key", ranged(found["whole_by_prompt"])],
         ["the same with the gradient at another token, by seed", ranged(found["other_by_seed"])],
-        ["size of that cosine, mean over heads, by prompt", ranged(found["size_by_prompt"])],
+        ["its size, mean over heads, by prompt", ranged(found["size_by_prompt"])],
         ["the same with the gradient at another token, by seed", ranged(found["other_size_by_seed"])],
         ["variance of the write explained by M, median over heads", f"{statistics.median(flat('memory')):.2f}"],
         ["by the best linear map from the gradient, mean", f"{statistics.mean(flat('gradient')):.3f}"],

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 _LISTS = {
     "determiner": "the a an this that these those each every either neither some any no all both another such",
-    "preposition": "of in to for with on at from by about as into through after over between out against during without "
-    "before under around among within upon below above per via since until",
+    "preposition": "of in to for with on at from by about as into through after over between out against during "
+    "without before under around among within upon below above per via since until",
     "pronoun": "i you he she it we they me him her us them my your his its our their mine yours itself himself herself "
     "themselves yourself who whom whose which what one",
     "conjunction": "and or but if because while whereas although though unless when where whether so than nor",
