@@ -36,8 +36,8 @@ def climbing(
 ) -> Climb:
     """The mean cosine between what every head writes at a token and the gradient of its potential there.
 
-    The gradient is taken in the stream, through the norm. 1 would be motion uphill, -1 downhill, 0 has nothing to do with
-    it. The first token is left out: it sees itself only. ``told`` is called for every prompt.
+    The gradient is taken in the stream, through the norm. 1 would be motion uphill, -1 downhill, 0 has nothing to do
+    with it. The first token is left out: it sees itself only. ``told`` is called for every prompt.
 
     Raises `AllHeadsError` as `allheads.physics.potential` does.
     """

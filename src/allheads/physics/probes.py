@@ -128,7 +128,7 @@ def _tasks(twin: TwinBridge, ids: Int[Tensor, "window pos"], seeds: int) -> list
     common = ids[:, 1:].flatten().bincount().topk(COMMON).indices
     is_one, which = (ids[..., None] == common).max(-1)
     place = (torch.arange(ids.shape[1]) * PLACES // ids.shape[1]).expand_as(ids)
-    words = [tags([twin.tokenizer.decode([token]) for token in row]) for row in ids.tolist()]
+    words = [tags(_pieces(twin, row)) for row in ids.tolist()]
     which, names = which.where(is_one, -1), tuple(twin.tokenizer.decode([token]) for token in common.tolist())
     labels = {
         "identity": (names, which),
@@ -139,6 +139,16 @@ def _tasks(twin: TwinBridge, ids: Int[Tensor, "window pos"], seeds: int) -> list
     return [
         Task.of(name, classes, right.masked_fill(first, -1).flatten(), seeds)
         for name, (classes, right) in labels.items()
+    ]
+
+
+def _pieces(twin: TwinBridge, row: list[int]) -> list[str]:
+    """What the tokens say, with the space before a word, which some tokenizers show only inside a text."""
+    tokenizer = twin.tokenizer
+    found = [tokenizer.decode([token]) for token in row]
+    marked = [str(token).startswith("\u2581") for token in tokenizer.convert_ids_to_tokens(row)]
+    return [
+        f" {piece}" if mark and not piece.startswith(" ") else piece for piece, mark in zip(found, marked, strict=True)
     ]
 
 

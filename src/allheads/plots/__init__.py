@@ -12,6 +12,7 @@ from allheads.plots.graphs import graph
 from allheads.plots.layer_errors import errors
 from allheads.plots.patterns import attention
 from allheads.plots.report import write_report
+from allheads.plots.trajectories import steps, trajectories
 
 __all__ = [
     "attention",
@@ -21,7 +22,9 @@ __all__ = [
     "heads",
     "layers",
     "neurons",
+    "steps",
     "tokens",
+    "trajectories",
     "write_attribution",
     "write_report",
 ]
