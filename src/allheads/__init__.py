@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from allheads import physics as physics
     from allheads import plots as plots
     from allheads import pure as pure
     from allheads.banks.bank import HeadBank as HeadBank
@@ -108,7 +109,7 @@ _HOME = {
     "verify": "proof.verify",
 }
 
-_ROOMS = ("plots", "pure")
+_ROOMS = ("physics", "plots", "pure")
 
 __all__ = [*_HOME, *_ROOMS]
 

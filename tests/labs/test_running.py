@@ -211,7 +211,7 @@ def test_the_command_writes_prints_and_draws(counted, tmp_path):
     [
         (["recurence"], "Did you mean recurrence?"),
         (["trainings"], "Did you mean training?"),
-        (["zzz"], "There are recurrence, training, translation."),
+        (["zzz"], "There are physics, recurrence, training, translation."),
         (["recurrence", "--quick", "--seeds", "0"], "Expected at least one seed, got 0."),
         (["recurrence", "--quick", "--figure", "/no/such/folder/a.html"], "a path in a folder that exists"),
     ],

@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from allheads.cli.console import explained
+from allheads.cli.physics import physics
 from allheads.cli.running_labs import command
 from allheads.cli.training_lab import training
 from allheads.labs.registry import HOMES, unknown
@@ -33,5 +34,6 @@ def main() -> None:
 
 
 lab.command()(training)
+lab.command()(physics)
 for name, (_, about) in HOMES.items():
     lab.command(name, help=about)(command(name))

@@ -15,6 +15,7 @@ from allheads.plots.graph_view import graph
 from allheads.plots.layer_errors import errors
 from allheads.plots.report import write_report
 from allheads.plots.streams import residual
+from allheads.plots.trajectories import steps, trajectories
 
 __all__ = [
     "attention",
@@ -25,6 +26,8 @@ __all__ = [
     "gates",
     "graph",
     "residual",
+    "steps",
+    "trajectories",
     "write_attribution",
     "write_report",
 ]
