@@ -82,9 +82,9 @@ def test_tags():
 def found(worded_twin, texts):
     ticks = []
     result = ah.physics.probes(
-        worded_twin, texts, context=32, count=60, seeds=2, layers=[0, 2], told=lambda: ticks.append(None)
+        worded_twin, texts, context=32, count=30, seeds=2, layers=[0, 2], told=lambda: ticks.append(None)
     )
-    assert len(ticks) == 120
+    assert len(ticks) == 60
     return {each.task: each for each in result}
 
 
