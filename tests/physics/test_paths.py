@@ -130,9 +130,9 @@ def test_a_head_that_climbs_is_seen_to_climb(gpt2):
     with torch.no_grad():
         for number, sign in ((1, 1.0), (2, -1.0)):
             q, k, v = (slice(part * 32 + number * 8, part * 32 + number * 8 + 8) for part in range(3))
-            into, out = attn.c_attn.original_component, attn.c_proj.weight
+            into, out = (getattr(part, "original_component", part) for part in (attn.c_attn, attn.c_proj))
             into.weight[:, v], into.bias[v] = into.weight[:, k], into.bias[k]
-            out[number * 8 : number * 8 + 8] = sign * into.weight[:, q].T
+            out.weight[number * 8 : number * 8 + 8] = sign * into.weight[:, q].T
     found = climbing(ah.convert(source), ids, [1], 3)
     assert found.held.shape == found.whole.shape == (1, 1, 4)
     assert found.other.shape == (1, 3, 1, 4)
