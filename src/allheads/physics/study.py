@@ -44,7 +44,7 @@ class Size:
         """Everything in the full run, three layers and little text in the quick one."""
         last = len(twin.banks) - 1
         if quick:
-            return cls(tuple(sorted({0, last // 2, last})), 2, 24, 6, min(64, twin.cfg.n_ctx), seeds)
+            return cls(tuple(sorted({0, last // 2, last})), 2, 16, 5, min(48, twin.cfg.n_ctx), seeds)
         return cls(tuple(range(last + 1)), max(5, seeds), 64, 96, min(128, twin.cfg.n_ctx), seeds)
 
 
@@ -151,7 +151,7 @@ def memory_shares(twin: TwinBridge, size: Size, told: Told) -> dict[str, Any]:
 def motion(twin: TwinBridge, size: Size, told: Told) -> dict[str, Any]:
     """Do heads move along the gradient, and how much of what they write follows from it?"""
     climb = climbing(twin, _prompts(twin, size), size.layers, size.seeds, told)
-    ids = spread_windows(twin, documentation(), size.context, max(6, size.windows // 4))
+    ids = spread_windows(twin, documentation(), size.context, max(4, size.windows // 4))
     shares = explained(twin, ids, size.layers, size.seeds, told)
     return {
         "layers": list(size.layers),

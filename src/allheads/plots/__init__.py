@@ -12,7 +12,7 @@ from allheads.plots.graphs import graph
 from allheads.plots.layer_errors import errors
 from allheads.plots.patterns import attention
 from allheads.plots.report import write_report
-from allheads.plots.trajectories import steps, trajectories
+from allheads.plots.paths import steps, trajectories
 
 __all__ = [
     "attention",
