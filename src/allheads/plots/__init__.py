@@ -10,9 +10,9 @@ from allheads.plots.contributions import heads, layers, tokens
 from allheads.plots.gate_maps import gates, neurons
 from allheads.plots.graphs import graph
 from allheads.plots.layer_errors import errors
+from allheads.plots.paths import steps, trajectories
 from allheads.plots.patterns import attention
 from allheads.plots.report import write_report
-from allheads.plots.paths import steps, trajectories
 
 __all__ = [
     "attention",
