@@ -151,7 +151,7 @@ def memory_shares(twin: TwinBridge, size: Size, told: Told) -> dict[str, Any]:
 def motion(twin: TwinBridge, size: Size, told: Told) -> dict[str, Any]:
     """Do heads move along the gradient, and how much of what they write follows from it?"""
     climb = climbing(twin, _prompts(twin, size), size.layers, size.seeds, told)
-    ids = spread_windows(twin, documentation(), size.context, max(4, size.windows // 4))
+    ids = spread_windows(twin, documentation(), size.context, max(6, size.windows // 4))
     shares = explained(twin, ids, size.layers, size.seeds, told)
     return {
         "layers": list(size.layers),

@@ -26,7 +26,7 @@ _ENDINGS = (("ing", 6, "-ing"), ("ed", 5, "-ed"), ("ly", 5, "-ly"))
 
 TAGS = (*_LISTS, "number", "punctuation", *(tag for _, _, tag in _ENDINGS), "other", "space")
 
-_WORDS = re.compile(r"\s+|[A-Za-z_]+(?:'[A-Za-z]+)?|\d[\d.,]*|.", re.DOTALL)
+_WORDS = re.compile(r"\s+|[A-Za-z_]+(?:'[A-Za-z]+)?|\d+(?:[.,]\d+)*|.", re.DOTALL)
 
 
 def tag(word: str) -> str:
