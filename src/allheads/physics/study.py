@@ -44,7 +44,7 @@ class Size:
         """Everything in the full run, three layers and little text in the quick one."""
         last = len(twin.banks) - 1
         if quick:
-            return cls(tuple(sorted({0, last // 2, last})), 2, 24, 6, min(64, twin.cfg.n_ctx), seeds)
+            return cls(tuple(sorted({0, last // 2, last})), 2, 16, 5, min(48, twin.cfg.n_ctx), seeds)
         return cls(tuple(range(last + 1)), max(5, seeds), 64, 96, min(128, twin.cfg.n_ctx), seeds)
 
 

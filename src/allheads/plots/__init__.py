@@ -13,9 +13,9 @@ from allheads.plots.frontier_figures import frontier
 from allheads.plots.gate_maps import gates
 from allheads.plots.graph_view import graph
 from allheads.plots.layer_errors import errors
+from allheads.plots.paths import steps, trajectories
 from allheads.plots.report import write_report
 from allheads.plots.streams import residual
-from allheads.plots.trajectories import steps, trajectories
 
 __all__ = [
     "attention",
