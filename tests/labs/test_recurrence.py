@@ -120,7 +120,7 @@ def test_the_transformer_learns_and_its_twin_is_the_same():
 
 
 def test_a_twin_that_looks_elsewhere_is_seen(monkeypatch):
-    from allheads.labs.recurrence import twins
+    from allheads.labs import twins
 
     def moved(source):
         twin = convert(source)
@@ -200,6 +200,12 @@ def test_one_setting_of_the_sweep_is_enough_to_break_a_claim():
         made = findings.claims([*base, *rows])
         assert [claim.holds for claim in made[:4]] == [True, holds, True, True]
     assert [each.setting["steps"] for each in findings.best([*base, *good])["lstm"]] == [1]
+
+
+def test_the_best_setting_is_one_with_all_seeds():
+    everywhere = [result("lstm", 1, {4: 0.95, 64: 0.2}, seed) for seed in range(2)]
+    once = [result("lstm", 2, {4: 0.99, 64: 0.2})]
+    assert [each.setting["steps"] for each in findings.best([*everywhere, *once])["lstm"]] == [1, 1]
 
 
 def test_the_quick_command(tmp_path, monkeypatch):

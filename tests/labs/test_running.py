@@ -211,9 +211,10 @@ def test_the_command_writes_prints_and_draws(counted, tmp_path):
     [
         (["recurence"], "Did you mean recurrence?"),
         (["trainings"], "Did you mean training?"),
-        (["zzz"], "There are physics, recurrence, training, translation."),
+        (["zzz"], "There are physics, recurrence, roles, selection, training, translation."),
         (["recurrence", "--quick", "--seeds", "0"], "Expected at least one seed, got 0."),
         (["recurrence", "--quick", "--figure", "/no/such/folder/a.html"], "a path in a folder that exists"),
+        (["recurrence", "--quick", "--write", "/no/such/labs.md"], "a document with markers for tables"),
     ],
 )
 def test_bad_input_is_one_line(counted, arguments, message):

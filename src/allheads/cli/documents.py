@@ -15,14 +15,19 @@ def put(path: Path, tables: Mapping[str, str]) -> None:
 
     Raises `AllHeadsError` if it cannot be read, or has markers for none.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise AllHeadsError("a document with markers for tables", f"{path} ({error})", "Check the path.") from error
+    text = document(path)
     wanted = [name for name in tables if f"<!-- {name} -->" in text] or list(tables)
     for name in wanted:
         text = between(text, name, tables[name], str(path))
     write_whole(path, text)
+
+
+def document(path: Path) -> str:
+    """Its text. Long work asks for it before it begins, so that a wrong path is known then."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AllHeadsError("a document with markers for tables", f"{path} ({error})", "Check the path.") from error
 
 
 def between(text: str, name: str, table: str, where: str = "the document") -> str:

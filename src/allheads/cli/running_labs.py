@@ -11,7 +11,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from allheads.cli.console import explained, progress, step
-from allheads.cli.documents import put
+from allheads.cli.documents import document, put
 from allheads.files import checked_path
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def command(name: str) -> Callable[..., None]:
             lab = find(name)
             if figure is not None:
                 checked_path(figure)
+            if write is not None:
+                document(write)
             results = _run(lab, quick, (1 if quick else lab.seeds) if seeds is None else seeds, minutes)
             if figure is not None:
                 lab_figure(lab, results).save(figure)

@@ -15,6 +15,14 @@ HOMES = {
         "allheads.labs.recurrence.study",
         "Recall by a transformer, an LSTM and a GRU of equal size: by load, distance, training; and what steps cost.",
     ),
+    "selection": (
+        "allheads.labs.selection.study",
+        "Finding the tokens that matter: error by data, length and dimension, with attention and without.",
+    ),
+    "roles": (
+        "allheads.labs.roles.study",
+        "Do the heads of small transformers take roles before, with or after their ability? A ladder of them.",
+    ),
     "translation": (
         "allheads.labs.translation.study",
         "An encoder-decoder on a language with planted links: does cross-attention find them, and does its twin?",

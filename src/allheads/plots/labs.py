@@ -11,6 +11,8 @@ from allheads.plots.picture import Picture
 #: Lab -> the module whose ``draw`` makes its figure of results.
 _HOMES = {
     "recurrence": "allheads.plots.lab_recurrence",
+    "roles": "allheads.plots.lab_roles",
+    "selection": "allheads.plots.lab_selection",
     "translation": "allheads.plots.lab_translation",
 }
 

@@ -39,10 +39,16 @@ def longest_light(results: Sequence[Result]) -> str:
 
 
 def best(results: Sequence[Result]) -> dict[Kind, list[Result]]:
-    """Each kind in the setting that is best with four pairs: the one that favours recurrent nets in the control."""
+    """Each kind in the setting that is best with four pairs: the one that favours recurrent nets in the control.
+
+    Of those that ran with all seeds; parts of the sweep have fewer.
+    """
     grouped = by_setting(results)
+    seeds = max(map(len, grouped.values()))
     chosen: dict[Kind, list[Result]] = {}
     for (kind, _, _), own in sorted(grouped.items()):
+        if len(own) < seeds:
+            continue
         cell = longest_light(own)
         if kind not in chosen or recall_of(own, cell).mean > recall_of(chosen[kind], cell).mean:
             chosen[kind] = own

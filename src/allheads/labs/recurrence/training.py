@@ -11,10 +11,11 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from allheads.errors import AllHeadsError
+from allheads.labs.fitting import fit
 from allheads.labs.recurrence.learners import Kind, Learner
 from allheads.labs.recurrence.task import Batch, recall
 
@@ -31,7 +32,7 @@ TOKENS, ROWS, QUERIES = 1024, 8, 16
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a learner is trained: AdamW, constant for half of the steps and then decayed linearly to 2 %."""
+    """How a learner is trained; the rate is constant for half of the steps and then falls (`allheads.labs.fitting`)."""
 
     kind: Kind
     steps: int
@@ -60,7 +61,7 @@ class Curriculum:
         return recall(self._draw, max(ROWS, TOKENS // (length + queries)), pairs, length, queries=queries)
 
     def hear(self, right: float) -> None:
-        """The share of right answers in the step that was made."""
+        """The share of right answers in the step that is made."""
         if self.stage < len(STAGES) and self._at == self.stage:
             self.right = 0.9 * self.right + 0.1 * right
             if self.right > COMPETENT:
@@ -75,22 +76,13 @@ def train(recipe: Recipe, seed: int) -> tuple[Learner, float]:
     if recipe.steps < 1:
         raise AllHeadsError("at least one step", str(recipe.steps), "Recipes have hundreds.")
     learner, course = Learner(recipe.kind, seed), Curriculum(recipe.steps, seed)
-    parameters, started = learner.learned(), time.perf_counter()
-    optimiser = torch.optim.AdamW(parameters, lr=recipe.rate, weight_decay=0.0)
-    for step in range(recipe.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.rate * _shape(step, recipe.steps)
+    started = time.perf_counter()
+
+    def loss(step: int) -> Tensor:
         batch = course.batch(step)
         logits = learner(batch.tokens, batch.answers.shape[1])
-        loss = F.cross_entropy(logits.flatten(0, 1), batch.answers.flatten())
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
         course.hear(float((logits.argmax(-1) == batch.answers).float().mean()))
+        return F.cross_entropy(logits.flatten(0, 1), batch.answers.flatten())
+
+    fit(learner.learned(), loss, steps=recipe.steps, rate=recipe.rate)
     return learner.eval(), time.perf_counter() - started
-
-
-def _shape(step: int, steps: int) -> float:
-    warm = min(1.0, (step + 1) / min(50, max(1, steps // 10)))
-    return warm * min(1.0, max(0.02, 2 * (1 - step / steps)))

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from allheads.labs.fitting import fit
 from allheads.labs.translation.language import WORDS, Batch, Pair, batch
 from allheads.models.small import END, PAD, START, encoder_decoder
 
@@ -36,19 +37,19 @@ def train(recipe: Recipe, pairs: Sequence[Pair], seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = encoder_decoder(len(WORDS), N_CTX, n_layers=recipe.layers, n_heads=recipe.heads)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
     draw = random.Random(seed)
-    for step in range(recipe.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = RATE * min(1.0, (step + 1) / 100, 1.02 - step / recipe.steps)
+
+    def loss(_: int) -> Tensor:
         chosen = batch(draw.sample(pairs, ROWS))
         logits = model(input_ids=chosen.source, attention_mask=chosen.mask, decoder_input_ids=chosen.read).logits
-        loss = F.cross_entropy(logits.flatten(0, 1), chosen.write.flatten(), ignore_index=PAD)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        return F.cross_entropy(logits.flatten(0, 1), chosen.write.flatten(), ignore_index=PAD)
+
+    fit(list(model.parameters()), loss, steps=recipe.steps, rate=RATE, shape=_falling)
     return model.eval()
+
+
+def _falling(step: int, steps: int) -> float:
+    return min(1.0, (step + 1) / 100, 1.02 - step / steps)
 
 
 #: Logits ``[batch to d_vocab]`` of a batch whose ``read`` may be unfinished.

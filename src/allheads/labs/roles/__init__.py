@@ -1,0 +1,1 @@
+"""Emergence: do the heads of a small transformer take roles before, with or after its ability?"""
