@@ -31,9 +31,11 @@ class Interval:
 
         >>> Interval(0.9876, 0.0012, 5).shown(".1f", 100)
         '98.8 ± 0.1'
+        >>> Interval(-0.8, 0.06, 5).shown("+.2f")
+        '-0.80 ± 0.06'
         """
         mean = format(scale * self.mean, form)
-        return mean if self.half is None else f"{mean} ± {format(scale * self.half, form)}"
+        return mean if self.half is None else f"{mean} ± {format(scale * self.half, form.lstrip('+'))}"
 
 
 def quantile(freedom: int) -> float:

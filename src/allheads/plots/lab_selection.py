@@ -25,7 +25,7 @@ def draw(results: Sequence[Result]) -> go.Figure:
     for number, ((target, _, _), own) in enumerate(settings.items(), 1):
         for kind in KINDS:
             drawn.add_trace(_line(kind, own[kind], number))
-        theory = exponent(target)  # type: ignore[arg-type]
+        theory = exponent(target)
         if theory is not None:
             drawn.add_trace(_theory(own["transformer"], theory, number))
         domain = [(number - 1) * width, number * width - 0.06]

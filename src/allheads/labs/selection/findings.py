@@ -9,6 +9,7 @@ from allheads.labs.intervals import Interval, interval
 from allheads.labs.lab import Claim, Result, claims_table
 from allheads.labs.selection.learners import KINDS, Kind
 from allheads.labs.selection.targets import WEIGHTS, exponent
+from allheads.labs.selection.targets import Kind as Target
 
 NAMES: dict[Kind, str] = {
     "transformer": "transformer",
@@ -17,7 +18,7 @@ NAMES: dict[Kind, str] = {
     "connected": "fully connected",
 }
 #: (target, tokens, dimensions of a token).
-Setting = tuple[str, int, int]
+Setting = tuple[Target, int, int]
 
 
 def by_setting(results: Sequence[Result]) -> dict[Setting, dict[Kind, list[Result]]]:
@@ -31,8 +32,7 @@ def by_setting(results: Sequence[Result]) -> dict[Setting, dict[Kind, list[Resul
 
 def swept(results: Sequence[Result]) -> dict[Setting, dict[Kind, list[Result]]]:
     """The settings with several numbers of sequences."""
-    several = {name: own for name, own in by_setting(results).items() if len(own["transformer"][0].found["errors"]) > 1}
-    return several
+    return {name: own for name, own in by_setting(results).items() if len(own["transformer"][0].found["errors"]) > 1}
 
 
 def error_of(own: Sequence[Result], n: str) -> Interval:
@@ -69,34 +69,29 @@ def tables(results: Sequence[Result]) -> dict[str, str]:
 
 def claims(results: Sequence[Result]) -> list[Claim]:
     """What the lab was made to find out."""
-    made = []
-    for (target, length, d), own in by_setting(results).items():
-        if target == "relative" and length == max(size for kind, size, _ in by_setting(results) if kind == "relative"):
-            made += _ratios(own, length, d)
+    grouped = by_setting(results)
+    longest = max((name for name in grouped if name[0] == "relative"), key=lambda name: name[1])
+    made = _ratios(grouped[longest], longest[1])
     correlations = _correlations(results)
     if correlations:
         low = min(correlations, key=lambda each: each.mean)
         text = "attention orders the tokens as importance does, 2,048 sequences and more: rank correlation 0.85"
         made.append(Claim(text, f"at least {low.shown()}", low.mean >= 0.85))
-    for (target, _, _), own in swept(results).items():
-        theory, ours = exponent(target), slope_of(own["transformer"])  # type: ignore[arg-type]
-        if theory is not None:
-            text = f"{target} smoothness: the transformer's error falls at least as the theory says, n^{theory:.2f}"
-            made.append(Claim(text, f"n^{ours.shown('.2f')}", ours.mean - (ours.half or 0) <= theory))
-    made += _flat(results)
+    made += _falling(results) + _flat(results)
     twins = [each.found["twin"] for each in results if "twin" in each.found]
     gap, pattern = max(t["gap"] for t in twins), max(t["pattern_gap"] for t in twins)
     text = "twins give the same numbers, patterns within 1e-4"
     return [*made, Claim(text, f"{gap:.1e}, {pattern:.1e}", max(gap, pattern) <= 1e-4)]
 
 
-def _ratios(own: dict[Kind, list[Result]], length: int, d: int) -> list[Claim]:
+def _ratios(own: dict[Kind, list[Result]], length: int) -> list[Claim]:
     n = max(own["transformer"][0].found["errors"], key=int)
     ours = error_of(own["transformer"], n).mean
     made = []
-    for other, times in (("uniform", 5), ("convolution", 3)):
-        theirs = error_of(own[other], n).mean  # type: ignore[index]
-        text = f"relative importance, {length - len(WEIGHTS)} irrelevant tokens: {times} times below {NAMES[other]}"  # type: ignore[index]
+    others: tuple[tuple[Kind, int], ...] = (("uniform", 5), ("convolution", 3))
+    for other, times in others:
+        theirs = error_of(own[other], n).mean
+        text = f"relative importance, {length - len(WEIGHTS)} irrelevant tokens: {times} times below {NAMES[other]}"
         made.append(Claim(text, f"{theirs / ours:.1f} times ({theirs:.3f} and {ours:.3f})", theirs / ours >= times))
     return made
 
@@ -109,6 +104,16 @@ def _correlations(results: Sequence[Result]) -> list[Interval]:
         for n in own["transformer"][0].found["errors"]
         if int(n) >= 2048
     ]
+
+
+def _falling(results: Sequence[Result]) -> list[Claim]:
+    made = []
+    for (target, _, _), own in swept(results).items():
+        theory, ours = exponent(target), slope_of(own["transformer"])
+        if theory is not None:
+            text = f"{target} smoothness: the transformer's error falls at least as the theory says, n^{theory:.2f}"
+            made.append(Claim(text, f"n^{ours.shown('.2f')}", ours.mean - (ours.half or 0) <= theory))
+    return made
 
 
 def _flat(results: Sequence[Result]) -> list[Claim]:
@@ -137,7 +142,7 @@ def _errors(results: Sequence[Result]) -> str:
         f"| --- | --- | --- |{' --- |' * (len(sizes) + 2)}",
     ]
     for (target, _, _), own in several.items():
-        theory = exponent(target)  # type: ignore[arg-type]
+        theory = exponent(target)
         for kind in KINDS:
             shown = [error_of(own[kind], n).shown() for n in sizes]
             about = f"{target} | {NAMES[kind]} | {own[kind][0].found['parameters']:,}"

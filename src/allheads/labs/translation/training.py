@@ -20,11 +20,14 @@ from allheads.models.small import END, PAD, START, encoder_decoder
 #: Positions the model knows; no sentence, and no translation, is as long.
 N_CTX = 24
 ROWS, RATE = 64, 3e-3
+#: AdamW's on weights. A strong one takes away what is not needed, among it moving words to other places before the
+#: decoder looks; it was chosen with seeds 10 to 13, which are not reported.
+DECAY = 1.0
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an encoder-decoder is built and trained: AdamW, warmed up and decayed linearly."""
+    """How an encoder-decoder is built and trained: AdamW; the rate warms up and falls in a line."""
 
     layers: int
     heads: int
@@ -44,7 +47,7 @@ def train(recipe: Recipe, pairs: Sequence[Pair], seed: int) -> Any:
         logits = model(input_ids=chosen.source, attention_mask=chosen.mask, decoder_input_ids=chosen.read).logits
         return F.cross_entropy(logits.flatten(0, 1), chosen.write.flatten(), ignore_index=PAD)
 
-    fit(list(model.parameters()), loss, steps=recipe.steps, rate=RATE, shape=_falling)
+    fit(list(model.parameters()), loss, steps=recipe.steps, rate=RATE, shape=_falling, decay=DECAY)
     return model.eval()
 
 
