@@ -17,7 +17,7 @@ from allheads.errors import AllHeadsError
 from allheads.labs.lab import Result
 from allheads.labs.selection import findings, study, targets
 from allheads.labs.selection.learners import KINDS, Attentive, learner
-from allheads.labs.selection.targets import LAGS, WEIGHTS, blocks, sample, smooth
+from allheads.labs.selection.targets import LAGS, WEIGHTS, Sample, blocks, sample, smooth
 from allheads.labs.selection.training import DECAY, NOISE, RATES, ROWS, cosine, each_cut, error, train
 
 
@@ -179,6 +179,16 @@ def test_gradients_of_a_stack_are_cut_one_by_one():
     for each, old in zip(made, before, strict=True):
         assert torch.allclose(each.grad[0], old[0] / norm, rtol=1e-4)
         assert torch.equal(each.grad[1], old[1])
+
+
+def test_errors_are_shares_of_the_variance():
+    made = sample("mixed", draw(), 5000, 8, 4, seed=0)
+    scaled = Sample(made.tokens, 7 * made.target, made.importance)
+    nothing = learner("connected", 4, 8, placed=True)
+    with torch.no_grad():
+        for parameter in nothing.parameters():
+            parameter.zero_()
+    assert error(nothing, scaled) == pytest.approx(1, abs=0.01)
 
 
 def test_attention_learns_to_choose():

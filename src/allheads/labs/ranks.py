@@ -16,7 +16,7 @@ def rank_correlation(ours: Float[Tensor, "*batch n"], theirs: Float[Tensor, "*ba
     Raises `AllHeadsError` for different shapes, or fewer than two values.
 
     >>> import torch
-    >>> float(rank_correlation(torch.tensor([1.0, 5.0, 7.0]), torch.tensor([0.1, 0.9, 0.2])))
+    >>> round(float(rank_correlation(torch.tensor([1.0, 5.0, 7.0]), torch.tensor([0.1, 0.9, 0.2]))), 6)
     0.5
     """
     if ours.shape != theirs.shape or ours.shape[-1] < 2:

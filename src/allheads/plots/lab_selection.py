@@ -39,7 +39,7 @@ def draw(results: Sequence[Result]) -> go.Figure:
             "ticktext": [f"{n:,}" for n in sizes],
         }
         title = {"title": {"text": "test error" if number == 1 else ""}}
-        drawn.layout[f"yaxis{number}"] = axes[1] | {"type": "log", "anchor": f"x{number}"} | title
+        drawn.layout[f"yaxis{number}"] = axes[1] | {"type": "log", "dtick": "D2", "anchor": f"x{number}"} | title
     return drawn
 
 

@@ -110,8 +110,8 @@ def halfway(steps: Sequence[int], values: Sequence[float]) -> float | None:
     From which on: a reading that is large for a while and falls again has not arrived. Between two points the logarithm
     of the step is interpolated.
 
-    >>> halfway([10, 100, 1000, 10000], [0.0, 0.8, 0.0, 1.0]) == 10 ** 3.5
-    True
+    >>> round(halfway([10, 100, 1000, 10000], [0.0, 0.8, 0.0, 1.0]))
+    3162
     """
     middle = (values[0] + values[-1]) / 2
     if values[-1] <= values[0]:

@@ -43,7 +43,7 @@ def error_of(own: Sequence[Result], n: str) -> Interval:
 def slope(errors: dict[str, float]) -> float:
     """The exponent b of error = c n^b, by least squares of logarithms.
 
-    >>> slope({"100": 0.1, "400": 0.05, "1600": 0.025})
+    >>> round(slope({"100": 0.1, "400": 0.05, "1600": 0.025}), 6)
     -0.5
     """
     x, y = [math.log(int(n)) for n in errors], [math.log(value) for value in errors.values()]
