@@ -147,3 +147,35 @@ def test_a_twin_that_differs_breaks_the_claim(quick):
     rows[0].found["twin"]["pattern_gaps"]["cross"] = 2e-4
     named = {claim.claim: claim.holds for claim in findings.claims(rows)}
     assert not named["twins translate the same, patterns within 1e-4"]
+
+
+def aligned(f1, *, layers=2, heads=1, exact=1.0, seed=0):
+    scores = {"precision": f1, "recall": f1, "f1": f1}
+    found = {
+        "training_seconds": 1.0,
+        "exact": exact,
+        "alignment": {"last layer": scores, "layers averaged": scores, "diagonal": dict.fromkeys(scores, 0.2)},
+        "twin": {"exact": exact, "pattern_gaps": {"cross": 1e-6}, "alignment": scores},
+    }
+    return Result({"layers": layers, "heads": heads}, seed, found, 1.0)
+
+
+def test_links_are_found_on_average_over_seeds_or_not():
+    text = "cross-attention finds the links, F1 of 0.9: {0}+{0} layers, 1 cross head, last layer"
+    for other, holds in ((0.95, True), (0.7, False)):
+        rows = [aligned(0.89), aligned(other, seed=1), aligned(0.95, layers=1)]
+        named = {claim.claim: claim for claim in findings.claims(rows)}
+        assert named[text.format(2)].holds == holds
+        assert named[text.format(2)].measured.startswith(f"{(0.89 + other) / 2:.3f} ±")
+        assert named[text.format(1)].holds
+    wrong = findings.claims([aligned(0.95, exact=0.98)])
+    assert not wrong[0].holds
+
+
+def test_tables_have_a_row_for_every_layer_and_one_for_the_diagonal():
+    made = findings.tables([aligned(0.8), aligned(0.9, seed=1), aligned(0.7, heads=4)])
+    rows = made["translation:alignment"].splitlines()[2:]
+    assert len(rows) == 5
+    assert "| 2+2 | 1 | 2 | 100.0 ± 0.0 | last layer | 0.850 ± 0.635" in rows[0]
+    assert rows[-1].startswith("| none |  | 3 |  | diagonal | 0.200")
+    assert len(made["translation:twin"].splitlines()) == 4
