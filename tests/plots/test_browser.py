@@ -41,12 +41,13 @@ def test_hovering_a_token_shows_where_it_looks_and_what_looks_at_it(browser, att
         opened.page.hover('.strip [data-at="12"]')
         pattern = cache["blocks.1.attn.hook_pattern"][0, 2]
         looks, looked = (section.split("\n") for section in opened.words(".lists section"))
-        best = pattern[12].topk(8)
-        for line, value, at in zip(looks[1:9], best.values.tolist(), best.indices.tolist(), strict=False):
-            weight, where = line.split(" ")[:2]
-            assert float(weight) == pytest.approx(value, abs=0.003)
-            assert float(pattern[12, int(where)]) == pytest.approx(pattern[12, at].item(), abs=0.005)
-        assert looked[0].startswith("12 ") and len(looked) > 1
+        for lines, weights in ((looks, pattern[12]), (looked, pattern[:, 12])):
+            best = weights.topk(8)
+            assert lines[0].startswith("12 ") and len(lines) > 2
+            for line, value, at in zip(lines[1:9], best.values.tolist(), best.indices.tolist(), strict=False):
+                weight, where = line.split(" ")[:2]
+                assert float(weight) == pytest.approx(value, abs=0.003)
+                assert float(weights[int(where)]) == pytest.approx(weights[at].item(), abs=0.005)
         fill = opened.page.locator('.strip [data-at="0"]').evaluate("each => each.style.backgroundColor")
         line = opened.page.locator('.strip [data-at="20"]').evaluate("each => each.style.borderBottomColor")
         assert fill and line
