@@ -77,3 +77,21 @@ def test_no_seeds_are_refused(run):
     done = run("--seeds", "0")
     assert done.exit_code == 2
     assert "at least one seed" in done.stderr
+
+
+def test_the_figure_is_a_path_for_every_token(run, report, tmp_path):
+    page = tmp_path / "paths.html"
+    done = run("--seeds", "2", "--json", "--figure", str(page))
+    assert done.exit_code == 0, done.output
+    assert page.read_text().count('"scatter3d"') >= 16
+
+
+def test_wrong_paths_are_known_before_the_work_begins(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("allheads.load", lambda *_: pytest.fail("a model was loaded"))
+    for option, path, message in (
+        ("--figure", tmp_path / "nowhere" / "paths.html", "a path in a folder that exists"),
+        ("--write", tmp_path / "none.md", "a document with markers for tables"),
+    ):
+        done = run(option, str(path))
+        assert done.exit_code == 2
+        assert message in done.stderr

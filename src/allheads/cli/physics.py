@@ -12,8 +12,9 @@ import typer
 from rich.progress import Progress
 
 from allheads.cli.console import explained, progress, step
-from allheads.cli.documents import put
+from allheads.cli.documents import document, put
 from allheads.errors import AllHeadsError
+from allheads.files import checked_path
 
 
 def physics(
@@ -21,6 +22,7 @@ def physics(
     seeds: Annotated[int, typer.Option(help="Of everything random; intervals are ranges over them.")] = 5,
     model: Annotated[str, typer.Option(help="A model's name, folder or hub id.")] = "smollm2-135m",
     write: Annotated[Path | None, typer.Option(help="Replace the tables in this document.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Write paths of tokens here: HTML, PNG or SVG.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Potentials and their gradients, memory matrices, motion, paths, segments and probes, each against chance.
@@ -30,10 +32,14 @@ def physics(
     with explained():
         if seeds < 1:
             raise AllHeadsError("at least one seed", str(seeds), "The default is 5.")
+        if write is not None:
+            document(write)
+        if figure is not None:
+            checked_path(figure)
         with step("Importing torch, transformers and TransformerLens"):
             import allheads as ah
             from allheads.labs import shelf
-            from allheads.physics.study import PARTS, Size, ticks
+            from allheads.physics.study import PARTS, Size, prompts, ticks
             from allheads.physics.tables import tables
         with step(f"Loading and converting {model}"):
             twin = ah.convert(ah.load(model))
@@ -48,6 +54,8 @@ def physics(
                     kept = shelf.write(place, part(twin, size, partial(bar.advance, task)))
                 found[name] = kept
                 bar.update(task, completed=ticks(size, name))
+        if figure is not None:
+            ah.plots.trajectories(ah.physics.trajectories(twin, prompts(twin, size)[0])).save(figure)
         if write is not None:
             put(write, tables(found))
     if as_json:

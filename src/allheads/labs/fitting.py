@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,8 +20,17 @@ def held(step: int, steps: int) -> float:
     >>> [held(step, 1000) for step in (24, 499, 750, 999)]
     [0.5, 1.0, 0.5, 0.02]
     """
-    warm = min(1.0, (step + 1) / min(50, max(1, steps // 10)))
-    return warm * min(1.0, max(0.02, 2 * (1 - step / steps)))
+    return warmed(step, steps) * min(1.0, max(0.02, 2 * (1 - step / steps)))
+
+
+def cosine(step: int, steps: int) -> float:
+    """Warm-up, then half a cosine down to 1 %."""
+    return warmed(step, steps) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def warmed(step: int, steps: int) -> float:
+    """From 0 to 1 in a line over the first 50 steps, or a tenth of them."""
+    return min(1.0, (step + 1) / min(50, max(1, steps // 10)))
 
 
 def together(parameters: Sequence[nn.Parameter]) -> None:

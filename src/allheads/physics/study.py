@@ -48,7 +48,8 @@ class Size:
         return cls(tuple(range(last + 1)), max(5, seeds), 64, 96, min(128, twin.cfg.n_ctx), seeds)
 
 
-def _prompts(twin: TwinBridge, size: Size) -> Int[Tensor, "prompt pos"]:
+def prompts(twin: TwinBridge, size: Size) -> Int[Tensor, "prompt pos"]:
+    """Beginnings of pieces of Python's documentation."""
     return spread_windows(twin, documentation(), size.context, max(5, size.prompts))[: size.prompts, : size.prompt]
 
 
@@ -56,7 +57,7 @@ def gradients(twin: TwinBridge, size: Size, told: Told) -> dict[str, Any]:
     """Closed gradients against autograd: random heads in float64 by seed, and the twin's own in its dtype."""
     heads: list[tuple[float, float, float]] = []
     neurons: list[tuple[float, float, float]] = []
-    ids = _prompts(twin, size)[:1]
+    ids = prompts(twin, size)[:1]
     draw = torch.Generator().manual_seed(0)
     for layer in size.layers:
         bank = twin.banks[layer]
@@ -150,7 +151,7 @@ def memory_shares(twin: TwinBridge, size: Size, told: Told) -> dict[str, Any]:
 @torch.no_grad()
 def motion(twin: TwinBridge, size: Size, told: Told) -> dict[str, Any]:
     """Do heads move along the gradient, and how much of what they write follows from it?"""
-    climb = climbing(twin, _prompts(twin, size), size.layers, size.seeds, told)
+    climb = climbing(twin, prompts(twin, size), size.layers, size.seeds, told)
     ids = spread_windows(twin, documentation(), size.context, max(6, size.windows // 4))
     shares = explained(twin, ids, size.layers, size.seeds, told)
     return {
@@ -172,7 +173,7 @@ def motion(twin: TwinBridge, size: Size, told: Told) -> dict[str, Any]:
 def paths(twin: TwinBridge, size: Size, told: Told) -> dict[str, Any]:
     """Lengths and turns of steps, who pushes, and the potential of heads away from their own layer; by prompt."""
     rows = []
-    for seed, row in enumerate(_prompts(twin, size)):
+    for seed, row in enumerate(prompts(twin, size)):
         found = trajectories(twin, row)
         energies = {}
         for layer in size.layers:
@@ -224,12 +225,8 @@ def segments(twin: TwinBridge, size: Size, told: Told) -> dict[str, Any]:
         cosines = angles(some[:6], some[6:])
         random.append(_mean(cosines.square()))
         longest.append(_mean(cosines[..., 0]))
-    inside = []
-    for layer in size.layers:
-        W = twin.banks[layer].weights().W_O[0].float()
-        spans = basis(read_attention(twin, layer).W_O.float())
-        parts = torch.einsum("hed,nd->hne", spans, W).square().sum(-1) / W.square().sum(-1)
-        inside.append(parts.amax(0).mean())
+    spans = {layer: basis(read_attention(twin, layer).W_O.float()) for layer in size.layers}
+    inside = [_largest_share(own, twin.banks[layer].weights().W_O[0].float()) for layer, own in spans.items()]
     upper = found.mean.triu(1)
     best = upper.flatten().topk(5)
     n = len(upper)
@@ -243,22 +240,23 @@ def segments(twin: TwinBridge, size: Size, told: Told) -> dict[str, Any]:
             (found.label(i // n), found.label(i % n), value)
             for i, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ],
-        "neurons": float(torch.stack(inside).mean()),
-        "neurons_chance": _best_of_random(twin, size),
+        "neurons": statistics.mean(inside),
+        "neurons_chance": _best_of_random(list(spans.values()), size.seeds),
     }
 
 
-def _best_of_random(twin: TwinBridge, size: Size) -> list[float]:
-    """For a random line, the largest share in one of a layer's segments, by seed."""
+def _largest_share(spans: Tensor, lines: Tensor) -> float:
+    """The largest share of a line's square in one of a layer's segments, on average over lines."""
+    parts = torch.einsum("hed,nd->hne", spans, lines).square().sum(-1) / lines.square().sum(-1)
+    return float(parts.amax(0).mean())
+
+
+def _best_of_random(layers: Sequence[Tensor], seeds: int) -> list[float]:
+    """The same for random lines, by seed."""
     found = []
-    for seed in range(size.seeds):
-        line = torch.randn(256, twin.cfg.d_model, generator=torch.Generator().manual_seed(seed))
-        shares = []
-        for layer in size.layers:
-            spans = basis(read_attention(twin, layer).W_O.float())
-            parts = torch.einsum("hed,nd->hne", spans, line).square().sum(-1) / line.square().sum(-1)
-            shares.append(parts.amax(0).mean())
-        found.append(float(torch.stack(shares).mean()))
+    for seed in range(seeds):
+        lines = torch.randn(256, layers[0].shape[-1], generator=torch.Generator().manual_seed(seed))
+        found.append(statistics.mean(_largest_share(spans, lines) for spans in layers))
     return found
 
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from allheads.labs.pairs import PairEmbedding, moved
 from allheads.labs.recurrence.task import D_VOCAB, KEYS, VALUES
 from allheads.models.small import as_bridge, decoder
 
@@ -19,23 +19,6 @@ D_MODEL, N_CTX = 64, 4096
 HIDDEN = {"lstm": 128, "gru": 151}
 
 
-class PairEmbedding(nn.Module):
-    """A pair is the sum of its key and its value, a query that of its key and a question; the filler is a vector."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.keys, self.values = (nn.Parameter(torch.randn(count, D_MODEL)) for count in (KEYS, VALUES))
-        self.question, self.filler = (nn.Parameter(torch.randn(1, D_MODEL)) for _ in range(2))
-
-    def table(self) -> Float[Tensor, "d_vocab d_model"]:
-        """A row for every id."""
-        return torch.cat([(self.keys[:, None] + self.values).flatten(0, 1), self.keys + self.question, self.filler])
-
-    def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        """What the body reads."""
-        return F.embedding(tokens, self.table())
-
-
 class Learner(nn.Module):
     """Embedding, body, and logits of the values at the last positions."""
 
@@ -44,7 +27,7 @@ class Learner(nn.Module):
         self.kind = kind
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            self.embed = PairEmbedding()
+            self.embed = PairEmbedding(KEYS, VALUES, D_MODEL, filler=True)
             self.body: Any
             if kind == "transformer":
                 self.body = decoder(D_VOCAB, N_CTX, d_model=D_MODEL)
@@ -67,8 +50,7 @@ class Learner(nn.Module):
 
     def learned(self) -> list[nn.Parameter]:
         """The parameters that training moves."""
-        idle = ("wte.", "wpe.")  # the embedding is ours, and there are no positions
-        return [p for name, p in self.named_parameters() if not any(part in name for part in idle)]
+        return moved(self)
 
     def size(self) -> int:
         """Parameters in use; of the transformer's unembedding only the rows of values are."""

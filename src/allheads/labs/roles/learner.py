@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from allheads.labs.pairs import PairEmbedding, moved
 from allheads.labs.roles.task import ATTRIBUTES, D_VOCAB, KEYS, LENGTH, VALUES
 from allheads.models.small import as_bridge, decoder
 
@@ -33,22 +33,16 @@ class Reader(nn.Module):
         self.heads = heads
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            self.keys = nn.Parameter(torch.randn(KEYS, d_model))
-            self.values = nn.Parameter(torch.randn(ATTRIBUTES * VALUES, d_model))
-            self.question = nn.Parameter(torch.randn(1, d_model))
+            self.embed = PairEmbedding(KEYS, ATTRIBUTES * VALUES, d_model, filler=False)
             self.body: Any = decoder(D_VOCAB, LENGTH, d_model=d_model, n_heads=heads, n_layers=layers)
-
-    def table(self) -> Float[Tensor, "d_vocab d_model"]:
-        """A row for every id: the sum of a key and a value, or of a key and the question."""
-        return torch.cat([(self.keys[:, None] + self.values).flatten(0, 1), self.keys + self.question])
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch attribute value"]:
         """Logits of the values of every attribute."""
-        return self._answers(self.body.transformer(inputs_embeds=F.embedding(tokens, self.table())))
+        return self._answers(self.body.transformer(inputs_embeds=self.embed(tokens)))
 
     def learned(self) -> list[nn.Parameter]:
-        """The parameters that training moves: the embedding is ours, and there are no positions."""
-        return [p for name, p in self.named_parameters() if "wte." not in name and "wpe." not in name]
+        """The parameters that training moves."""
+        return moved(self)
 
     @torch.no_grad()
     def seen(self, tokens: Int[Tensor, "batch pos"]) -> Seen:
@@ -60,8 +54,7 @@ class Reader(nn.Module):
         ]
         self.body.set_attn_implementation("eager")
         try:
-            embedded = F.embedding(tokens, self.table())
-            found = self.body.transformer(inputs_embeds=embedded, output_attentions=True)
+            found = self.body.transformer(inputs_embeds=self.embed(tokens), output_attentions=True)
         finally:
             self.body.set_attn_implementation("sdpa")
             for handle in handles:
@@ -90,7 +83,7 @@ class Reader(nn.Module):
     def bridge(self) -> Any:
         """As a bridge that reads ids; its first logits are those of the values, attribute by attribute. Uses it up."""
         with torch.no_grad():
-            self.body.transformer.wte.weight.copy_(self.table())
+            self.body.transformer.wte.weight.copy_(self.embed.table())
         return as_bridge(self.body, "roles")
 
     def _answers(self, found: Any) -> Tensor:

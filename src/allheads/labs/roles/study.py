@@ -80,7 +80,7 @@ def train(reader: Reader, steps: int, data: int, seed: int, test: Batch) -> list
 
 def _twin(reader: Reader, batch: Batch) -> dict[str, float]:
     both = side_by_side(reader.bridge(), batch.tokens)
-    size, values = batch.answers.shape[1], reader.values.shape[0]
+    size, values = batch.answers.shape[1], reader.embed.values.shape[0]
 
     def right(logits: Tensor) -> float:
         best = logits[:, :values].unflatten(-1, (size, -1)).argmax(-1)

@@ -7,7 +7,6 @@ learns is what it would learn alone.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 
 import torch
@@ -15,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from allheads.labs.fitting import fit
+from allheads.labs.fitting import cosine, fit
 from allheads.labs.selection.learners import Kind, learner
 from allheads.labs.selection.targets import Kind as Target
 from allheads.labs.selection.targets import Sample
@@ -51,12 +50,6 @@ def train(kind: Kind, target: Target, known: Sample, sizes: Sequence[int], *, st
             for name, parameter in one.named_parameters():
                 parameter.copy_(parameters[name][at])
     return [one.eval() for one in made]
-
-
-def cosine(step: int, steps: int) -> float:
-    """Warm-up, then half a cosine down to 1 %."""
-    warm = min(1.0, (step + 1) / min(50, max(1, steps // 10)))
-    return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 @torch.no_grad()
