@@ -16,7 +16,7 @@ import torch
 from resident import Peak, resident
 
 import allheads as ah
-from allheads.weights.composition import KINDS
+from allheads.weights.compositions import KINDS
 
 ALL = (*KINDS, "averaged neuron->Q", "L3.N812", "L3.A5")
 
@@ -40,7 +40,7 @@ def _measured(name: str) -> dict[str, Any]:
         "processor_seconds": round(time.process_time() - worked, 1),
         "peak_gigabytes_beyond_the_model": round((peak.bytes - before) / 1e9, 3),
     }
-    if isinstance(found, ah.Composition):
+    if isinstance(found, ah.weights.Composition):
         first = found.pairs[0]
         result |= {
             "pairs": found.count,
@@ -53,11 +53,11 @@ def _measured(name: str) -> dict[str, Any]:
 
 def _run(twin: Any, name: str) -> Any:
     if "->" not in name:
-        circuit = ah.circuit(twin, name)
+        circuit = ah.weights.circuit(twin, name)
         circuit.to_dataframe()
         return circuit
     offsets = range(64) if name.startswith("averaged") else (0,)
-    return ah.composition(twin, name.removeprefix("averaged "), offsets=offsets)
+    return ah.weights.composition(twin, name.removeprefix("averaged "), offsets=offsets)
 
 
 def _alone(name: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import torch
 from pairs import interleaved, median_ratio
 
 import allheads as ah
+from allheads.heads.bank import HeadBank
 
 TOKENS, D_MODEL, NEURONS, ROUNDS = 64, 64, 256, 9
 
@@ -28,8 +29,8 @@ def main() -> None:
     draw = np.random.default_rng(0)
     x = draw.normal(size=(TOKENS, D_MODEL))
     W_in, W_out = draw.normal(size=(D_MODEL, NEURONS)) / 8, draw.normal(size=(NEURONS, D_MODEL))
-    arguments = torch.from_numpy(W_in), torch.from_numpy(W_out), ah.approximate("silu")
-    banks = {name: ah.HeadBank(*arguments, evaluation=name) for name in ("slots", "closed", "attention")}
+    arguments = torch.from_numpy(W_in), torch.from_numpy(W_out), ah.gates.approximate("silu")
+    banks = {name: HeadBank(*arguments, evaluation=name) for name in ("slots", "closed", "attention")}
     stream = torch.from_numpy(x)[None]
     runs = {
         "dense": lambda: dense(x, W_in, W_out, row_by_row),

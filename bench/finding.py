@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import allheads as ah
 from allheads.cli.documents import put
-from allheads.finding.scores import KINDS, repeated_tokens
+from allheads.corpus.scores import KINDS, repeated_tokens
 
 TOP, ABLATED, LENGTH = 5, 12, 48
 
@@ -25,10 +25,10 @@ TOP, ABLATED, LENGTH = 5, 12, 48
 def main() -> None:
     torch.set_num_threads(2)
     twin = ah.convert(ah.load())
-    scores = ah.head_scores(twin)
+    scores = ah.corpus.head_scores(twin)
     topics = sorted(pydoc_data.topics.topics)[::6]
     started = time.perf_counter()
-    swept = ah.sweep(twin, [pydoc_data.topics.topics[name] for name in topics])
+    swept = ah.corpus.sweep(twin, [pydoc_data.topics.topics[name] for name in topics])
     seconds = time.perf_counter() - started
     tables = {
         "finding:scores": scores_table(scores),
@@ -47,12 +47,12 @@ def main() -> None:
     print(json.dumps(figures, indent=2))
 
 
-def scores_table(scores: ah.HeadScores) -> str:
+def scores_table(scores: ah.corpus.HeadScores) -> str:
     rows = [[f"{label} {value:.2f}" for label, value in scores.top(kind, TOP)] for kind in KINDS]
     return _table(KINDS, list(zip(*rows, strict=True)))
 
 
-def ablation_table(twin: ah.TwinBridge, scores: ah.HeadScores) -> str:
+def ablation_table(twin: ah.TwinBridge, scores: ah.corpus.HeadScores) -> str:
     """Loss and accuracy on the second copy of random tokens."""
     tokens = repeated_tokens(twin, LENGTH, 2, 1)
     found = [label for label, _ in scores.top("induction", ABLATED)]
@@ -72,7 +72,7 @@ def ablation_table(twin: ah.TwinBridge, scores: ah.HeadScores) -> str:
     return _table(("ablated", "loss", "accuracy"), rows)
 
 
-def roles_table(swept: ah.Sweep) -> str:
+def roles_table(swept: ah.corpus.Sweep) -> str:
     heads = swept.heads()
     names = list(heads.columns[1:-1])
     best = [heads.nlargest(TOP, name) for name in names]
@@ -83,7 +83,7 @@ def roles_table(swept: ah.Sweep) -> str:
     return _table(names, [*rows, [f"median {heads[name].median():.2f}" for name in names]])
 
 
-def neurons_table(twin: ah.TwinBridge, swept: ah.Sweep) -> str:
+def neurons_table(twin: ah.TwinBridge, swept: ah.corpus.Sweep) -> str:
     neurons = swept.neurons()
     counts = [
         ("dead", int((neurons["state"] == "dead").sum())),

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import allheads as ah
-from allheads.proof.samples import sample_texts
+from allheads.verification.samples import sample_texts
 
 RUNS = (
     ("explicit", torch.float64),

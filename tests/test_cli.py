@@ -55,7 +55,7 @@ def test_a_failed_verification_is_exit_code_1(monkeypatch, smollm, smollm_twin):
 
     monkeypatch.setattr(ah, "load", lambda name: smollm)
     monkeypatch.setattr(ah, "convert", lambda source: smollm_twin)
-    strict = ah.Thresholds(max_logit_error=0.0, mean_kl=0.0)
+    strict = Thresholds(max_logit_error=0.0, mean_kl=0.0)
     verify = ah.verify
     monkeypatch.setattr(ah, "verify", lambda *pair_and_texts: verify(*pair_and_texts, thresholds=strict))
     result = _run("--text", "One short text.")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import allheads as ah
-from allheads.proof.samples import sample_texts
+from allheads.verification.samples import sample_texts
 
 
 @pytest.fixture(scope="module")

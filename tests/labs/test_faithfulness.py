@@ -9,11 +9,11 @@ import torch
 from transformer_lens.tools.analysis.attribution_patching import EdgeAttributionConfig, attribution_patch
 
 import allheads as ah
-from allheads.labs.faithfulness.ladder import area, recovered, rungs
-from allheads.labs.faithfulness.methods import METHODS, Case, Scores
-from allheads.labs.faithfulness.study import ORDERS, Outcome, advantage, interval, outcomes
-from allheads.labs.faithfulness.tasks import TASKS, right_ones
-from allheads.models import zoo
+from allheads_labs import zoo
+from allheads_labs.faithfulness.ladder import area, recovered, rungs
+from allheads_labs.faithfulness.methods import METHODS, Case, Scores
+from allheads_labs.faithfulness.study import ORDERS, Outcome, advantage, interval, outcomes
+from allheads_labs.faithfulness.tasks import TASKS, right_ones
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def case(twin):
     rows = torch.randint(twin.cfg.d_vocab, (4, 6), generator=torch.Generator().manual_seed(0))
     weights = torch.zeros(twin.cfg.d_vocab_out, dtype=torch.float64)
     weights[3], weights[5] = 1.0, -1.0
-    return Case(rows[:1], rows[1:2], weights, ah.means(twin, [row[None] for row in rows], by_position=True))
+    return Case(rows[:1], rows[1:2], weights, ah.corpus.means(twin, [row[None] for row in rows], by_position=True))
 
 
 def _value(twin, case):
@@ -180,7 +180,7 @@ def test_what_cannot_be_benched(smollm_twin, twin):
 
 def test_a_small_run(smollm_twin, monkeypatch):
     """Two prompts, two methods, the real model: frozen attribution finds more than chance."""
-    monkeypatch.setattr("allheads.labs.faithfulness.study.METHODS", {k: METHODS[k] for k in ("frozen", "chance")})
+    monkeypatch.setattr("allheads_labs.faithfulness.study.METHODS", {k: METHODS[k] for k in ("frozen", "chance")})
     ticks = []
     found = {
         (row.method, row.order): row for row in outcomes(smollm_twin, "objects", 2, advance=lambda: ticks.append(1))

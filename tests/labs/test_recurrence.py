@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 
 from allheads.cli.main import app
 from allheads.errors import AllHeadsError
-from allheads.labs.lab import Result
-from allheads.labs.recurrence import costs, findings, measures, study
-from allheads.labs.recurrence.learners import HIDDEN, KINDS, Learner
-from allheads.labs.recurrence.task import FILLER, QUERY, VALUES, recall
-from allheads.labs.recurrence.training import STAGES, Curriculum, Recipe, train
-from allheads.labs.recurrence.twins import compared
+from allheads_labs.lab import Result
+from allheads_labs.recurrence import costs, findings, measures, study
+from allheads_labs.recurrence.learners import HIDDEN, KINDS, Learner
+from allheads_labs.recurrence.task import FILLER, QUERY, VALUES, recall
+from allheads_labs.recurrence.training import STAGES, Curriculum, Recipe, train
+from allheads_labs.recurrence.twins import compared
 
 
 def draw(seed: int = 0) -> torch.Generator:
@@ -120,7 +120,7 @@ def test_the_transformer_learns_and_its_twin_is_the_same():
 
 
 def test_a_twin_that_looks_elsewhere_is_seen(monkeypatch):
-    from allheads.labs import twins
+    from allheads_labs import twins
 
     def moved(source):
         twin = convert(source)

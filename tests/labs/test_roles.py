@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 
 from allheads.cli.main import app
 from allheads.errors import AllHeadsError
-from allheads.labs.fitting import fit, held
-from allheads.labs.lab import Result
-from allheads.labs.ranks import rank_correlation
-from allheads.labs.roles import findings, study
-from allheads.labs.roles.learner import Reader
-from allheads.labs.roles.measures import accuracies, breaks, carries, clarity, halfway, looks, mutual_information
-from allheads.labs.roles.task import ATTRIBUTES, ENTITIES, LENGTH, OTHER, QUERY, VALUES, told
+from allheads_labs.fitting import fit, held
+from allheads_labs.lab import Result
+from allheads_labs.ranks import rank_correlation
+from allheads_labs.roles import findings, study
+from allheads_labs.roles.learner import Reader
+from allheads_labs.roles.measures import accuracies, breaks, carries, clarity, halfway, looks, mutual_information
+from allheads_labs.roles.task import ATTRIBUTES, ENTITIES, LENGTH, OTHER, QUERY, VALUES, told
 
 
 def draw(seed: int = 0) -> torch.Generator:

@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 
 from allheads.cli.main import app
 from allheads.errors import AllHeadsError
-from allheads.labs import registry, shelf
-from allheads.labs.intervals import interval, quantile
-from allheads.labs.lab import Claim, Lab, Unit
-from allheads.labs.running import perform, run
 from allheads.plots.picture import Picture
+from allheads_labs import registry
+from allheads_labs import results_store as shelf
+from allheads_labs.intervals import interval, quantile
+from allheads_labs.lab import Claim, Lab, Unit
+from allheads_labs.running import perform, run
 
 
 @pytest.fixture(autouse=True)
@@ -184,7 +185,7 @@ def invoke(*arguments):
 
 @pytest.fixture
 def counted(monkeypatch):
-    from allheads.plots import labs as figures
+    from allheads_labs import figures
 
     lab, done = counting()
     monkeypatch.setattr(registry, "find", lambda name: lab)
@@ -228,7 +229,7 @@ def test_bad_input_is_one_line(counted, arguments, message):
 def test_ctrl_c_ends_a_run_and_the_next_one_goes_on(cache):
     """A real process, interrupted after the first unit is kept."""
     script = (
-        "import sys, time\nfrom allheads.labs.lab import Lab, Unit\nfrom allheads.labs.running import run\n"
+        "import sys, time\nfrom allheads_labs.lab import Lab, Unit\nfrom allheads_labs.running import run\n"
         "def do(unit):\n    time.sleep(0 if unit.seed < 1 else 30)\n    return {}\n"
         "lab = Lab('slow', 1, lambda q, n: [Unit({}, s, 1.0) for s in range(n)], do, lambda r: {}, lambda r: [])\n"
         "run(lab, quick=True, seeds=3, minutes=60, told=lambda unit: print(unit.seed, flush=True))\n"

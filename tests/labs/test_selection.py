@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from allheads.cli.main import app
 from allheads.errors import AllHeadsError
-from allheads.labs.fitting import cosine
-from allheads.labs.lab import Result
-from allheads.labs.selection import findings, study, targets
-from allheads.labs.selection.learners import KINDS, Attentive, learner
-from allheads.labs.selection.targets import LAGS, WEIGHTS, Sample, blocks, sample, smooth
-from allheads.labs.selection.training import DECAY, NOISE, RATES, ROWS, each_cut, error, train
+from allheads_labs.fitting import cosine
+from allheads_labs.lab import Result
+from allheads_labs.selection import findings, study, targets
+from allheads_labs.selection.learners import KINDS, Attentive, learner
+from allheads_labs.selection.targets import LAGS, WEIGHTS, Sample, blocks, sample, smooth
+from allheads_labs.selection.training import DECAY, NOISE, RATES, ROWS, each_cut, error, train
 
 
 def draw(seed: int = 0) -> torch.Generator:

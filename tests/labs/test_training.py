@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from allheads.cli.main import app
 from allheads.errors import AllHeadsError
-from allheads.labs import training
-from allheads.labs.hidden import MLP, hidden_layer
-from allheads.labs.training import Setting, gradient_gap, train
+from allheads_labs.hidden import MLP, hidden_layer
+from allheads_labs.training import study as training
+from allheads_labs.training.study import Setting, gradient_gap, train
 
 
 def start(dtype: torch.dtype = torch.float64) -> MLP:

@@ -10,12 +10,12 @@ import torch
 from typer.testing import CliRunner
 
 from allheads.cli.main import app
-from allheads.labs.lab import Result
-from allheads.labs.translation import findings
-from allheads.labs.translation.alignment import diagonal, links, score
-from allheads.labs.translation.language import Pair, batch, corpus, pair
-from allheads.labs.translation.training import N_CTX, exact, translate
-from allheads.models.small import END, START
+from allheads_labs.lab import Result
+from allheads_labs.small_models import END, START
+from allheads_labs.translation import findings
+from allheads_labs.translation.alignment import diagonal, links, score
+from allheads_labs.translation.language import Pair, batch, corpus, pair
+from allheads_labs.translation.training import N_CTX, exact, translate
 
 PAIRS = [pair(random.Random(seed)) for seed in range(300)]
 

@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from allheads.errors import AllHeadsError
-from allheads.models.hf import require_finite
 from allheads.models.load import load
+from allheads.models.reading import require_finite
 
 PARAGRAPH = (
     "The Moon is Earth's only natural satellite. It orbits around Earth at an average distance of 384,399 "

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 import allheads as ah
+from allheads.gates.activations import ACTIVATIONS
 from allheads.models.bridge import share
+from allheads.models.formulas import find_roles
 from allheads.models.mlps import recognise
-from allheads.models.roles import find_roles
-from allheads.models.units import read_units
-from allheads.theory.activations import ACTIVATIONS
+from allheads.models.read_mlps import read_units
 
 #: gelu_fast is gelu_tanh with a constant rounded to ten digits: nothing in float32 tells them apart.
 DISTINCT = sorted(set(ACTIVATIONS) - {"gelu_fast", "linear"})

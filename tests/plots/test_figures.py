@@ -10,11 +10,11 @@ import torch
 
 import allheads as ah
 from allheads.errors import AllHeadsError
+from allheads.gates.approximation import approximate
+from allheads.gates.table import fits
 from allheads.plots.gate_maps import gate_part, read_gates
 from allheads.plots.style import BOTH, SCALE
 from allheads.plots.texts import token_names
-from allheads.theory.approximate import approximate
-from allheads.theory.table import fits
 
 
 def _heat(figure):

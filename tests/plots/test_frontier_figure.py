@@ -6,9 +6,9 @@ from xml.etree import ElementTree
 from typer.testing import CliRunner
 
 from allheads.cli.main import app
+from allheads.gates.fitting.frontier import TABLES
+from allheads.gates.table import fits
 from allheads.plots.frontier_figures import frontier_svg
-from allheads.theory.frontier import TABLES
-from allheads.theory.table import fits
 
 FIGURE = Path(__file__).parents[2] / "docs" / "img" / "frontier.svg"
 

@@ -36,7 +36,7 @@ def test_every_part_has_a_card_and_its_pattern(flows, twin, ids):
 
 def test_a_neurons_card_reads_its_weights_and_bounds_its_error(twin, ids):
     card = cards(twin, ids, {"L1.N7": 3})["L1.N7"]
-    circuit = ah.circuit(twin, "L1.N7", k=8)
+    circuit = ah.weights.circuit(twin, "L1.N7", k=8)
     for side in ("opens", "closes", "raises", "lowers", "promotes", "suppresses"):
         assert [float(value) for _, value in card[side]] == pytest.approx(
             [each.value for each in getattr(circuit, side)], rel=0.01

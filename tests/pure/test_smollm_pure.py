@@ -9,8 +9,8 @@ import torch
 import transformers
 from torch import nn
 
-from allheads.proof.samples import sample_texts
 from allheads.pure import export, run
+from allheads.verification.samples import sample_texts
 
 ACTIVATIONS = (
     "silu", "gelu", "relu", "relu_", "relu6", "sigmoid", "logsigmoid", "tanh", "elu", "celu", "selu", "mish",

@@ -13,9 +13,9 @@ from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_f
 from transformers import LlamaForCausalLM
 
 import allheads as ah
-from allheads.models import blank
+from allheads.gates.activations import Activation
+from allheads.models import from_config as blank
 from allheads.store import record
-from allheads.theory.activations import Activation
 
 
 def refused(message, call, *args, **kwargs):
@@ -53,7 +53,7 @@ def test_gates_without_a_name(any_kind, tmp_path):
     twin = ah.convert(any_kind("opt"))
     mine = Activation("mine", "max(t, 0)", "here", torch.relu)
     gates = twin.banks[0].gates
-    twin.banks[0].gates = ah.GateSum(mine, False, gates.gates, gates.alpha, gates.delta, gates.max_error)
+    twin.banks[0].gates = ah.gates.GateSum(mine, False, gates.gates, gates.alpha, gates.delta, gates.max_error)
     refused("gates for an activation out of silu.*'mine'", ah.save, twin, tmp_path / "twin")
     assert not any(tmp_path.iterdir())
 

@@ -139,8 +139,8 @@ def test_loading_leaves_the_given_source_alone(any_kind, run, tmp_path):
 
 def test_gates_put_in_by_hand_come_back(any_kind, run, tmp_path, source_of):
     twin = ah.convert(any_kind("llama"))
-    twin.banks[0].gates = ah.approximate("relu", gated=True, tolerance=1e-3)
-    twin.banks[1].gates = ah.approximate("silu", gated=True, tolerance=1e-2)
+    twin.banks[0].gates = ah.gates.approximate("relu", gated=True, tolerance=1e-3)
+    twin.banks[1].gates = ah.gates.approximate("silu", gated=True, tolerance=1e-2)
     again = ah.load(ah.save(twin, tmp_path / "twin"), source=source_of("llama"))
     assert same(twin, again)
     with twin.evaluated("slots"), again.evaluated("slots"):
@@ -179,7 +179,7 @@ def test_the_checks_of_the_conversion_are_passed_again(any_kind, tmp_path, monke
         ah.load(path, **({} if standalone else {"source": source}))
         assert calls == [1]
         monkeypatch.undo()
-    monkeypatch.setattr("allheads.models.roles.ACTIVATIONS", {"relu": recognise(torch.relu)})
+    monkeypatch.setattr("allheads.models.formulas.ACTIVATIONS", {"relu": recognise(torch.relu)})
     with pytest.raises(ah.AllHeadsError, match="numbers fit no such formula"):
         ah.load(path)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import allheads as ah
-from allheads.banks.bank import HeadBank
+from allheads.heads.bank import HeadBank
 
 KINDS = ["gpt2", "opt", "llama"]
 

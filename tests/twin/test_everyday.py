@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import allheads as ah
-from allheads.models import zoo
+from allheads_labs import zoo
 
 KINDS = ["LlamaForCausalLM", "GPT2LMHeadModel", "T5ForConditionalGeneration", "MixtralForCausalLM", "BertForMaskedLM"]
 DECODERS = ["LlamaForCausalLM", "GPT2LMHeadModel", "MixtralForCausalLM"]

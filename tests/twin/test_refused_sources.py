@@ -10,7 +10,7 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import allheads as ah
-from allheads.models import zoo
+from allheads_labs import zoo
 
 IDS = torch.arange(12)[None]
 PARTS = ("model.embed_tokens", "model.rotary_emb", "model.layers.0", "model.layers.1", "model.norm", "lm_head")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import allheads as ah
-from allheads.models import zoo
+from allheads_labs import zoo
 
 #: Grouped keys and RMSNorm; LayerNorm, biases and learned positions; layers side by side and partial rotary; gains of
 #: 1 + w and norms behind sublayers; scaled embeddings and residuals.

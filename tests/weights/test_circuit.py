@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import allheads as ah
-from allheads.models import zoo
 from allheads.weights.best import top_pairs
+from allheads_labs import zoo
 
 
 def _x(twin, layer, name):
@@ -39,7 +39,7 @@ def _as_vector(strongest, weakest, d_vocab):
 
 def test_a_neuron_is_read_as_dense_matrices(twin):
     d_vocab = twin.cfg.d_vocab
-    found = ah.circuit(twin, "L1.N7", k=d_vocab)
+    found = ah.weights.circuit(twin, "L1.N7", k=d_vocab)
     bank, x = twin.banks[1], _x(twin, 1, "ln2")
     W, b = (bank.W_gate, bank.b_gate) if bank.gated else (bank.W_in, bank.b_in)
     query = (x @ W + (0.0 if b is None else b)).detach()[:, 7]
@@ -51,14 +51,14 @@ def test_a_neuron_is_read_as_dense_matrices(twin):
         assert found.raises == found.lowers == []
     logits = _logits(twin, 1, bank.W_out.detach()[7], "ln2_post")
     assert torch.allclose(_as_vector(found.promotes, found.suppresses, d_vocab), logits, atol=1e-4)
-    frame = ah.circuit(twin, "L1.N7", k=2).to_dataframe()
+    frame = ah.weights.circuit(twin, "L1.N7", k=2).to_dataframe()
     assert len(frame) == (12 if bank.gated else 8) and list(frame.columns) == ["side", "token", "text", "value"]
     assert frame.value[0] == pytest.approx(float(query.max()), abs=1e-4) and frame.text[0] == str(frame.token[0])
 
 
 def test_a_head_is_read_as_dense_matrices(twin):
     """OV, by token and by pair; its eigenvalues; QK at offset 0."""
-    found = ah.circuit(twin, "L1.A2", k=6)
+    found = ah.weights.circuit(twin, "L1.A2", k=6)
     attn, x = twin.blocks[1].attn, _x(twin, 1, "ln1")
     group = attn.W_Q.shape[0] // attn.W_K.shape[0]
 
@@ -96,7 +96,7 @@ def _scores(twin, ids, layer=0):
 def test_scores_are_those_of_the_network(twin_of, name):
     """In layer 0 the stream is the embedding: the circuit's scores are the network's, at every offset."""
     twin = twin_of(name)
-    found = ah.circuit(twin, "L0.A1", k=5)
+    found = ah.weights.circuit(twin, "L0.A1", k=5)
     for offset in (0, 1, 4):
         for pair in found.attends((offset,)):
             ids = torch.full((1, 6), pair.first)
@@ -116,7 +116,7 @@ def test_scores_are_those_of_the_network(twin_of, name):
 def test_a_preactivation_is_that_of_the_network(twin_of):
     """With the heads of layer 0 silent, its neurons read embeddings."""
     twin = twin_of("LlamaForCausalLM")
-    found = ah.circuit(twin, "L0.N3", k=twin.cfg.d_vocab)
+    found = ah.weights.circuit(twin, "L0.N3", k=twin.cfg.d_vocab)
     ids = torch.arange(12)[None] * 7
     names = ["blocks.0.mlp.hook_pre", "blocks.0.mlp.hook_pre_linear"]
     with torch.no_grad(), ah.ablate(twin, [f"L0.A{head}" for head in range(4)]):
@@ -133,7 +133,7 @@ def test_a_write_moves_the_logits_as_said(twin_of):
     with torch.no_grad():
         cache = twin.run_with_cache(ids, names_filter=["ln_final.hook_in"])[1]["ln_final.hook_in"][0, -1]
     scale = float(cache.square().mean() + twin.ln_final.original_component.variance_epsilon) ** -0.5
-    found = ah.circuit(twin, "L1.N7", k=d_vocab)
+    found = ah.weights.circuit(twin, "L1.N7", k=d_vocab)
 
     def raised(value, hook):
         value = value.clone()
@@ -163,26 +163,26 @@ def test_top_pairs_leaves_nothing_out(monkeypatch):
 
 def test_bad_input(twin_of):
     llama = twin_of("LlamaForCausalLM")
-    head = ah.circuit(llama, "L0.A1")
+    head = ah.weights.circuit(llama, "L0.A1")
     calls = {
-        "an attention-only twin, got TransformerBridge": lambda: ah.circuit(
+        "an attention-only twin, got TransformerBridge": lambda: ah.weights.circuit(
             zoo.build("LlamaForCausalLM").bridge, "L0.A1"
         ),
-        "a head of this twin, up to": lambda: ah.circuit(llama, "L7.A1"),
-        "a label such as": lambda: ah.circuit(llama, "seven"),
-        r"a whole neuron or an ordinary head, got L0.N1.0. Read L0.N1": lambda: ah.circuit(llama, "L0.N1.0"),
-        "k of 1 or more, got 0": lambda: ah.circuit(llama, "L0.N1", k=0),
+        "a head of this twin, up to": lambda: ah.weights.circuit(llama, "L7.A1"),
+        "a label such as": lambda: ah.weights.circuit(llama, "seven"),
+        r"a whole neuron or an ordinary head, got L0.N1.0. Read L0.N1": lambda: ah.weights.circuit(llama, "L0.N1.0"),
+        "k of 1 or more, got 0": lambda: ah.weights.circuit(llama, "L0.N1", k=0),
         "offsets such as": lambda: head.attends(()),
         "a token from 0 to 95, got 96": lambda: head.of(96),
-        "one stack of layers": lambda: ah.circuit(twin_of("MixtralForCausalLM"), "L0.A1"),
-        "scores that are x W_Q R W_K": lambda: ah.circuit(twin_of("Qwen3ForCausalLM"), "L0.A1").attends(),
+        "one stack of layers": lambda: ah.weights.circuit(twin_of("MixtralForCausalLM"), "L0.A1"),
+        "scores that are x W_Q R W_K": lambda: ah.weights.circuit(twin_of("Qwen3ForCausalLM"), "L0.A1").attends(),
     }
     for message, call in calls.items():
         with pytest.raises(ah.AllHeadsError, match=message):
             call()
-    assert len(ah.circuit(twin_of("Qwen3ForCausalLM"), "L0.A1").to_dataframe()) == 20
+    assert len(ah.weights.circuit(twin_of("Qwen3ForCausalLM"), "L0.A1").to_dataframe()) == 20
     edited = ah.convert(zoo.build("LlamaForCausalLM").bridge)
     with edited.banks[1].edit():
         pass
     with pytest.raises(ah.AllHeadsError, match=r"a neuron whose heads share its weights, got edited heads in L1"):
-        ah.circuit(edited, "L1.N0")
+        ah.weights.circuit(edited, "L1.N0")

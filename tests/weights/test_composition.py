@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import allheads as ah
-from allheads.models import zoo
 from allheads.weights import best, factors
-from allheads.weights.composition import KINDS
+from allheads.weights.compositions import KINDS
+from allheads_labs import zoo
 
 OFFSETS = (0, 1, 5)
 
@@ -93,7 +93,7 @@ class Dense:
 
 
 def _everything(twin, kind):
-    return ah.composition(twin, kind, k=10**6, offsets=OFFSETS)
+    return ah.weights.composition(twin, kind, k=10**6, offsets=OFFSETS)
 
 
 def _kinds(twin):
@@ -137,21 +137,21 @@ def test_what_is_summed_up(twin):
 def test_signs_are_those_of_the_products(twin_of):
     twin = twin_of("LlamaForCausalLM")
     dense = Dense(twin)
-    found = ah.composition(twin, "neuron->query", k=50)
+    found = ah.weights.composition(twin, "neuron->query", k=50)
     for pair in found:
         W, (R,) = dense.write(ah.Label.parse(pair.writer)), dense.reads("query", ah.Label.parse(pair.reader))
         assert pair.sign == int((W @ R).sign())
     assert {pair.sign for pair in found} == {1, -1}
-    assert {pair.sign for pair in ah.composition(twin, "neuron->V", k=5)} == {0}
+    assert {pair.sign for pair in ah.weights.composition(twin, "neuron->V", k=5)} == {0}
 
 
 @pytest.mark.parametrize("kind", ["neuron->Q", "head->V", "head->query", "neuron->query"])
 def test_blocks_do_not_matter(twin_of, kind, monkeypatch):
     twin = twin_of("LlamaForCausalLM")
-    whole = ah.composition(twin, kind, k=20)
+    whole = ah.weights.composition(twin, kind, k=20)
     monkeypatch.setattr(best, "BLOCK", 100)
     monkeypatch.setattr(factors, "GROUP", 1)
-    pieces = ah.composition(twin, kind, k=20)
+    pieces = ah.weights.composition(twin, kind, k=20)
     assert [(p.writer, p.reader) for p in pieces] == [(p.writer, p.reader) for p in whole]
     assert [p.score for p in pieces] == pytest.approx([p.score for p in whole], abs=1e-6)
     everything = _everything(twin, kind)
@@ -175,7 +175,7 @@ def _apart(before, after):
 
 
 def _scores(twin, kind):
-    return {(pair.writer, pair.reader): pair.score for pair in ah.composition(twin, kind, k=10**6)}
+    return {(pair.writer, pair.reader): pair.score for pair in ah.weights.composition(twin, kind, k=10**6)}
 
 
 def test_sizes_of_weights_do_not_matter():
@@ -215,7 +215,7 @@ def test_random_weights_compose_by_chance():
     with torch.no_grad():
         drawn(twin)
     for kind in KINDS:
-        found = ah.composition(twin, kind)
+        found = ah.weights.composition(twin, kind)
         assert found.chance_ratio == pytest.approx(1.0, abs=0.1 if "neuron" in kind else 0.25), kind
         assert abs(float(found.by_layer.nanmean())) < 0.01, kind
 
@@ -224,12 +224,15 @@ def test_offsets_turn_only_what_has_rotary(twin_of):
     """Scores differ between offsets with rotary, and are the same without; values are never turned."""
     for name, turns in (("LlamaForCausalLM", True), ("GPT2LMHeadModel", False)):
         near, far = (
-            {(p.writer, p.reader): p.score for p in ah.composition(twin_of(name), "neuron->Q", k=10**6, offsets=some)}
+            {
+                (p.writer, p.reader): p.score
+                for p in ah.weights.composition(twin_of(name), "neuron->Q", k=10**6, offsets=some)
+            }
             for some in ((0,), range(1, 30))
         )
         assert (_apart(near, far) > 1e-3) if turns else (_apart(near, far) == 0)
     twin = twin_of("LlamaForCausalLM")
-    near, far = (ah.composition(twin, "neuron->V", offsets=some).pairs for some in ((0,), range(1, 30)))
+    near, far = (ah.weights.composition(twin, "neuron->V", offsets=some).pairs for some in ((0,), range(1, 30)))
     assert near == far
 
 
@@ -254,26 +257,26 @@ def test_float64_and_bfloat16():
 def test_bad_input(twin_of):
     llama, gpt2 = twin_of("LlamaForCausalLM"), twin_of("GPT2LMHeadModel")
     calls = {
-        r"a kind out of neuron->Q, .*, got 'neuron->neuron'": lambda: ah.composition(llama, "neuron->neuron"),
-        r"an attention-only twin, got TransformerBridge": lambda: ah.composition(
+        r"a kind out of neuron->Q, .*, got 'neuron->neuron'": lambda: ah.weights.composition(llama, "neuron->neuron"),
+        r"an attention-only twin, got TransformerBridge": lambda: ah.weights.composition(
             zoo.build("LlamaForCausalLM").bridge, "neuron->Q"
         ),
-        r"k of 1 or more, got 0": lambda: ah.composition(llama, "neuron->Q", k=0),
-        r"offsets such as .*, got \[\]": lambda: ah.composition(llama, "neuron->Q", offsets=[]),
-        r"offsets such as .*, got \(-1,\)": lambda: ah.composition(llama, "neuron->Q", offsets=(-1,)),
-        r"gated neurons, for '->value', got plain": lambda: ah.composition(gpt2, "neuron->value"),
-        r"one stack of layers with one MLP": lambda: ah.composition(twin_of("MixtralForCausalLM"), "neuron->Q"),
-        r"scores that are x W_Q R W_K\^T x\^T, got others in layers \[0, 1\]": lambda: ah.composition(
+        r"k of 1 or more, got 0": lambda: ah.weights.composition(llama, "neuron->Q", k=0),
+        r"offsets such as .*, got \[\]": lambda: ah.weights.composition(llama, "neuron->Q", offsets=[]),
+        r"offsets such as .*, got \(-1,\)": lambda: ah.weights.composition(llama, "neuron->Q", offsets=(-1,)),
+        r"gated neurons, for '->value', got plain": lambda: ah.weights.composition(gpt2, "neuron->value"),
+        r"one stack of layers with one MLP": lambda: ah.weights.composition(twin_of("MixtralForCausalLM"), "neuron->Q"),
+        r"scores that are x W_Q R W_K\^T x\^T, got others in layers \[0, 1\]": lambda: ah.weights.composition(
             twin_of("Qwen3ForCausalLM"), "neuron->Q"
         ),
-        r"sublayers that add what they write": lambda: ah.composition(twin_of("BertForMaskedLM"), "neuron->Q"),
+        r"sublayers that add what they write": lambda: ah.weights.composition(twin_of("BertForMaskedLM"), "neuron->Q"),
     }
     for message, call in calls.items():
         with pytest.raises(ah.AllHeadsError, match=message):
             call()
-    assert len(ah.composition(twin_of("Qwen3ForCausalLM"), "head->V")) > 0
+    assert len(ah.weights.composition(twin_of("Qwen3ForCausalLM"), "head->V")) > 0
     edited = ah.convert(zoo.build("LlamaForCausalLM").bridge)
     with edited.banks[1].edit():
         pass
     with pytest.raises(ah.AllHeadsError, match=r"neurons whose heads share their weights, got edited heads in L1"):
-        ah.composition(edited, "head->query")
+        ah.weights.composition(edited, "head->query")

@@ -23,7 +23,7 @@ def _cached(twin, ids, name, hooks=()):
 
 def test_composition_predicts_an_intervention(twin):
     """Every pair; the first one in full matrices; and its neuron moves the scores of that head as no other does."""
-    found = ah.composition(twin, "neuron->Q", k=5)
+    found = ah.weights.composition(twin, "neuron->Q", k=5)
     assert found.count == 435 * 1536 * 9
     assert found.chance_ratio == pytest.approx(1.0, abs=0.03)
     first = found.pairs[0]
@@ -53,7 +53,7 @@ def test_composition_predicts_an_intervention(twin):
 
 def test_scores_of_the_first_layer(twin):
     """In layer 0 the stream is the embedding, and the attention score is the circuit's."""
-    found = ah.circuit(twin, "L0.A4")
+    found = ah.weights.circuit(twin, "L0.A4")
     ids = twin.to_tokens(TEXT, prepend_bos=False)
     scores = _cached(twin, ids, "blocks.0.attn.hook_attn_scores")[0, 4]
     for query, key in ((5, 2), (9, 9), (12, 0)):
@@ -66,7 +66,7 @@ def test_a_last_neuron_moves_the_logits_as_said(twin):
     activation = float(_cached(twin, TEXT, "blocks.29.mlp.hook_post")[0, -1, 812])
     stream = _cached(twin, TEXT, "ln_final.hook_in")[0, -1].double()
     scale = float(stream.square().mean() + 1e-5) ** -0.5
-    found = ah.circuit(twin, "L29.N812", k=1)
+    found = ah.weights.circuit(twin, "L29.N812", k=1)
     best, worst = found.promotes[0], found.suppresses[0]
     seen = ah.attribute(twin, TEXT, (best.token, worst.token)).of("L29.N812")[-1].direct
     assert seen == pytest.approx(activation * scale * (best.value - worst.value), rel=1e-3)
@@ -74,7 +74,7 @@ def test_a_last_neuron_moves_the_logits_as_said(twin):
 
 def test_a_neuron_of_women(smollm_twin):
     """It adds to Mary over John, and its weights say why."""
-    found = ah.circuit(smollm_twin, "L26.N1262", k=4)
+    found = ah.weights.circuit(smollm_twin, "L26.N1262", k=4)
     assert {" women", " woman"} <= {each.text for each in found.opens}
     assert {" women", " woman"} <= {each.text for each in found.promotes}
     lines = str(found).splitlines()

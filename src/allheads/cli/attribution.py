@@ -12,7 +12,7 @@ from rich.table import Table
 from allheads.cli.console import explained, results, step
 
 if TYPE_CHECKING:
-    from allheads.circuits.attribution import Attribution
+    from allheads.attribution.attribution import Attribution
 
 
 def attribute(

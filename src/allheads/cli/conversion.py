@@ -14,7 +14,7 @@ from allheads.errors import AllHeadsError
 
 if TYPE_CHECKING:
     from allheads.models.bridge import TwinBridge
-    from allheads.proof.report import Report
+    from allheads.verification.report import Report
 
 
 def convert(
@@ -39,7 +39,7 @@ def _convert(
 ) -> Report:
     with step("Importing torch, transformers and TransformerLens"):
         import allheads as ah
-        from allheads.proof.samples import sample_texts
+        from allheads.verification.samples import sample_texts
 
         _ = ah.load, ah.convert, ah.verify
     texts = texts or sample_texts()

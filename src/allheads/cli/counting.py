@@ -23,8 +23,8 @@ def cost(
     """What the attention-only twins of known models cost. No weights are needed."""
     with explained():
         with step("Importing torch and TransformerLens"):
+            from allheads.gates.approximation import DEFAULT_TOLERANCE
             from allheads.models.shapes import KNOWN
-            from allheads.theory.approximate import DEFAULT_TOLERANCE
             from allheads.twin import cost as counting
         asked = DEFAULT_TOLERANCE if tolerance is None else tolerance
         costs = [counting.cost(name, tolerance=asked, n_ctx=n_ctx) for name in models or KNOWN]

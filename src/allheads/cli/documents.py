@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from allheads.disk import write_whole
 from allheads.errors import AllHeadsError
-from allheads.files import write_whole
 
 
 def put(path: Path, tables: Mapping[str, str]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from allheads.cli.console import explained, step
-from allheads.files import checked_path
+from allheads.disk import checked_path
 
 
 def explore(

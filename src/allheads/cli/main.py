@@ -7,13 +7,13 @@ import typer
 from allheads.cli.attribution import attribute
 from allheads.cli.conversion import convert
 from allheads.cli.counting import cost
-from allheads.cli.coverage import coverage
-from allheads.cli.experiments import lab
 from allheads.cli.exploring import explore
-from allheads.cli.faithfulness import faithfulness
-from allheads.cli.gallery import theorems
 from allheads.cli.sweeping import sweep
 from allheads.cli.tables import frontier
+from allheads_labs.commands.coverage import coverage
+from allheads_labs.commands.faithfulness import faithfulness
+from allheads_labs.commands.group import lab
+from allheads_labs.commands.theorems import theorems
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 

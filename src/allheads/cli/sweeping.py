@@ -12,7 +12,7 @@ from rich.table import Table
 from allheads.cli.console import explained, results, step
 
 if TYPE_CHECKING:
-    from allheads.finding.result import Sweep
+    from allheads.corpus.sweep_result import Sweep
 
 #: Rows of a table.
 TOP = 8
@@ -38,14 +38,14 @@ def sweep(
     with explained():
         with step("Importing torch, transformers and TransformerLens"):
             import allheads as ah
-            from allheads.finding import processes
+            from allheads.corpus import processes
         if processes.fewer_than_asked():
             typer.echo("allheads: accelerate has started one process; add --multi_gpu for several", err=True)
         with step(f"Loading and converting {model}"):
             source = ah.load(model, device=processes.device())
             twin = source if isinstance(source, ah.TwinBridge) else ah.convert(source)
-        texts = ah.TextFiles(files, lines)
-        found = ah.sweep(twin, texts, context=context, batch=batch, every=every, out=out, resume=resume)
+        texts = ah.corpus.TextFiles(files, lines)
+        found = ah.corpus.sweep(twin, texts, context=context, batch=batch, every=every, out=out, resume=resume)
         writes = processes.Processes.found().index == 0
         processes.leave()
     if writes and as_json:
@@ -96,4 +96,4 @@ def _print(found: Sweep, out: Path) -> None:
         rows = [(top.iloc[rank], role) for top, role in zip(best, heads.columns[1:-1], strict=True)]
         table.add_row(*(f"{row['label']} {row[role]:.2f}" for row, role in rows))
     console.print(table)
-    console.print(f"Written to {out}; read it with ah.Sweep.load.")
+    console.print(f"Written to {out}; read it with ah.corpus.Sweep.load.")

@@ -10,7 +10,7 @@ import typer
 
 from allheads.cli.console import explained
 from allheads.cli.documents import put
-from allheads.files import checked_path, write_whole
+from allheads.disk import checked_path, write_whole
 
 
 def frontier(
@@ -19,9 +19,9 @@ def frontier(
     as_json: Annotated[bool, typer.Option("--json", help="Print every fit as one JSON list and nothing else.")] = False,
 ) -> None:
     """The frontier of every activation, plain and gated, from the committed fits (`make fits` computes them anew)."""
+    from allheads.gates.fitting.frontier import TABLES
+    from allheads.gates.table import fits, to_json
     from allheads.plots.frontier_figures import frontier_svg
-    from allheads.theory.frontier import TABLES
-    from allheads.theory.table import fits, to_json
 
     with explained():
         if write is not None:

@@ -11,8 +11,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components import AttentionBridge
 
 from allheads.errors import AllHeadsError
-from allheads.models.places import Place
-from allheads.models.sites import components
+from allheads.models.find_mlps import components
+from allheads.models.locations import Place
 
 
 @dataclass(frozen=True)

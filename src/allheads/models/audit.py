@@ -19,11 +19,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from allheads.banks.bank import HeadBank
 from allheads.errors import AllHeadsError
+from allheads.heads.bank import HeadBank
 from allheads.models.bridge import TwinBridge
 from allheads.models.mlps import Unit
-from allheads.models.probe import Seen, first_tensor
+from allheads.models.observe import Seen, first_tensor
 
 #: Largest difference by `closed`, relative to the largest output; in low precision, so many units in the last place.
 CLOSE, ULPS = 1e-3, 16

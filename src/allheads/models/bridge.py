@@ -13,11 +13,11 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
-from allheads.banks.bank import HeadBank
-from allheads.banks.evaluate import Evaluation
-from allheads.banks.hooks import HeadHooks
 from allheads.errors import AllHeadsError
-from allheads.models.places import Place
+from allheads.heads.bank import HeadBank
+from allheads.heads.evaluate import Evaluation
+from allheads.heads.hooks import HeadHooks
+from allheads.models.locations import Place
 
 
 class TwinBridge(TransformerBridge):

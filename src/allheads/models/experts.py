@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from allheads.errors import AllHeadsError
+from allheads.gates.activations import ACTIVATIONS, Activation
+from allheads.models.find_mlps import Site
+from allheads.models.formulas import CLOSE, ROWS, SPANS, Part, in_dtype
 from allheads.models.mlps import MLP, Unit, check_finite
-from allheads.models.probe import Seen
-from allheads.models.roles import CLOSE, ROWS, SPANS, Part, in_dtype
-from allheads.models.sites import Site
-from allheads.theory.activations import ACTIVATIONS, Activation
+from allheads.models.observe import Seen
 
 
 @dataclass(frozen=True)

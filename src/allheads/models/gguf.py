@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from allheads.errors import AllHeadsError
 from allheads.models.cache import cached_folder
-from allheads.models.hf import explained, no_progress_bars, read_model
+from allheads.models.reading import explained, no_progress_bars, read_model
 
 # Part of every copy's name: raise it when the content of a copy changes.
 FORMAT = 1

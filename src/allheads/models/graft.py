@@ -15,8 +15,8 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
-from allheads.banks.bank import HeadBank
-from allheads.banks.mixture import MixtureBank
+from allheads.heads.bank import HeadBank
+from allheads.heads.mixture import MixtureBank
 from allheads.models.mlps import Unit, activation_of
 from allheads.models.tree import called, unwrapped
 

@@ -19,10 +19,10 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from allheads.errors import AllHeadsError
-from allheads.models import bare
-from allheads.models.hf import explained, no_progress_bars, read_model, require_finite
+from allheads.models import headless as bare
 from allheads.models.origin import mark_loaded
-from allheads.models.registry import PACKAGED
+from allheads.models.packaged import PACKAGED
+from allheads.models.reading import explained, no_progress_bars, read_model, require_finite
 from allheads.models.sources import Source, find_source
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

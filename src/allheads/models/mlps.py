@@ -10,7 +10,7 @@ containerless        no module: the parts sit in the layer, called one after the
 expert               one slice of a stack of three-dimensional weights (`allheads.models.experts`)
 ===================  =================================================================================
 
-What a module computes is not believed from its name: see `allheads.models.roles`.
+What a module computes is not believed from its name: see `allheads.models.formulas`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from allheads.banks.bank import HeadBank
-from allheads.banks.evaluate import Evaluation
 from allheads.errors import AllHeadsError
-from allheads.models.places import Place
-from allheads.models.roles import Part, Roles, call, find_roles, in_dtype, is_projection, takes_residual
-from allheads.models.sites import Site
-from allheads.theory.activations import ACTIVATIONS, Activation
-from allheads.theory.gates import GateSum
+from allheads.gates.activations import ACTIVATIONS, Activation
+from allheads.gates.gates import GateSum
+from allheads.heads.bank import HeadBank
+from allheads.heads.evaluate import Evaluation
+from allheads.models.find_mlps import Site
+from allheads.models.formulas import Part, Roles, call, find_roles, in_dtype, is_projection, takes_residual
+from allheads.models.locations import Place
 
 #: Where modules keep their activation function.
 _ACTIVATION_ATTRIBUTES = ("act_fn", "act", "activation_fn", "activation", "intermediate_act_fn", "hidden_act")

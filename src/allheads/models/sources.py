@@ -8,7 +8,7 @@ from pathlib import Path
 
 from allheads.errors import AllHeadsError
 from allheads.models.gguf import unpacked
-from allheads.models.registry import PACKAGED, packaged_gguf, unknown_name
+from allheads.models.packaged import PACKAGED, packaged_gguf, unknown_name
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")

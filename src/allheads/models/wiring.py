@@ -18,9 +18,9 @@ from torch import Tensor
 from allheads.errors import AllHeadsError
 from allheads.models.attention import Attention, attending, read_attention, read_ends
 from allheads.models.bridge import TwinBridge
+from allheads.models.find_mlps import components
 from allheads.models.norms import Norm, known_norm
-from allheads.models.probe import evaluating
-from allheads.models.sites import components
+from allheads.models.observe import evaluating
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from allheads.plots.frontier_figures import frontier
 from allheads.plots.gate_maps import gates
 from allheads.plots.graph_view import graph
 from allheads.plots.layer_errors import errors
-from allheads.plots.paths import steps, trajectories
 from allheads.plots.report import write_report
 from allheads.plots.streams import residual
 
@@ -26,8 +25,6 @@ __all__ = [
     "gates",
     "graph",
     "residual",
-    "steps",
-    "trajectories",
     "write_attribution",
     "write_report",
 ]

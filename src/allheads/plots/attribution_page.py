@@ -5,10 +5,10 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from allheads.circuits.attribution import Attribution
-from allheads.circuits.attribution_graph import AttributionGraph
-from allheads.circuits.rules import RULES
-from allheads.files import checked_path, write_whole
+from allheads.attribution.attribution import Attribution
+from allheads.attribution.attribution_graph import AttributionGraph
+from allheads.attribution.rules import RULES
+from allheads.disk import checked_path, write_whole
 from allheads.plots import web
 from allheads.plots.contributions import attribution
 from allheads.plots.graph_view import graph

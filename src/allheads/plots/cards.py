@@ -37,7 +37,7 @@ Card = dict[str, Any]
 def cards(twin: TwinBridge, tokens: Int[Tensor, "1 pos"], places: Mapping[str, int]) -> dict[str, Card]:
     """Cards by label, for ordinary heads and whole neurons; ``places`` says at which position each matters most.
 
-    Raises `AllHeadsError` where weights cannot be read through the embeddings, as `allheads.circuit` does.
+    Raises `AllHeadsError` where weights cannot be read through the embeddings, as `allheads.weights.circuits` does.
     """
     reader = _Reader(Vocabulary(twin, read_wiring(twin)), tokens, places)
     found = {

@@ -7,7 +7,7 @@ from html import escape
 
 import plotly.graph_objects as go
 
-from allheads.circuits.attribution import Attribution
+from allheads.attribution.attribution import Attribution
 from allheads.errors import AllHeadsError
 from allheads.plots.picture import Picture
 from allheads.plots.style import BAD, BOTH, GOOD, figure, heat_map

@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from allheads.circuits.attribution import Attribution
-from allheads.circuits.attribution_graph import AttributionGraph
-from allheads.circuits.backward import contributions_to_each
-from allheads.circuits.graph import graph
-from allheads.circuits.rules import DEFAULT, Rule, rule_named
-from allheads.circuits.tokens import Target, position_in, token_ids
+from allheads.attribution.attribute import contributions_to_each
+from allheads.attribution.attribution import Attribution
+from allheads.attribution.attribution_graph import AttributionGraph
+from allheads.attribution.graph import graph
+from allheads.attribution.metrics import Target, position_in, token_ids
+from allheads.attribution.rules import DEFAULT, Rule, rule_named
 from allheads.errors import AllHeadsError
 from allheads.models.bridge import TwinBridge
 from allheads.plots.cards import cards
@@ -30,9 +30,9 @@ from allheads.plots.packing import deflated
 from allheads.plots.pattern_sources import read_patterns
 from allheads.plots.texts import visible, words
 from allheads.plots.view import View
+from allheads.progress import bar
 from allheads.twin.heads import heads
 from allheads.twin.labels import Label
-from allheads.waiting import bar
 
 #: Tokens that are offered after each token; predictions that are explained, the last ones of a long text.
 _OFFERED, EXPLAINED = 5, 64

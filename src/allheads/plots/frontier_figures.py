@@ -9,9 +9,9 @@ from html import escape
 import plotly.graph_objects as go
 
 from allheads.errors import AllHeadsError
+from allheads.gates.table import Fit, fits
 from allheads.plots.picture import Picture
 from allheads.plots.style import figure
-from allheads.theory.table import Fit, fits
 
 WIDTH, HEIGHT, MARGIN = 460, 340, 54
 #: Chosen to be told apart by people who do not see all colours, on white and on black.

@@ -16,16 +16,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from allheads.banks.bank import HeadBank
 from allheads.errors import AllHeadsError
+from allheads.gates.gates import GateSum
+from allheads.heads.bank import HeadBank
 from allheads.models.bridge import TwinBridge
 from allheads.plots.activations import read
 from allheads.plots.picture import Picture
 from allheads.plots.style import heat_map
 from allheads.plots.texts import one_text, token_names
-from allheads.proof.inputs import Texts
-from allheads.theory.gates import GateSum
 from allheads.twin.labels import Label
+from allheads.verification.inputs import Texts
 
 TOP = 24
 
@@ -68,7 +68,7 @@ def gates(
 def gate_part(gates: GateSum) -> int:
     """Which head of a neuron is its gate: one that opens with t, has few bias tokens, and is half open near 0.
 
-    >>> from allheads.theory.approximate import approximate
+    >>> from allheads.gates.approximation import approximate
     >>> gate_part(approximate("silu"))
     0
     """

@@ -7,14 +7,14 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from allheads.circuits.attribution_graph import AttributionGraph
+from allheads.attribution.attribution_graph import AttributionGraph
 from allheads.errors import AllHeadsError
 from allheads.models.bridge import TwinBridge
 from allheads.plots.cards import cards
 from allheads.plots.pattern_sources import read_patterns
 from allheads.plots.texts import one_text, visible
 from allheads.plots.view import View
-from allheads.proof.inputs import Texts
+from allheads.verification.inputs import Texts
 
 #: Edges that are drawn, largest first.
 EDGES = 150

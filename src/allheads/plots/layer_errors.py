@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from allheads.plots.picture import Picture
 from allheads.plots.style import BAD, GOOD, LIMIT, figure
-from allheads.proof.report import Report
+from allheads.verification.report import Report
 
 
 def errors(report: Report) -> Picture:

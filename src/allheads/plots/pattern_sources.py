@@ -20,12 +20,12 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
 from allheads.models.attention import attending
-from allheads.models.places import Place
+from allheads.models.locations import Place
 from allheads.plots.patterns import Patterns, check_size
 from allheads.plots.texts import one_row, visible, words
-from allheads.proof.inputs import input_runs
 from allheads.twin.heads import named_heads
 from allheads.twin.labels import Kind, Label
+from allheads.verification.inputs import input_runs
 
 #: A model, patterns by hook point, or patterns of one layer or several, ``[head row column]`` each.
 Source: TypeAlias = "TransformerBridge | ActivationCache | Mapping[str, Tensor] | Tensor | Sequence[Tensor]"

@@ -8,8 +8,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from allheads.disk import checked_path, write_whole
 from allheads.errors import AllHeadsError
-from allheads.files import checked_path, write_whole
 from allheads.plots.page import html_page, plot
 
 _IMAGES = (".png", ".svg", ".pdf", ".jpg", ".webp")

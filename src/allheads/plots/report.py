@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from allheads.disk import checked_path, write_whole
 from allheads.errors import AllHeadsError
-from allheads.files import checked_path, write_whole
 from allheads.models.bridge import TwinBridge
 from allheads.plots import web
 from allheads.plots.attention_view import attention
@@ -26,8 +26,8 @@ from allheads.plots.gate_maps import GateReading, mean_gate_map, neuron_map, rea
 from allheads.plots.layer_errors import errors
 from allheads.plots.page import Drawn, html_page, options, packed, plot, rounding, table
 from allheads.plots.texts import one_text, token_names
-from allheads.proof.inputs import Texts
-from allheads.proof.report import Report
+from allheads.verification.inputs import Texts
+from allheads.verification.report import Report
 
 #: Tokens of the text that are drawn, and weights of all attention patterns together.
 LONGEST, BUDGET = 128, 4_500_000

@@ -10,7 +10,7 @@ from allheads.plots.activations import read
 from allheads.plots.picture import Picture
 from allheads.plots.style import figure
 from allheads.plots.texts import one_text, token_names
-from allheads.proof.inputs import Texts
+from allheads.verification.inputs import Texts
 
 
 def residual(twin: TwinBridge, tokens: Texts) -> Picture:

@@ -11,7 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
 from allheads.models.bridge import TwinBridge
-from allheads.proof.inputs import Texts, token_rows
+from allheads.verification.inputs import Texts, token_rows
 
 _LONGEST = 18
 _VISIBLE = {" ": "·", "\n": "↵", "\r": "␍", "\t": "⇥"}

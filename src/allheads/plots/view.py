@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from allheads.disk import checked_path, write_whole
 from allheads.errors import AllHeadsError
-from allheads.files import checked_path, write_whole
 from allheads.plots.page import Drawn, html_page
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from allheads._lazy import importer
 
 if TYPE_CHECKING:
     from allheads.pure.exporter import export as export
@@ -11,12 +12,5 @@ if TYPE_CHECKING:
 
 # Imported when first used, so that the runner can be read and run without the rest of the package.
 _HOME = {"export": "exporter", "run": "runner"}
-__all__ = ["export", "run"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'allheads.pure' has no attribute {name!r}")
-    value = getattr(import_module(f"allheads.pure.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__all__ = list(_HOME)
+__getattr__ = importer(__name__, _HOME)

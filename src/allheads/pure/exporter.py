@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from allheads.banks.bank import HeadBank
-from allheads.banks.own import OwnHeads
 from allheads.errors import AllHeadsError
+from allheads.heads.bank import HeadBank
+from allheads.heads.edited import OwnHeads
 from allheads.models.attention import Attention, read_attention, read_ends
 from allheads.models.bridge import TwinBridge
 from allheads.models.norms import measure_norm

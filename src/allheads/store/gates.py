@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 from allheads.errors import AllHeadsError
-from allheads.theory.activations import ACTIVATIONS, Activation, activation_named
-from allheads.theory.gates import Gate, GateSum
+from allheads.gates.activations import ACTIVATIONS, Activation, activation_named
+from allheads.gates.gates import Gate, GateSum
 
 #: What JSON can hold of a float: itself, as Python prints doubles exactly, or the name of an infinity.
 Number = float | str
@@ -18,7 +18,7 @@ def to_json(gates: GateSum) -> dict[str, Any]:
 
     Raises `AllHeadsError` for an activation that is neither in `ACTIVATIONS` nor one of those with factors.
 
-    >>> from allheads.theory.approximate import approximate
+    >>> from allheads.gates.approximation import approximate
     >>> to_json(approximate("silu"))["heads"]
     [{'alpha': 1.0, 'delta': 0.0, 'offsets': [0.0], 'slopes': [1.0]}]
     """
@@ -46,7 +46,7 @@ def from_json(row: dict[str, Any]) -> GateSum:
 
     Raises `AllHeadsError` for an unknown activation or for something else than gates.
 
-    >>> from allheads.theory.approximate import approximate
+    >>> from allheads.gates.approximation import approximate
     >>> gates = approximate("gelu", gated=True).stretched(0.3, 2.0)
     >>> from_json(to_json(gates)) == gates
     True

@@ -9,7 +9,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
 from allheads.models import load as models
-from allheads.models.registry import PACKAGED
+from allheads.models.packaged import PACKAGED
 from allheads.store.rebuild import load_twin
 from allheads.store.record import FILE
 from allheads.store.tensors import STEM

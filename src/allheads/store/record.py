@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from allheads.banks.evaluate import Evaluation
 from allheads.errors import AllHeadsError
+from allheads.gates.gates import GateSum
+from allheads.heads.evaluate import Evaluation
 from allheads.store import gates
-from allheads.theory.gates import GateSum
 from allheads.twin.domain import Domain
 
 #: What a saved twin is known by. The version rises whenever an older reader would misread a folder.

@@ -13,10 +13,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from allheads.errors import AllHeadsError
-from allheads.models.blank import describe, write_network
 from allheads.models.bridge import TwinBridge
-from allheads.models.hf import explained
+from allheads.models.from_config import describe, write_network
 from allheads.models.origin import fingerprint, state
+from allheads.models.reading import explained
 from allheads.store import tensors as files
 from allheads.store.folder import listing, replacing
 from allheads.store.record import BankRecord, Record, SourceRecord, write

@@ -10,12 +10,12 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
-from allheads.models.blank import blank, differing, fill
 from allheads.models.bridge import TwinBridge, share
-from allheads.models.hf import explained
+from allheads.models.from_config import blank, differing, fill
 from allheads.models.load import load
 from allheads.models.origin import state
-from allheads.models.units import read_units
+from allheads.models.read_mlps import read_units
+from allheads.models.reading import explained
 from allheads.store.record import Record
 from allheads.store.tensors import digests, put
 

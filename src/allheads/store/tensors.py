@@ -14,8 +14,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
 from allheads.models.origin import state
+from allheads.progress import bar
 from allheads.store.record import Record, damaged
-from allheads.waiting import bar
 
 STEM = "twin"
 #: Bytes in a file; one tensor may be more.

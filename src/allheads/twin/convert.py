@@ -19,17 +19,17 @@ import torch
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
-from allheads.banks.evaluate import Evaluation
 from allheads.errors import AllHeadsError
+from allheads.gates.approximation import DEFAULT_TOLERANCE, approximate
+from allheads.gates.gates import GateSum
+from allheads.heads.evaluate import Evaluation
 from allheads.models.audit import audit
 from allheads.models.bridge import TwinBridge, bridge, share
 from allheads.models.graft import graft, refresh
 from allheads.models.mlps import MLP, Unit
+from allheads.models.observe import Seen, evaluating, observe, probe_inputs
 from allheads.models.origin import origin_of
-from allheads.models.probe import Seen, evaluating, observe, probe_inputs
-from allheads.models.units import other_parts, read_units
-from allheads.theory.approximate import DEFAULT_TOLERANCE, approximate
-from allheads.theory.gates import GateSum
+from allheads.models.read_mlps import other_parts, read_units
 from allheads.twin.domain import Domain, input_domains, needs_domain, norm_paths
 
 

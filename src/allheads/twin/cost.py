@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from allheads.errors import AllHeadsError
+from allheads.gates.approximation import DEFAULT_TOLERANCE, approximate
 from allheads.models.shapes import Shape, shape_of
-from allheads.theory.approximate import DEFAULT_TOLERANCE, approximate
 
 #: Bytes of a float32.
 FLOAT32 = 4

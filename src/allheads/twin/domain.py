@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from allheads.models.mlps import MLP, Unit
 from allheads.models.norms import Norm, measure_norm
-from allheads.models.probe import Seen
+from allheads.models.observe import Seen
 
 #: How far beyond the largest measured preactivation a measured domain reaches.
 MARGIN = 4.0

@@ -9,11 +9,11 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from allheads.banks.bank import HeadBank
 from allheads.errors import AllHeadsError
+from allheads.heads.bank import HeadBank
 from allheads.models.attention import Attending, attending
 from allheads.models.bridge import TwinBridge
-from allheads.models.places import Place
+from allheads.models.locations import Place
 from allheads.twin.labels import Label
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from allheads.banks.bank import HeadBank
 from allheads.errors import AllHeadsError
+from allheads.heads.bank import HeadBank
 from allheads.weights.vocabulary import TokenValue, Vocabulary
 
 if TYPE_CHECKING:

@@ -46,7 +46,7 @@ class Card {
   }
 
   unsaid(label) {
-    return label.includes(".N") ? `Not among the parts that matter most here: ah.circuit(twin, "${label}") reads its weights.` : "";
+    return label.includes(".N") ? `Not among the parts that matter most here: ah.weights.circuit(twin, "${label}") reads its weights.` : "";
   }
 
   /** How far a neuron's gate is open at each token. */

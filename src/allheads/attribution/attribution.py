@@ -1,0 +1,172 @@
+"""What an attribution says: a number for every part of the network, and the identities that hold between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from allheads.attribution.metrics import Asked
+from allheads.attribution.rules import Rule
+from allheads.errors import AllHeadsError
+from allheads.twin.labels import Kind, Label
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One part at one position: ``effect`` over all paths, of which ``direct`` goes straight into the logits."""
+
+    label: str
+    position: int
+    effect: float
+    direct: float
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Contributions to a target, or to something a head reads, by one forward and one backward pass under a rule.
+
+    Embeddings and constants are the cut of the stream before layer 0, and sum to the target where the rule is complete.
+    Heads and neurons pass on what they were given: their effects overlap along a path, and do not sum to it.
+    Their ``direct`` parts do, with those of the embeddings and constants: every write into the stream is counted once.
+    All numbers are in units of the target (logits).
+    """
+
+    rule: Rule
+    target: Asked
+    tokens: list[str]
+    #: The target in the twin, and what the rule does not attribute; 0 for a linear target under a complete rule.
+    target_value: float
+    intercept: float
+    embeddings: Float[Tensor, " pos"]
+    positions: Float[Tensor, " pos"] | None
+    #: By name, in the order of the network; the second number is the layer, -1 before the first and n_layers after.
+    constants: dict[str, tuple[float, int]]
+    heads: Float[Tensor, "layer head pos"]
+    neurons: Float[Tensor, "layer pos d_mlp"]
+    #: At the target's position; nothing is written into its logits from elsewhere.
+    heads_direct: Float[Tensor, "layer head"]
+    neurons_direct: Float[Tensor, "layer d_mlp"]
+    #: Contribution of the stream before each layer up to the one that reads the target, and after the last.
+    stream: Float[Tensor, "cut pos"]
+    #: For each layer the contribution of what a head carried from each source, if it was asked for.
+    sources: Float[Tensor, "layer head destination source"] | None = None
+    #: What the mean embeddings contribute, if contributions are relative to means.
+    baseline: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """The sum over embeddings and constants: the target, where the rule is complete."""
+        return self.cut(0)
+
+    def cut(self, layer: int) -> float:
+        """The sum over the stream before ``layer``, and over the constants from there on.
+
+        Raises `AllHeadsError` for a layer that is not there; for logits, ``n_layers`` is the cut after the last.
+        """
+        if not 0 <= layer < len(self.stream):
+            raise AllHeadsError(f"a cut from 0 to {len(self.stream) - 1}", str(layer), "Cuts are before layers.")
+        if layer == 0:
+            stream = float(self.embeddings.sum()) + (0.0 if self.positions is None else float(self.positions.sum()))
+            return stream + sum(value for value, _ in self.constants.values()) + self.intercept + self.baseline
+        after = sum(value for value, place in self.constants.values() if place >= layer)
+        return float(self.stream[layer].sum()) + after + self.intercept
+
+    @property
+    def completeness_error(self) -> float:
+        """The largest gap between the target and a cut, relative to the sum of absolute contributions of that cut."""
+        gaps = []
+        for layer in range(len(self.stream)):
+            size = float(self.stream[layer].abs().sum())
+            if layer == 0:
+                size = float(self.embeddings.abs().sum())
+                size += abs(self.baseline) + (0.0 if self.positions is None else float(self.positions.abs().sum()))
+            size += sum(abs(value) for value, place in self.constants.values() if place >= layer or layer == 0)
+            gaps.append(abs(self.cut(layer) - self.target_value) / max(size, abs(self.target_value), 1e-300))
+        return max(gaps)
+
+    def of(self, label: str) -> list[Contribution]:
+        """The contributions of one head or neuron, at every position. Raises `AllHeadsError` for an unknown label."""
+        wanted = Label.parse(label)
+        table = self.heads if wanted.kind == "A" else self.neurons.transpose(1, 2)
+        layers, count, length = table.shape
+        known = wanted.kind != "X" and wanted.part is None and wanted.stem == f"L{wanted.layer}"
+        if not known or wanted.layer >= layers or wanted.index >= count:
+            last = f"L{layers - 1}.{'A' if wanted.kind == 'A' else 'N'}{count - 1}"
+            raise AllHeadsError(f"a label up to {last}", label, "Neurons are whole here: L3.N812.")
+        return [self._contribution(wanted.kind, wanted.layer, wanted.index, position) for position in range(length)]
+
+    def top(
+        self, k: int = 10, *, by: str = "size", kind: str | None = None, skip_first: bool = False
+    ) -> list[Contribution]:
+        """The k largest contributions of heads and neurons at positions, by ``size``, or by ``sign``: most for first.
+
+        ``kind`` is ``"A"`` for ordinary heads only, ``"N"`` for neurons only. ``skip_first`` leaves out the first
+        position, where many models rest.
+        """
+        if by not in ("size", "sign") or kind not in (None, "A", "N"):
+            raise AllHeadsError("by='size' or 'sign', and kind 'A', 'N' or None", f"{by!r}, {kind!r}", "Change it.")
+        tables = {"A": self.heads, "N": self.neurons.transpose(1, 2)}
+        chosen = [name for name in tables if kind in (None, name)]
+        ranks = [tables[name].abs() if by == "size" else tables[name].clone() for name in chosen]
+        for rank in ranks:
+            rank[..., : int(skip_first)] = -torch.inf
+        rank = torch.cat([each.flatten() for each in ranks])
+        order = rank.topk(min(k, int((rank > -torch.inf).sum()))).indices.tolist()
+        return [self._at(number, chosen) for number in order]
+
+    def by_layer(self) -> dict[str, Float[Tensor, " layer"]]:
+        """Direct contributions summed over each layer: ``heads`` and ``neurons``."""
+        return {"heads": self.heads_direct.sum(1), "neurons": self.neurons_direct.sum(1)}
+
+    def to_dataframe(self, k: int | None = None) -> pandas.DataFrame:
+        """Heads and neurons at positions, largest first; ``k`` of them, or 1000.
+
+        Columns: label, layer, kind, position, token, effect, direct.
+        """
+        import pandas
+
+        rows = [self._row(each) for each in self.top(1000 if k is None else k)]
+        return pandas.DataFrame(rows, columns=["label", "layer", "kind", "position", "token", "effect", "direct"])
+
+    def __iter__(self) -> Iterator[Contribution]:
+        """Every head and neuron at every position, heads first."""
+        kinds = ["A", "N"]
+        return (self._at(number, kinds) for number in range(self.heads.numel() + self.neurons.numel()))
+
+    def _at(self, number: int, kinds: list[str]) -> Contribution:
+        """The contribution at this place among all of these kinds, one after the other."""
+        for kind in kinds:
+            layers, count, length = (self.heads if kind == "A" else self.neurons.transpose(1, 2)).shape
+            if number < layers * count * length:
+                break
+            number -= layers * count * length
+        layer, rest = divmod(number, count * length)
+        return self._contribution(kind, layer, *divmod(rest, length))
+
+    def _contribution(self, kind: str, layer: int, index: int, position: int) -> Contribution:
+        label = str(Label(f"L{layer}", cast(Kind, kind), index))
+        ordinary = kind == "A"
+        effect = self.heads[layer, index, position] if ordinary else self.neurons[layer, position, index]
+        direct = (self.heads_direct if ordinary else self.neurons_direct)[layer, index]
+        return Contribution(label, position, float(effect), float(direct) if position == self.target.position else 0.0)
+
+    def _row(self, each: Contribution) -> dict[str, Any]:
+        label = Label.parse(each.label)
+        token = self.tokens[each.position]
+        return {
+            "label": each.label,
+            "layer": label.layer,
+            "kind": label.kind,
+            "position": each.position,
+            "token": token,
+            "effect": each.effect,
+            "direct": each.direct,
+        }

@@ -1,0 +1,116 @@
+"""A twin with norm scales, patterns and gates held where they were: the network that attribution reads.
+
+What a rule holds is recorded when the network first runs and used from then on:
+
+- a norm ``x -> gain * s * x + shift`` keeps its scale s;
+- queries and keys of ordinary heads keep their values, and with them the patterns;
+- banks keep the patterns of their heads (`allheads.heads.frozen`).
+
+TransformerLens' hook points stay where they are, so activations can be watched and changed as usual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from allheads.attribution.metrics import token_ids
+from allheads.attribution.rules import DEFAULT, Rule, rule_named
+from allheads.errors import AllHeadsError
+from allheads.heads.frozen import Held
+from allheads.models.bridge import TwinBridge
+from allheads.models.frozen_norms import HeldNorm, held_norms
+
+
+@dataclass
+class Holding:
+    """What is held, module by module; everything is recorded in the first run."""
+
+    twin: TwinBridge
+    rule: Rule
+    norms: dict[str, HeldNorm] = field(default_factory=dict)
+    reads: dict[str, Tensor] = field(default_factory=dict)
+
+    def constants(self) -> Iterator[tuple[str, nn.Module, Tensor]]:
+        """What the held parts add that does not depend on the input: shifts of norms, constants of plain neurons."""
+        for path, norm in self.norms.items():
+            if norm.shift is not None and norm.shift.any():
+                yield f"{path}.bias", norm.module, norm.shift
+        for place, bank in zip(self.twin.places, self.twin.banks, strict=True):
+            slopes = None if bank.held is None else bank.held.slopes
+            if slopes is not None and slopes.constant is not None:
+                yield f"{place.prefix}constant", bank, slopes.constant
+
+
+@contextmanager
+def holding(twin: TwinBridge, rule: Rule, moving: Iterable[str] = ()) -> Iterator[Holding]:
+    """Hold what the rule names for a while; the first run inside is the one that is recorded.
+
+    Queries or keys at the hook points ``moving`` are not held.
+    """
+    held = Holding(twin, rule)
+    with ExitStack() as stack:
+        if rule.norms:
+            held.norms = stack.enter_context(held_norms(twin.original_model))
+        if rule.patterns:
+            reads = [(name, _keeper(name, held.reads)) for name in _queries_and_keys(twin) if name not in moving]
+            stack.enter_context(twin.hooks(fwd_hooks=reads))
+        if rule.gates:
+            for bank in twin.banks:
+                if bank.own is not None:
+                    raise AllHeadsError(
+                        "banks whose heads share their neuron's weights", "edited heads", "Use rule='gradient'."
+                    )
+                bank.held = Held(rule.gate_share)
+        try:
+            yield held
+        finally:
+            for bank in twin.banks:
+                bank.held = None
+
+
+@contextmanager
+def frozen(twin: TwinBridge, tokens: str | Tensor, *, rule: str | Rule = DEFAULT) -> Iterator[TwinBridge]:
+    r"""The twin as the linear network it is on ``tokens``, under a rule that holds everything.
+
+    Inside, for any change d of its embeddings (or of anything a head or neuron writes)
+
+        logits(x + d) = logits(x) + J d,
+
+    with the same J for every d; ``logits(x)`` are the twin's own up to rounding. Several rows may run inside:
+    each is this prompt, changed by hooks in its own way.
+
+    Raises `AllHeadsError` for a rule that does not make the twin linear, for tokens it cannot read, and for a twin with
+    more than one stack.
+
+    >>> import allheads as ah
+    >>> with ah.frozen(twin, "Mary and John", rule="half"):  # doctest: +SKIP
+    ...     logits = twin("Mary and John")
+    """
+    chosen = rule_named(rule)
+    if not chosen.complete:
+        raise AllHeadsError(
+            "a rule under which the twin is linear", repr(chosen.name), "Use frozen, gate or half, or ah.attribute."
+        )
+    ids = token_ids(twin, tokens)
+    with holding(twin, chosen):
+        with torch.no_grad():
+            twin(ids)
+        yield twin
+
+
+def _queries_and_keys(twin: TwinBridge) -> list[str]:
+    return [name for name in twin.hook_dict if name.endswith((".attn.hook_q", ".attn.hook_k"))]
+
+
+def _keeper(name: str, reads: dict[str, Tensor]) -> Callable[..., Tensor]:
+    """Let pass what is recorded instead of what comes."""
+
+    def keep(value: Tensor, hook: object) -> Tensor:
+        return reads.setdefault(name, value.detach()).expand_as(value)
+
+    return keep

@@ -1,0 +1,210 @@
+"""Changing what heads and neurons do, by label: the same words for ordinary heads and for neurons.
+
+What a part writes is changed before its output weights: ``hook_z`` of an ordinary head or of one head of a neuron,
+``hook_post`` of a whole neuron. What it attends to is changed at its pattern. Nothing is left behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from allheads.corpus.averages import Means
+from allheads.errors import AllHeadsError
+from allheads.heads.bank import HeadBank
+from allheads.models.bridge import TwinBridge
+from allheads.twin.heads import Head, head
+from allheads.twin.labels import Label
+
+How = Literal["zero", "mean", "resample"]
+#: Positions in a prompt; all of them if None.
+Positions = Sequence[int] | None
+
+
+def ablate(
+    twin: TwinBridge,
+    labels: Iterable[str],
+    how: How = "zero",
+    *,
+    positions: Positions = None,
+    means: Means | None = None,
+    tokens: str | Tensor | None = None,
+) -> AbstractContextManager[TwinBridge]:
+    """Take away what heads and neurons say, for a while.
+
+    Args:
+        twin: from `ah.convert`.
+        labels: as in `ah.heads`: ``L3.A5``, ``L10.N77``, ``L10.N77.0``.
+        how: write ``zero``; the ``mean`` over a corpus, from `ah.corpus.means`; or ``resample``: what is written on
+            other ``tokens`` of the same length.
+        positions: where; everywhere if None.
+        means: for ``mean``.
+        tokens: for ``resample``.
+
+    Raises:
+        AllHeadsError: an unknown label or way, or one without what it needs; inside, a position outside the prompt.
+
+    >>> with ablate(twin, ["L3.A5", "L10.N77"]):  # doctest: +SKIP
+    ...     logits = twin("Mary and John")
+    """
+    found = _points(twin, labels)
+    if how == "zero":
+        values = {name: torch.zeros(()) for name in found}
+    elif how == "mean" and means is not None:
+        axes = {name: -1 if name.endswith("hook_post") else -2 for name in found}
+        values = {
+            name: means.of(name).index_select(axes[name], torch.tensor(found[name], device=means.of(name).device))
+            for name in found
+        }
+    elif how == "resample" and tokens is not None:
+        seen = _seen(twin, found, tokens)
+        values = {name: seen[name][:, :, indices] for name, indices in found.items()}
+    else:
+        need = {"mean": "means=ah.corpus.means(twin, texts)", "resample": "tokens=another prompt of the same length"}
+        raise AllHeadsError(
+            "how='zero', 'mean' or 'resample'", repr(how), f"Give {need[how]}." if how in need else "Choose one."
+        )
+    return _hooked(twin, [(name, _writer(found[name], values[name], positions)) for name in found])
+
+
+def patch(
+    twin: TwinBridge, values: Mapping[str, float | Tensor], *, positions: Positions = None
+) -> AbstractContextManager[TwinBridge]:
+    """Let heads and neurons write these values, for a while.
+
+    A value is a number, or a tensor that broadcasts to ``[batch pos d_head]`` for an ordinary head and to
+    ``[batch pos]`` for a neuron or one of its heads.
+
+    Raises `AllHeadsError` for an unknown label; inside, for a shape that does not fit and a position outside.
+
+    >>> with patch(twin, {"L10.N77": 3.0}, positions=[-1]):  # doctest: +SKIP
+    ...     logits = twin("Mary and John")
+    """
+    hooks: list[tuple[str, Callable[..., Tensor]]] = []
+    for label, value in values.items():
+        found = _points(twin, [label])
+        if sum(map(len, found.values())) > 1:
+            raise AllHeadsError(
+                "a neuron with one activation", f"{label}, whose heads were edited", f"Name its heads: {label}.0."
+            )
+        for name, (index,) in found.items():
+            hooks.append((name, _setter(index, torch.as_tensor(value), positions, Label.parse(label).kind == "N")))
+    return _hooked(twin, hooks)
+
+
+def pin(
+    twin: TwinBridge, patterns: Mapping[str, float | Tensor], *, positions: Positions = None
+) -> AbstractContextManager[TwinBridge]:
+    """Let heads attend so, for a while: a pattern ``[destination source]``, or a neuron's gate, ``[pos]`` or a number.
+
+    ``positions`` are destinations. A gate is the pattern on self, of one head (``L10.N77.0``) or of all of a neuron's.
+
+    Raises `AllHeadsError` for an unknown label; inside, for a shape that does not fit and a position outside.
+
+    >>> with pin(twin, {"L3.A5": torch.eye(3), "L10.N77.0": 1.0}):  # doctest: +SKIP
+    ...     logits = twin("Mary and John")
+    """
+    hooks: list[tuple[str, Callable[..., Tensor]]] = []
+    for label, pattern in patterns.items():
+        for each in head(twin, label):
+            name = "hook_pattern_self" if isinstance(each.module, HeadBank) else "hook_pattern"
+            hooks.append((f"{each.hook_prefix}{name}", _pinner(each, torch.as_tensor(pattern), positions)))
+    return _hooked(twin, hooks)
+
+
+def _points(twin: TwinBridge, labels: Iterable[str]) -> dict[str, list[int]]:
+    """Hook points, and which entries of their third axis these labels are."""
+    if isinstance(labels, str):
+        raise AllHeadsError("a list of labels", repr(labels), f"Write [{labels!r}].")
+    found: dict[str, list[int]] = {}
+    for label in labels:
+        whole = Label.parse(label).part is None
+        for each in head(twin, label):
+            # Edited heads have no activation in common.
+            if whole and isinstance(each.module, HeadBank) and each.module.own is None:
+                entries = found.setdefault(f"{each.hook_prefix}hook_post", [])
+                number = each.label.index
+            else:
+                entries, number = found.setdefault(f"{each.hook_prefix}hook_z", []), each.number
+            if number not in entries:
+                entries.append(number)
+    return found
+
+
+def _seen(twin: TwinBridge, names: Iterable[str], tokens: str | Tensor) -> dict[str, Tensor]:
+    seen: dict[str, Tensor] = {}
+
+    def keeper(name: str) -> Callable[..., None]:
+        def keep(value: Tensor, hook: object) -> None:
+            seen[name] = value.detach()
+
+        return keep
+
+    with torch.no_grad(), twin.hooks(fwd_hooks=[(name, keeper(name)) for name in names]):
+        twin(tokens)
+    return seen
+
+
+def _writer(indices: list[int], new: Tensor, positions: Positions) -> Callable[..., Tensor]:
+    """Put values ``[... entry d_head]`` or ``[... entry]`` into these entries of the third axis."""
+
+    def write(value: Tensor, hook: Any) -> Tensor:
+        value = value.clone()
+        at = _at(positions, value.shape[1])
+        there = value[:, :, indices]
+        there[:, at] = _fitting(new.to(value), there, hook)[:, at]
+        value[:, :, indices] = there
+        return value
+
+    return write
+
+
+def _setter(index: int, new: Tensor, positions: Positions, of_neuron: bool) -> Callable[..., Tensor]:
+    """Put a value ``[batch pos d_head]``, or ``[batch pos]`` for a neuron, into one entry."""
+
+    def write(value: Tensor, hook: Any) -> Tensor:
+        value = value.clone()
+        there = value[:, :, index, 0] if of_neuron and value.ndim == 4 else value[:, :, index]
+        at = _at(positions, there.shape[1])
+        there[:, at] = _fitting(new.to(value), there, hook)[:, at]
+        return value
+
+    return write
+
+
+def _pinner(each: Head, pattern: Tensor, positions: Positions) -> Callable[..., Tensor]:
+    def write(value: Tensor, hook: Any) -> Tensor:
+        value = value.clone()
+        there = value[:, each.number]
+        at = _at(positions, there.shape[1])
+        there[:, at] = _fitting(pattern.to(value), there, hook)[:, at]
+        return value
+
+    return write
+
+
+def _at(positions: Positions, length: int) -> list[int]:
+    if positions is None:
+        return list(range(length))
+    if outside := [position for position in positions if not -length <= position < length]:
+        raise AllHeadsError(f"positions from {-length} to {length - 1}", str(outside[0]), "The last one is -1.")
+    return [position % length for position in positions]
+
+
+def _fitting(new: Tensor, there: Tensor, hook: Any) -> Tensor:
+    try:
+        return new.expand_as(there)
+    except RuntimeError:
+        raise AllHeadsError(
+            f"values that broadcast to {tuple(there.shape)} at {hook.name}", str(tuple(new.shape)), "Change the shape."
+        ) from None
+
+
+@contextmanager
+def _hooked(twin: TwinBridge, hooks: Sequence[tuple[str, Callable[..., Tensor]]]) -> Iterator[TwinBridge]:
+    with twin.hooks(fwd_hooks=list(hooks)):
+        yield twin

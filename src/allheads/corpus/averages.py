@@ -1,0 +1,86 @@
+"""What heads and neurons write on average: the reference that ablation and relative attribution need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from allheads.errors import AllHeadsError
+from allheads.models.attention import attending
+from allheads.models.bridge import TwinBridge
+from allheads.progress import bar
+from allheads.twin.capture import EMBEDDINGS
+
+
+@dataclass(frozen=True)
+class Means:
+    """Means over ``count`` positions, by hook point, in float64.
+
+    ``hook_z [head d_head]``, ``hook_post [d_mlp]``, embeddings ``[d_model]``; by position with a first axis ``pos``.
+    """
+
+    count: int
+    values: dict[str, Float[Tensor, "..."]]
+
+    def of(self, name: str) -> Float[Tensor, "..."]:
+        """The mean at a hook point. Raises `AllHeadsError` if it was not measured."""
+        if name not in self.values:
+            some = ", ".join(list(self.values)[:2])
+            raise AllHeadsError(f"a hook point with a mean, such as {some}", name, "Whole neurons and heads have one.")
+        return self.values[name]
+
+
+def means(
+    twin: TwinBridge, texts: Sequence[str | Tensor], *, skip_first: bool = True, by_position: bool = False
+) -> Means:
+    """What embeddings, ordinary heads and neurons write on average over all positions of some texts.
+
+    ``skip_first`` leaves the first position of each text out: it often is where heads rest, and unlike all others.
+    ``by_position`` keeps positions apart, the first too, for prompts of one length and form.
+
+    Raises `AllHeadsError` for anything but a twin, if no position is left, and for several lengths by position.
+
+    >>> average = means(twin, ["Mary and John", "went to the store"])  # doctest: +SKIP
+    """
+    if not isinstance(twin, TwinBridge):
+        raise AllHeadsError("an attention-only twin", type(twin).__name__, "Make one with ah.convert(source).")
+    items = [texts] if isinstance(texts, (str, Tensor)) else list(texts)
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def adder(name: str) -> Callable[..., None]:
+        def add(value: Tensor, hook: object) -> None:
+            if not value.is_floating_point():
+                return
+            kept = value.detach()[:, int(skip_first and not by_position) :]
+            total = kept.sum(0 if by_position else (0, 1), dtype=torch.float64)
+            if name in sums and sums[name].shape != total.shape:
+                raise AllHeadsError(
+                    f"prompts of {len(sums[name])} tokens each", f"one of {len(total)}", "Or leave by_position out."
+                )
+            counts[name] = counts.get(name, 0) + kept.shape[0] * (1 if by_position else kept.shape[1])
+            sums[name] = sums[name] + total if name in sums else total
+
+        return add
+
+    with torch.no_grad(), twin.hooks(fwd_hooks=[(name, adder(name)) for name in _measured(twin)]):
+        for item in bar("Means", items):
+            twin(item)
+    count = max(counts.values(), default=0)
+    if not count:
+        raise AllHeadsError("texts with a position to average over", "none", "Give longer texts, or skip_first=False.")
+    return Means(count, {name: total / counts[name] for name, total in sums.items() if counts[name]})
+
+
+def _measured(twin: TwinBridge) -> list[str]:
+    names = [name for name in EMBEDDINGS if name in twin.hook_dict]
+    names += [f"{each.place.prefix}hook_z" for each in attending(twin)]
+    for place, bank in zip(twin.places, twin.banks, strict=True):
+        if bank.own is not None:
+            raise AllHeadsError("neurons with one activation each", f"edited heads in {place.stem}", "Measure before.")
+        names.append(f"{place.prefix}hook_post")
+    return names

@@ -1,0 +1,117 @@
+"""Sums over positions of a corpus: what is kept of a sweep, in memory that does not grow with it.
+
+Two tallies add up to that of both parts. Counts and examples do so exactly, in any order; sums are in float64 and may
+differ in their last bits. `allheads.corpus.sweeping` therefore always adds the same parts in the same order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from allheads.corpus.head_roles import ROLES
+
+#: Each of the most frequent tokens is a group of its own; the others share as many groups by their ids' remainder.
+FREQUENT = 128
+#: Positions in a window are told apart up to this many, and neighbours share a group beyond.
+PLACES = 128
+#: Examples that are kept of every neuron, each from another window, and tokens shown of each.
+EXAMPLES, SHOWN = 5, 8
+
+
+@dataclass
+class Tally:
+    """Sums over all positions but the first of each window. An empty example has the text -1.
+
+    ``attention`` has a row for each of `ROLES`, over ``destinations``; the last is the entropy of patterns in nats.
+    """
+
+    open: Int[Tensor, " neuron"]
+    squares: Float[Tensor, " neuron"]
+    token_counts: Int[Tensor, " group"]
+    token_sums: Float[Tensor, "group neuron"]
+    place_counts: Int[Tensor, " place"]
+    place_sums: Float[Tensor, "place neuron"]
+    example_values: Float[Tensor, "neuron example"]
+    example_texts: Int[Tensor, "neuron example"]
+    example_offsets: Int[Tensor, "neuron example"]
+    example_tokens: Int[Tensor, "neuron example shown"]
+    destinations: Int[Tensor, " role"]
+    attention: Float[Tensor, "role head"]
+
+    @classmethod
+    def empty(cls, neurons: int, heads: int, device: str | torch.device = "cpu") -> Tally:
+        """Nothing seen yet."""
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.float64, device=device)
+
+        def whole(*shape: int, fill: int = 0) -> Tensor:
+            return torch.full(shape, fill, dtype=torch.int64, device=device)
+
+        return cls(
+            open=whole(neurons),
+            squares=zeros(neurons),
+            token_counts=whole(2 * FREQUENT),
+            token_sums=zeros(2 * FREQUENT, neurons),
+            place_counts=whole(PLACES),
+            place_sums=zeros(PLACES, neurons),
+            example_values=zeros(neurons, EXAMPLES),
+            example_texts=whole(neurons, EXAMPLES, fill=-1),
+            example_offsets=whole(neurons, EXAMPLES, fill=-1),
+            example_tokens=whole(neurons, EXAMPLES, SHOWN, fill=-1),
+            destinations=whole(len(ROLES) + 1),
+            attention=zeros(len(ROLES) + 1, heads),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by name."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    def add(self, other: Tally) -> None:
+        """Count in what another tally has seen."""
+        for name, mine in self.tensors().items():
+            if not name.startswith("example"):
+                mine += getattr(other, name)
+        self.offer(slice(None), *other.examples)
+
+    def offer(self, neurons: slice, values: Tensor, texts: Tensor, offsets: Tensor, tokens: Tensor) -> None:
+        """Keep the largest activations of these neurons, by size; of equal ones the first in the corpus."""
+        offered = (values, texts, offsets, tokens)
+        both = [torch.cat([mine[neurons], new], 1) for mine, new in zip(self.examples, offered, strict=True)]
+        order = _ranked(*both[:3])[:, :EXAMPLES]
+        for mine, candidates in zip(self.examples, both, strict=True):
+            picked = order if candidates.ndim == 2 else order[..., None]
+            mine[neurons] = candidates.take_along_dim(picked, 1)
+
+    @property
+    def examples(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Values, texts, offsets and tokens of the examples, ``[neuron example]``."""
+        return self.example_values, self.example_texts, self.example_offsets, self.example_tokens
+
+    @property
+    def positions(self) -> int:
+        """How many positions were seen."""
+        return int(self.token_counts.sum())
+
+
+def _ranked(values: Tensor, texts: Tensor, offsets: Tensor) -> Int[Tensor, "neuron candidate"]:
+    in_order = (texts * 2**32 + offsets).argsort(1)
+    size = values.abs().masked_fill(texts < 0, -1.0).take_along_dim(in_order, 1)
+    return in_order.take_along_dim(size.argsort(dim=1, descending=True, stable=True), 1)
+
+
+def token_groups(counts: Int[Tensor, " d_vocab"]) -> Int[Tensor, " d_vocab"]:
+    """The group of every token: the most frequent ones alone, the others by their remainder.
+
+    >>> token_groups(torch.tensor([1, 5, 0, 7]))[[3, 1]].tolist()
+    [0, 1]
+    """
+    ids = torch.arange(len(counts))
+    groups = FREQUENT + ids % FREQUENT
+    frequent = counts.argsort(descending=True, stable=True)[:FREQUENT]
+    groups[frequent] = torch.arange(len(frequent))
+    return groups

@@ -1,0 +1,153 @@
+r"""What ordinary heads do on random tokens that come twice, where nothing but position and repetition can help.
+
+A prompt is a row of distinct random tokens, then the same row again, behind a beginning-of-sequence token where the
+model's tokenizer adds one. With pattern p, length L, and s the place where the first copy starts,
+
+    induction  = mean over i < L of  p[s + L + i, s + i + 1]    the token that came after this one
+    duplicate  = mean over i < L of  p[s + L + i, s + i]        this token, where it was first
+    previous   = mean over q > 0 of  p[q, q - 1]                the token before
+    copying    = P( logit of x_i from value i  >  logit of x_i from value j ),  i and j random places, i != j
+
+The first three are `allheads.corpus.head_roles` on these prompts. Copying is what a head would do if it attended there:
+its own value at place i, written through W_O and the final norm's gain into the logits, is compared with its values
+elsewhere: the chance is 1/2, a head that takes away what it attends to is below. Values are those of a run, not
+``W_E W_V``: what the first layers make of a token is far from its embedding, so eigenvalues of ``W_E W_V W_O W_U``
+(Elhage et al. 2021) say little of later layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from allheads.corpus.counting import Points
+from allheads.corpus.head_roles import ROLES, destinations, role_masks, role_sums
+from allheads.corpus.texts import opening
+from allheads.errors import AllHeadsError
+from allheads.models.attention import attending, read_attention, read_ends
+from allheads.models.bridge import TwinBridge
+from allheads.models.norms import known_norm
+
+Kind = Literal["induction", "duplicate", "previous", "copying"]
+KINDS: tuple[Kind, ...] = ("induction", "duplicate", "previous", "copying")
+
+
+@dataclass(frozen=True)
+class HeadScores:
+    """Scores of all ordinary heads, each in [0, 1]; see `allheads.corpus.scores`."""
+
+    labels: list[list[str]]
+    induction: Float[Tensor, "layer head"]
+    duplicate: Float[Tensor, "layer head"]
+    previous: Float[Tensor, "layer head"]
+    copying: Float[Tensor, "layer head"]
+
+    def top(self, kind: Kind, k: int = 5) -> list[tuple[str, float]]:
+        """The k heads with the highest scores. Raises `AllHeadsError` for an unknown kind."""
+        if kind not in KINDS:
+            raise AllHeadsError(f"a kind out of {', '.join(KINDS)}", repr(kind), "Choose one.")
+        table = self.to_dataframe().nlargest(k, kind)
+        return list(zip(table["label"], table[kind], strict=True))
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A row for each head: ``label`` and its scores."""
+        labels = [label for row in self.labels for label in row]
+        return pd.DataFrame({"label": labels} | {kind: getattr(self, kind).flatten() for kind in KINDS})
+
+
+def head_scores(twin: TwinBridge, *, length: int = 64, batch: int = 4, seed: int = 0) -> HeadScores:
+    """Score all ordinary heads at once, from one run.
+
+    Args:
+        twin: from `ah.convert`, with one stack of layers.
+        length: of a copy; a prompt is twice that, and its tokens are distinct.
+        batch: prompts.
+        seed: of the tokens.
+
+    Raises:
+        AllHeadsError: no such twin, or a length or batch that does not fit it.
+
+    >>> head_scores(twin).top("induction", 1)  # doctest: +SKIP
+    [('L10.A5', 0.97)]
+    """
+    points = Points.of(twin)
+    tokens = repeated_tokens(twin, length, batch, seed)
+    masks = role_masks(tokens)
+    counts = destinations(masks).double()
+    layers = attending(twin)
+    # A head can be anything at the first position of all, where others rest.
+    first = tokens.shape[1] - 2 * length
+    once = slice(max(1, first), first + length)
+    asked = _readout(twin, tokens[:, once])
+    roles: dict[str, Tensor] = {}
+    copying: dict[str, Tensor] = {}
+
+    def role(name: str) -> Callable[..., None]:
+        def keep(pattern: Tensor, hook: object) -> None:
+            roles[name] = role_sums(pattern, masks) / counts[:, None]
+
+        return keep
+
+    def copy(name: str, layer: int) -> Callable[..., None]:
+        def keep(value: Tensor, hook: object) -> None:
+            copying[name] = _copying(read_attention(twin, layer).W_O, value[:, once], asked)
+
+        return keep
+
+    hooks = [(name, role(name)) for name in points.patterns]
+    for each in layers:
+        hooks.append((f"{each.place.prefix}hook_v", copy(each.place.prefix, each.place.layer)))
+    with torch.no_grad(), twin.hooks(fwd_hooks=hooks):
+        twin(tokens)
+    found = torch.stack([roles[name] for name in points.patterns]).cpu()
+    by_role = {name: found[:, ROLES.index(name)] for name in ("induction", "duplicate", "previous")}
+    copied = torch.stack([copying[each.place.prefix] for each in layers]).cpu()
+    return HeadScores([points.heads[span] for span in points.patterns.values()], copying=copied, **by_role)
+
+
+def repeated_tokens(twin: TwinBridge, length: int, batch: int, seed: int) -> Int[Tensor, "batch pos"]:
+    """Rows of distinct random tokens, each twice in a row; special tokens are left out.
+
+    Raises `AllHeadsError` for a length or batch that does not fit the model.
+    """
+    begin = opening(twin)
+    special = set() if twin.tokenizer is None else set(twin.tokenizer.all_special_ids)
+    usable = torch.tensor([token for token in range(twin.cfg.d_vocab) if token not in special])
+    longest = min(len(usable), (twin.cfg.n_ctx - len(begin)) // 2)
+    if not 2 <= length <= longest or batch < 1:
+        raise AllHeadsError(f"a length of 2 to {longest}, and a batch", f"{length} and {batch}", "Change them.")
+    draw = torch.Generator().manual_seed(seed)
+    once = torch.stack([usable[torch.randperm(len(usable), generator=draw)[:length]] for _ in range(batch)])
+    rows = torch.cat([torch.tensor(begin, dtype=torch.int64).expand(batch, -1), once, once], 1)
+    return rows.to(twin.cfg.device)
+
+
+def _copying(
+    W_O: Float[Tensor, "head d_head d_model"],
+    value: Float[Tensor, "batch pos group d_head"],
+    asked: Float[Tensor, "batch pos d_model"],
+) -> Float[Tensor, " head"]:
+    v = value.double().repeat_interleave(len(W_O) // value.shape[2], 2)
+    logits = torch.einsum("bihd,hdm,bjm->bhij", v, W_O.double(), asked)
+    # Down a column: one token's logit, from its own value and from all others.
+    own = logits.diagonal(dim1=2, dim2=3)[:, :, None]
+    wins = (own > logits).double() + 0.5 * (own == logits).double()
+    n = logits.shape[2]
+    return ((wins.sum((2, 3)) - 0.5 * n) / (n * (n - 1))).mean(0)
+
+
+def _readout(twin: TwinBridge, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+    """The stream's direction that makes the logit of each token, behind the final norm with its scale left out."""
+    W = read_ends(twin).W_U.T[tokens].double()
+    end = getattr(twin, "ln_final", None)
+    norm = None if end is None else known_norm(end.original_component, W.shape[-1])
+    if norm is None:
+        return W
+    W = W * norm.gain.double()
+    return W - W.mean(-1, keepdim=True) if norm.centred else W

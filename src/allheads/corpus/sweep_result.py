@@ -1,0 +1,162 @@
+"""What a sweep has found so far: tables of neurons and heads, a file, and sums of two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from allheads.corpus import checkpoint as disk
+from allheads.corpus.head_roles import ROLES
+from allheads.corpus.running_statistics import Tally
+from allheads.corpus.variance import explained, spread
+from allheads.errors import AllHeadsError
+from allheads.twin.labels import Label
+
+
+@dataclass(frozen=True)
+class Example:
+    """A large activation: at token ``offset`` of text ``text``, where the ``tokens`` end."""
+
+    value: float
+    text: int
+    offset: int
+    tokens: list[int]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Statistics of all neurons and ordinary heads over a corpus, or over what of it is ``done``.
+
+    ``settings`` say what of: model, weights, corpus, windows. ``groups`` is the group of every token.
+    """
+
+    settings: dict[str, Any]
+    groups: Int[Tensor, " d_vocab"]
+    tally: Tally
+    done: int
+
+    @property
+    def finished(self) -> bool:
+        """Is the corpus at its end?"""
+        return self.done == self.settings["parts"]
+
+    def neurons(self) -> pd.DataFrame:
+        """A row for each neuron.
+
+        ``open`` is how often its preactivation is positive, in [0, 1]: its gate then passes more than half. ``state``
+        is ``dead`` if it never is, ``always`` if it always is. ``mean`` and ``std`` are of its activation; ``token``
+        and ``position`` the shares of variance explained, see `allheads.corpus.variance`; ``largest`` the largest
+        activation by size, at token ``offset`` of ``text``.
+        """
+        tally, n = self.tally, self.tally.positions
+        share = tally.open.double() / max(n, 1)
+        mean = tally.token_sums.sum(0) / max(n, 1)
+        state = [_STATES.get(each, "") if n else "" for each in share.tolist()]
+        return pd.DataFrame(
+            {
+                "label": self._neurons(),
+                "open": share,
+                "state": state,
+                "mean": mean,
+                "std": (spread(n, mean, tally.squares) / max(n - 1, 1)).sqrt(),
+                "token": explained(tally.token_counts, tally.token_sums, tally.squares),
+                "position": explained(tally.place_counts, tally.place_sums, tally.squares),
+                "largest": tally.example_values[:, 0],
+                "text": tally.example_texts[:, 0],
+                "offset": tally.example_offsets[:, 0],
+            }
+        )
+
+    def heads(self) -> pd.DataFrame:
+        """A row for each ordinary head: mean attention in each role, in [0, 1], and mean entropy in nats.
+
+        For the roles see `allheads.corpus.head_roles`; NaN where no position has one.
+        """
+        columns = self.tally.attention / self.tally.destinations.double()[:, None]
+        names = [*ROLES, "entropy"]
+        return pd.DataFrame({"label": self.settings["heads"]} | dict(zip(names, columns.numpy(), strict=True)))
+
+    def of(self, label: str) -> dict[str, Any]:
+        """Its row by name; for a neuron also its ``examples``.
+
+        Raises `AllHeadsError` for an unknown label.
+
+        >>> sweep.of("L3.N812")["open"]  # doctest: +SKIP
+        0.0173
+        """
+        asked = Label.parse(label)
+        table = self.heads() if asked.kind != "N" else self.neurons()
+        rows = table.index[table["label"] == label]
+        if not len(rows):
+            last = table["label"].iloc[-1]
+            raise AllHeadsError(f"an ordinary head or a whole neuron, up to {last}", label, "Layers count from 0.")
+        found = table.loc[rows[0]].to_dict()
+        return found if asked.kind != "N" else found | {"examples": self.examples(int(rows[0]))}
+
+    def examples(self, neuron: int) -> list[Example]:
+        """The largest activations of the neuron in this row, each from another window."""
+        rows = [each[neuron].tolist() for each in self.tally.examples]
+        return [
+            Example(value, text, offset, [token for token in tokens if token >= 0])
+            for value, text, offset, tokens in zip(*rows, strict=True)
+            if text >= 0
+        ]
+
+    def merge(self, other: Sweep) -> Sweep:
+        """Both corpora, the other's texts numbered after these.
+
+        Counts and examples are those of one sweep over both, sums to about 1e-15 of their size.
+
+        Raises `AllHeadsError` for another model, other windows, or other groups of tokens;
+        ``ah.corpus.sweep(like=...)`` sweeps with the same ones.
+        """
+        for name in ("weights", "context", "evaluation"):
+            require_same(name, self.settings[name], other.settings[name])
+        if not torch.equal(self.groups, other.groups):
+            raise AllHeadsError("sweeps with the same groups of tokens", "others", "Sweep with like=the first of them.")
+        if not (self.finished and other.finished):
+            raise AllHeadsError("two finished sweeps", "one that is not", "Sweep with resume=True first.")
+        tally = Tally.empty(len(self.tally.open), self.tally.attention.shape[1])
+        tally.add(self.tally)
+        moved = other.tally.example_texts + self.settings["texts"]
+        tally.add(Tally(**other.tally.tensors() | {"example_texts": moved.where(other.tally.example_texts >= 0, -1)}))
+        sums = {name: self.settings[name] + other.settings[name] for name in ("texts", "windows", "parts")}
+        corpus = {"corpus": f"{self.settings['corpus']} {other.settings['corpus']}"}
+        return Sweep(self.settings | sums | corpus, self.groups, tally, self.done + other.done)
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file, whole or not at all. Raises `AllHeadsError` if that fails."""
+        return disk.write(Path(path), self.tally.tensors() | {"groups": self.groups}, self.settings, self.done)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Sweep:
+        """Read what `save`, or a sweep with a checkpoint, has written. Raises `AllHeadsError` for anything else."""
+        tensors, settings, done = disk.read(Path(path))
+        groups = tensors.pop("groups")
+        return cls(settings, groups, Tally(**tensors), done)
+
+    def _neurons(self) -> list[str]:
+        return [f"{stem}.N{neuron}" for stem, width in self.settings["stems"] for neuron in range(width)]
+
+
+_STATES = {0.0: "dead", 1.0: "always"}
+
+
+def require_same(name: str, first: object, second: object) -> None:
+    """Raise `AllHeadsError` if a setting of two sweeps differs."""
+    if first != second:
+        raise AllHeadsError(
+            f"a sweep with the same {name}",
+            f"{_short(second)} instead of {_short(first)}",
+            "Sweep again, or name another file.",
+        )
+
+
+def _short(value: object) -> str:
+    return repr(value) if len(repr(value)) < 30 else f"{str(value)[:12]}..."

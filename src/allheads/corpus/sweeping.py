@@ -1,0 +1,159 @@
+"""All neurons and ordinary heads over a corpus, in memory that does not grow with it.
+
+1. The corpus is read once for its size, its digest and its most frequent tokens (`allheads.corpus.texts`).
+2. Its windows are cut into batches, and batches into parts of ``every``. A part is counted from zero
+   (`allheads.corpus.counting`), by one process.
+3. The first process adds the parts in their order and writes a checkpoint after each round.
+
+So the result is the same to the last bit whatever the number of processes, and however often it was killed and resumed,
+where one batch gives the same bits twice: on processors with the same number of threads, yes; on GPUs, to rounding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from allheads.corpus.counting import Points, Watch
+from allheads.corpus.processes import Processes
+from allheads.corpus.running_statistics import Tally, token_groups
+from allheads.corpus.sweep_result import Sweep, require_same
+from allheads.corpus.texts import Batch, Survey, Texts, batches, opening, survey, windows
+from allheads.errors import AllHeadsError
+from allheads.models.bridge import TwinBridge
+from allheads.models.origin import TURNED, fingerprint, state
+from allheads.progress import bar
+
+
+def sweep(
+    twin: TwinBridge,
+    texts: Texts,
+    *,
+    context: int = 128,
+    batch: int = 8,
+    every: int = 16,
+    out: str | Path | None = None,
+    resume: bool = False,
+    like: Sweep | None = None,
+) -> Sweep:
+    """Count what every neuron and every ordinary head does over a corpus.
+
+    Args:
+        twin: from `ah.convert` or `ah.load`, with one stack of layers.
+        texts: strings, tensors of ids, or `allheads.corpus.texts.TextFiles`.
+        context: tokens in a window; windows do not see each other, and their first positions do not count.
+        batch: windows at a time.
+        every: batches in a part, after which a checkpoint is written.
+        out: a file for checkpoints and for the result.
+        resume: go on from what ``out`` has, if it is there.
+        like: take the groups of tokens from this sweep, to merge the two.
+
+    Returns:
+        The statistics, in every process.
+
+    Raises:
+        AllHeadsError: no such twin; no text, or ids outside the vocabulary; sizes below 1 or beyond n_ctx; ``out``
+            is there already, or was made with other settings, another model or another corpus.
+
+    >>> found = sweep(twin, ["Mary and John went to the store."])  # doctest: +SKIP
+    >>> found.neurons().sort_values("token").tail()  # doctest: +SKIP
+    """
+    points = Points.of(twin)
+    _check(twin, context, batch, every)
+    target = None if out is None else _target(Path(out), resume)
+    processes = Processes.found()
+    read = survey(twin, texts, context)
+    groups = token_groups(read.counts) if like is None else like.groups
+    settings = _settings(twin, points, read, {"context": context, "batch": batch, "every": every})
+    found = _begin(settings, groups, target)
+    # Nobody writes before all have read.
+    processes.wait()
+    tally = Tally(**{name: tensor.to(twin.cfg.device) for name, tensor in found.tally.tensors().items()})
+    watching = Watch(twin, points, groups.to(twin.cfg.device), context)
+    stream = batches(twin, windows(twin, texts, context), batch)
+    for done in _rounds(watching, stream, found, tally, processes):
+        if target is not None and processes.index == 0:
+            Sweep(settings, groups, tally, done).save(target)
+    processes.share(tally)
+    at_home = Tally(**{name: tensor.cpu() for name, tensor in tally.tensors().items()})
+    return Sweep(settings, groups, at_home, settings["parts"])
+
+
+def _rounds(watch: Watch, stream: Iterator[Batch], found: Sweep, tally: Tally, processes: Processes) -> Iterator[int]:
+    """Count what is left, a part for each process in a round; says after each round how many parts are done."""
+    every, parts = found.settings["every"], found.settings["parts"]
+    sizes = len(tally.open), tally.attention.shape[1], tally.open.device
+    part = Tally.empty(*sizes)
+    steps = -(-found.settings["windows"] // found.settings["batch"])
+    initial, hidden = min(steps, found.done * every), bool(processes.index)
+    with bar("Sweep", total=steps, initial=initial, hidden=hidden) as shown:
+        for number, members in groupby(enumerate(stream), lambda each: each[0] // every):
+            if number < found.done:
+                continue
+            turn = (number - found.done) % processes.count
+            if turn == processes.index:
+                part = Tally.empty(*sizes)
+                for _, each in members:
+                    watch.count(each, part)
+                    shown.update()
+            if turn == processes.count - 1 or number == parts - 1:
+                processes.gather(tally, part, turn + 1)
+                shown.update(min(steps, (number + 1) * every) - shown.n)
+                yield number + 1
+
+
+def _begin(settings: dict[str, Any], groups: torch.Tensor, target: Path | None) -> Sweep:
+    if target is None or not target.exists():
+        neurons = sum(width for _, width in settings["stems"])
+        return Sweep(settings, groups, Tally.empty(neurons, len(settings["heads"])), 0)
+    found = Sweep.load(target)
+    for name, value in settings.items():
+        require_same(name, value, found.settings.get(name))
+    if not torch.equal(found.groups, groups):
+        raise AllHeadsError("a sweep with the same groups of tokens", "others", "Sweep again, or name another file.")
+    return found
+
+
+def _settings(twin: TwinBridge, points: Points, read: Survey, sizes: dict[str, int]) -> dict[str, Any]:
+    """All that the result depends on, and what its rows are, as JSON has it."""
+    digest = hashlib.sha256()
+    for name, tensor in state(twin).items():
+        # Buffers may depend on what was run before.
+        if isinstance(tensor, nn.Parameter):
+            digest.update(f"{name} {fingerprint(tensor).removesuffix(TURNED)} ".encode())
+    batches_in_all = -(-read.windows // sizes["batch"])
+    return {
+        "model": str(twin.cfg.model_name),
+        "weights": digest.hexdigest(),
+        "evaluation": sorted({bank.evaluation for bank in twin.banks}),
+        **sizes,
+        "corpus": read.sha256,
+        "texts": read.texts,
+        "windows": read.windows,
+        "parts": -(-batches_in_all // sizes["every"]),
+        "stems": [list(each) for each in points.stems],
+        "heads": points.heads,
+    }
+
+
+def _target(out: Path, resume: bool) -> Path:
+    target = out.expanduser().resolve()
+    if not target.parent.is_dir():
+        raise AllHeadsError("a file in an existing folder", str(out), "Create the folder first.")
+    if target.exists() and not resume:
+        raise AllHeadsError("a new file, or resume=True (--resume)", f"{out}, which is there", "Choose one of them.")
+    return target
+
+
+def _check(twin: TwinBridge, context: int, batch: int, every: int) -> None:
+    least = 1 + max(1, len(opening(twin)))
+    if not least <= context <= twin.cfg.n_ctx:
+        raise AllHeadsError(f"a context of {least} to n_ctx = {twin.cfg.n_ctx} tokens", str(context), "Try 128.")
+    if batch < 1 or every < 1:
+        raise AllHeadsError("batch and every of at least 1", f"{batch} and {every}", "The defaults are 8 and 16.")

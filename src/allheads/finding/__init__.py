@@ -1,1 +1,0 @@
-"""Which heads and neurons do what: scores from repeated random tokens, and statistics over a corpus."""

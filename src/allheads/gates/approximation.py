@@ -1,0 +1,162 @@
+r"""From an activation's name to a certified gate sum: exact where possible, else the cheapest fit that is good enough.
+
+The table holds fits of SiLU, GELU, ReLU and the identity; the others follow from them with proof:
+
+- ``f(t) = a t sigma(k t)`` (quick_gelu, generalised SiLU) is ``(a/k) SiLU(k t)``; an error relative to
+  ``0.3 + |SiLU|`` becomes at most ``max(1, |a/k|)`` times as large relative to ``0.3 + |f|``, on ``|t| <= G / |k|``.
+- ``gelu_fast`` is within 1.1e-12 of ``gelu_tanh``: with ``u = c (t + 0.044715 t^3)`` the derivative of the latter in
+  its constant c is at most ``u^2 sech^2(u) / (2 c^2) <= 0.35``, and the constants differ by 2.9e-12.
+- ``relu(t)^2`` is t times a gated fit of ``relu(t)``.
+- plain ReLU is within ``W(1/e) / k`` of ``t sigma(k t)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+from allheads.errors import AllHeadsError
+from allheads.gates.activations import SILU_RELU_GAP, Activation, activation_named
+from allheads.gates.gates import Gate, GateSum
+from allheads.gates.table import fits
+
+#: The error asked for when none is named: float64 patterns bring SmolLM2's logits as near as its own rounding noise.
+DEFAULT_TOLERANCE = 5e-7
+#: The domain of gated fits when none is asked for.
+DEFAULT_DOMAIN = 64.0
+
+GELU_FAST_GAP = 1.1e-12
+# Rounding the scaled slopes and deltas changes an exponent by at most 40 eps where it matters (beyond, the
+# pattern is saturated), which the largest amplification in the table turns into less than this.
+SCALING_MARGIN = 1e-12
+
+
+def approximate(
+    activation: str | Activation,
+    *,
+    gated: bool = False,
+    heads: int | None = None,
+    bias_tokens: int | None = None,
+    tolerance: float | None = None,
+    domain: float | None = None,
+) -> GateSum:
+    r"""The cheapest certified gate sum for an activation: fewest slots, ``sum_h (1 + B_h)``.
+
+    Args:
+        activation: a name (see `activation_named`) or an `Activation`.
+        gated: whether the neuron multiplies the activation by a second reading (alpha = 0).
+        heads: take sums of exactly this many heads.
+        bias_tokens: take sums with at most this many bias tokens per head.
+        tolerance: the largest certified error: absolute for plain activations, relative to ``0.3 + |f|`` for
+            gated ones and to ``|t| (0.3 + relu(t))`` for squared ReLU. Default: `DEFAULT_TOLERANCE`, or, where
+            heads or bias_tokens are given, the smallest that they reach.
+        domain: where the error must hold, ``|t| <= domain``. Default: the whole line for plain activations,
+            `DEFAULT_DOMAIN` for gated ones and squared ReLU. The result's domain is at least as large.
+
+    Raises:
+        AllHeadsError: an unknown activation, a size that is not positive, or a tolerance out of reach; the
+            message names the best that is reachable.
+
+    >>> approximate("silu").max_error
+    0.0
+    >>> approximate("gelu", heads=2, bias_tokens=1).max_error < 4e-3
+    True
+    """
+    f = activation_named(activation) if isinstance(activation, str) else activation
+    bounded = gated or f.squared
+    _check(heads, bias_tokens, tolerance, domain, bounded)
+    free = heads is None and bias_tokens is None
+    wanted = tolerance if tolerance is not None else DEFAULT_TOLERANCE if free else math.inf
+    reach = domain if domain is not None else DEFAULT_DOMAIN if bounded else math.inf
+    sized = [
+        c
+        for c in _candidates(f, bounded, wanted)
+        if heads in (None, c.heads) and (bias_tokens is None or max(c.bias_tokens) <= bias_tokens)
+    ]
+    fitting = [c for c in sized if c.domain >= reach]
+    good = [c for c in fitting if c.max_error <= wanted]
+    if good:
+        return min(good, key=(lambda c: (_slots(c), c.max_error)) if math.isfinite(wanted) else (lambda c: c.max_error))
+    raise AllHeadsError(
+        f"a reachable approximation of {f.name} {'gated' if gated else 'plain'}",
+        f"tolerance {wanted:g}, domain {reach:g}, heads {heads}, bias tokens {bias_tokens}",
+        _best_reachable(sized, fitting),
+    )
+
+
+def _best_reachable(sized: list[GateSum], fitting: list[GateSum]) -> str:
+    if fitting:
+        best = min(fitting, key=lambda c: c.max_error)
+        return f"The best for these sizes is {best.max_error:.3g} with {best.heads} heads of {best.bias_tokens} tokens."
+    if sized:
+        return f"The largest domain for these sizes is {max(c.domain for c in sized):g}."
+    return "No fit has these sizes: leave out heads or bias_tokens."
+
+
+def _check(
+    heads: int | None, bias_tokens: int | None, tolerance: float | None, domain: float | None, bounded: bool
+) -> None:
+    for name, count, least in (("heads", heads, 1), ("bias_tokens", bias_tokens, 0)):
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < least):
+            raise AllHeadsError(
+                f"{name} to be a whole number of at least {least}", repr(count), "Leave it out for any."
+            )
+    if tolerance is not None and not (math.isfinite(tolerance) and tolerance > 0):
+        raise AllHeadsError("a positive, finite tolerance", repr(tolerance), "Leave it out for the default.")
+    if domain is not None and not domain > 0:
+        raise AllHeadsError("a positive domain", repr(domain), "Leave it out for the default.")
+    if bounded and domain == math.inf:
+        raise AllHeadsError("a finite domain", "inf", "Patterns are bounded, so a gated activation has one.")
+
+
+def _slots(gate_sum: GateSum) -> int:
+    return gate_sum.heads + sum(gate_sum.bias_tokens)
+
+
+def _candidates(f: Activation, bounded: bool, wanted: float) -> Iterable[GateSum]:
+    """Every gate sum on offer for an activation; ``wanted`` matters only for ReLU's slope."""
+    if f.squared:
+        return [replace(c, activation=f, gated=False, alpha=c.delta, delta=c.alpha) for c in _tabled("relu", True)]
+    if bounded:
+        if f.silu_form is not None and f.name != "silu":
+            return [_scaled(c, f) for c in _tabled("silu", True)]
+        return _gelu_fast(f, True) if f.name == "gelu_fast" else _tabled(f.name, True)
+    if f.silu_form is not None:
+        factor, slope = f.silu_form
+        return [GateSum(f, False, (Gate((0.0,), (slope,)),), (factor,), (0.0,), 0.0)]
+    if f.name == "linear":
+        return [GateSum(f, False, (Gate((), ()),), (1.0,), (0.0,), 0.0)]
+    if f.name == "relu":
+        return [_plain_relu(f, min(wanted, 1.0))]
+    return _gelu_fast(f, False) if f.name == "gelu_fast" else _tabled(f.name, False)
+
+
+def _tabled(name: str, gated: bool) -> list[GateSum]:
+    return [fit.gate_sum for fit in fits() if fit.gate_sum.activation.name == name and fit.gate_sum.gated == gated]
+
+
+def _plain_relu(f: Activation, tolerance: float) -> GateSum:
+    """``t sigma(k t)``, off by ``W(1/e) / k`` at most; the slope leaves room for the rounding of both numbers."""
+    slope = SILU_RELU_GAP * (1 + 1e-12) / tolerance
+    return GateSum(f, False, (Gate((0.0,), (slope,)),), (1.0,), (0.0,), SILU_RELU_GAP * (1 + 1e-13) / slope)
+
+
+def _scaled(silu: GateSum, f: Activation) -> GateSum:
+    """A gated SiLU fit turned into one of ``a t sigma(k t)`` (see the module for the error)."""
+    assert f.silu_form is not None
+    factor, slope = f.silu_form[0] / f.silu_form[1], f.silu_form[1]
+    return replace(
+        silu,
+        activation=f,
+        gates=tuple(gate.stretched(slope) for gate in silu.gates),
+        delta=tuple(factor * d for d in silu.delta),
+        max_error=max(1.0, abs(factor)) * (silu.max_error * (1 + 1e-9) + SCALING_MARGIN),
+        domain=silu.domain / abs(slope),
+    )
+
+
+def _gelu_fast(f: Activation, gated: bool) -> list[GateSum]:
+    """The fits of gelu_tanh, whose constant differs in the eleventh digit."""
+    margin = 4 * GELU_FAST_GAP if gated else GELU_FAST_GAP
+    return [replace(c, activation=f, max_error=c.max_error * (1 + 1e-9) + margin) for c in _tabled("gelu_tanh", gated)]

@@ -1,0 +1,64 @@
+"""All MLPs of a model, read and checked before anything is changed."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformer_lens.model_bridge import TransformerBridge
+
+from allheads.errors import AllHeadsError
+from allheads.heads.bank import HeadBank
+from allheads.heads.mixture import MixtureBank
+from allheads.models.attention import attending
+from allheads.models.experts import read_experts
+from allheads.models.find_mlps import find_sites
+from allheads.models.formulas import Roles, input_size
+from allheads.models.mlps import Unit, read_module, read_parts
+from allheads.models.tree import unwrapped
+
+
+def read_units(source: TransformerBridge, body: nn.Module) -> list[Unit]:
+    """Every MLP and every stack of experts; ``body`` is the source's network without its bridge.
+
+    Raises `AllHeadsError` naming the layer if one is of a kind that is not known, or has weights that are not
+    finite, and for a model without any.
+    """
+    known: list[Roles] = []
+    units = []
+    for site in find_sites(source, body):
+        module = body.get_submodule(site.path)
+        if site.experts:
+            units.append(read_experts(site, module))
+        elif site.inside is not None:
+            units.append(read_parts(site, module))
+        else:
+            units.append(read_module(site, module, input_size(module), known))
+    if not units:
+        raise AllHeadsError(
+            "a transformer with MLPs of a known kind",
+            f"{source.cfg.architecture}, whose layers have {', '.join(other_parts(source)) or 'none'}",
+            "State-space and recurrent layers have none; experts and MLPs of other kinds are not read yet.",
+        )
+    return units
+
+
+def other_parts(model: TransformerBridge) -> list[str]:
+    """What has matrices in the layers of a model and is neither attention nor a bank of heads, by name in its layer.
+
+    In a twin that is what stays as it is: routers, mixers of another kind, gates that are no MLP's.
+    """
+    attention = {id(component.module.original_component) for component in attending(model)}
+    found: dict[str, None] = {}
+
+    def visit(module: nn.Module, name: str | None) -> None:
+        module = unwrapped(module)
+        known = isinstance(module, (HeadBank, MixtureBank)) or id(module) in attention
+        if known or "attention" in type(module).__name__.lower():
+            return
+        if name and any(p.ndim >= 2 for p in module.parameters(recurse=False)):
+            found.setdefault(name)
+        for part, child in module.named_children():
+            inner = None if name is None else f"{name}.{part}".lstrip(".")
+            visit(child, "" if isinstance(module, nn.ModuleList) else inner)
+
+    visit(model.original_model, None)
+    return list(found)

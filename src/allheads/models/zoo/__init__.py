@@ -1,6 +1,0 @@
-"""The smallest random model of every family, for tests of whatever should hold for all of them."""
-
-from allheads.models.zoo.building import build, names
-from allheads.models.zoo.sample import NotBuilt, Sample
-
-__all__ = ["NotBuilt", "Sample", "build", "names"]

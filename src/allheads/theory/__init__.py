@@ -1,1 +1,0 @@
-"""Gates, their fits and their certificates: pure mathematics that knows no model."""

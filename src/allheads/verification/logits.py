@@ -1,0 +1,83 @@
+"""The whole model against its twin: logits, divergences and losses. No bound is claimed for these."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from transformer_lens.model_bridge import TransformerBridge
+
+from allheads.models.bridge import share
+from allheads.models.observe import Inputs, first_tensor, network_inputs
+
+#: Positions whose logits are held in float64 at a time.
+_POSITIONS = 64
+
+
+@dataclass(frozen=True)
+class LogitGap:
+    """How far two runs on the same tokens are apart. KL in nats, from the source to the twin, in float64."""
+
+    largest: float
+    kl: Float[Tensor, " pos"]
+    agree: Tensor
+
+
+def logit_gap(source: Float[Tensor, "*pos vocab"], twin: Float[Tensor, "*pos vocab"]) -> LogitGap:
+    """Compare two sets of logits; a NaN anywhere makes the gap infinite.
+
+    >>> gap = logit_gap(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3))
+    >>> gap.largest, gap.kl.tolist(), gap.agree.tolist()
+    (0.0, [0.0, 0.0], [True, True])
+    """
+    if torch.equal(source, twin):
+        positions = source.argmax(-1).flatten()
+        return LogitGap(
+            0.0, torch.zeros_like(positions, dtype=torch.float64), torch.ones_like(positions, dtype=torch.bool)
+        )
+    largest, kl = largest_gap(source, twin), []
+    mine_of, theirs_of = (logits.flatten(0, -2).split(_POSITIONS) for logits in (source, twin))
+    for mine, theirs in zip(mine_of, theirs_of, strict=True):
+        # In float32 a log-softmax over a vocabulary has a floor near 1e-8, the size of what is measured.
+        log_p, log_q = mine.double().log_softmax(-1), theirs.double().log_softmax(-1)
+        kl.append(torch.where(log_p == log_q, 0.0, log_p.exp() * (log_p - log_q)).sum(-1))
+    agree = (source.argmax(-1) == twin.argmax(-1)).flatten()
+    return LogitGap(largest, torch.nan_to_num(torch.cat(kl), nan=math.inf), agree)
+
+
+def hidden_gap(source: Float[Tensor, "*pos d_model"], twin: Float[Tensor, "*pos d_model"]) -> LogitGap:
+    """Compare hidden states, of which only the difference has a meaning."""
+    nothing = torch.full((1,), math.nan, dtype=torch.float64)
+    return LogitGap(largest_gap(source, twin), nothing, nothing)
+
+
+def largest_gap(source: Tensor, twin: Tensor) -> float:
+    """Largest absolute difference; equal infinities, as in masked parts of a vocabulary, are none."""
+    largest = float(torch.where(source == twin, 0.0, source - twin).abs().max())
+    return largest if math.isfinite(largest) else math.inf
+
+
+def token_losses(logits: Float[Tensor, "1 pos vocab"], tokens: Int[Tensor, "1 pos"]) -> Float[Tensor, " pos_1"]:
+    """Cross-entropy of every next token, in nats."""
+    return F.cross_entropy(logits[0, :-1].double(), tokens[0, 1:], reduction="none")
+
+
+def noise_floor(source: TransformerBridge, inputs: Inputs) -> float | None:
+    """Largest difference between the source's two attention kernels, eager and sdpa: its own rounding noise.
+
+    None where the architecture has only one.
+    """
+    body: Any = share(source)
+    arguments = network_inputs(source, inputs)
+    try:
+        with torch.no_grad():
+            eager = first_tensor(body(**arguments))
+            body.set_attn_implementation("sdpa")
+            return float((first_tensor(body(**arguments)) - eager).abs().max())
+    except (ValueError, AttributeError):
+        return None

@@ -1,0 +1,186 @@
+"""The verdict: figures, the thresholds they were held against, and what failed."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+
+from allheads.gates.approximation import DEFAULT_TOLERANCE
+from allheads.verification.layers import LayerProof
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What a twin may differ by, beside the bound that every layer has to keep.
+
+    ``max_logit_error`` in logits, ``mean_kl`` in nats; both hold for `closed` too. Top-1 agreement needs no threshold:
+    where logits differ by e, the twin's choice costs the source at most 2 e.
+    """
+
+    max_logit_error: float
+    mean_kl: float
+
+    @classmethod
+    def default(cls, dtype: torch.dtype, tolerance: float) -> Thresholds:
+        """5e-4 and 1e-8 in float32 at the default tolerance.
+
+        Logits move in proportion to the tolerance and to the roundoff, divergences with the square, up to half a
+        logit and 1e-3 nats, beyond which a twin is not worth the name.
+
+        >>> Thresholds.default(torch.float32, DEFAULT_TOLERANCE).mean_kl
+        1e-08
+        """
+        coarse = max(1.0, tolerance / DEFAULT_TOLERANCE, torch.finfo(dtype).eps / torch.finfo(torch.float32).eps)
+        return cls(min(0.5, 5e-4 * coarse), min(1e-3, 1e-8 * coarse**2))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` measured. Figures without a suffix are those of the evaluation named in ``evaluation``.
+
+    ``output`` says what was compared: the logits, or, of a network without a head, its last hidden state. Of hidden
+    states there is no divergence and no top-1: these figures are NaN, and ``max_logit_error`` is theirs.
+    """
+
+    model: str
+    texts: int
+    tokens: int
+    dtype: str
+    evaluation: str
+    pattern_dtype: str
+    tolerance: float
+    output: str
+    max_logit_error: float
+    max_logit_error_closed: float
+    mean_kl: float
+    max_kl: float
+    mean_kl_closed: float
+    loss_source: float
+    loss_twin: float
+    top1_agreement: float
+    noise_floor: float | None
+    thresholds: Thresholds
+    layers: list[LayerProof] = field(repr=False)
+
+    @property
+    def domain_violations(self) -> int:
+        """Activations outside the certified domain."""
+        return sum(layer.violations for layer in self.layers)
+
+    @property
+    def failures(self) -> list[str]:
+        """Everything that is wrong, the layers first."""
+        found = [
+            f"{p.place}: error {p.error:.2e} is {p.tightness:.1f} times its bound"
+            if not p.violations
+            else f"{p.place}: {p.violations} activations outside the certified domain {p.domain:g}"
+            for p in self.layers
+            if not p.passed
+        ]
+        for name in ("max_logit_error", "mean_kl"):
+            limit = getattr(self.thresholds, name)
+            for figure in (name, f"{name}_closed"):
+                compared = self.output == "logits" or name == "max_logit_error"
+                if compared and not getattr(self, figure) <= limit:
+                    found.append(f"{figure} is {getattr(self, figure):.2e}, threshold {limit:.2e}")
+        return found
+
+    @property
+    def passed(self) -> bool:
+        """Every layer within its bound and every figure within its threshold."""
+        return not self.failures
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; infinities and NaN become None."""
+        plain = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in vars(self).items()
+            if name not in ("layers", "thresholds")
+        }
+        return plain | {
+            "domain_violations": self.domain_violations,
+            "thresholds": asdict(self.thresholds),
+            "layers": [layer.to_dict() for layer in self.layers],
+            "failures": self.failures,
+            "passed": self.passed,
+        }
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """A short table: one line a figure, then the layers that come closest to their bounds."""
+        yield _summary(self)
+        yield _closest(self)
+        for failure in self.failures:
+            yield f"[red]{failure}[/red]"
+
+    def __str__(self) -> str:
+        """The table as text."""
+        console = Console(width=100, record=True, file=io.StringIO())
+        console.print(self)
+        return console.export_text()
+
+
+def _summary(report: Report) -> Table:
+    verdict = "[green]the same[/green]" if report.passed else "[red]NOT the same[/red]"
+    table = Table(title=f"{report.model}: source and twin are {verdict}")
+    table.add_column(f"{report.texts} texts, {report.tokens} tokens, {report.dtype}")
+    table.add_column(f"{report.evaluation}, patterns in {report.pattern_dtype}", justify="right")
+    table.add_column("closed", justify="right")
+    table.add_column("threshold", justify="right")
+    limits = report.thresholds
+    for row in (
+        (
+            f"largest difference in the {report.output}" if report.output != "logits" else "largest logit difference",
+            report.max_logit_error,
+            report.max_logit_error_closed,
+            limits.max_logit_error,
+        ),
+        *_divergences(report),
+        ("the source's own rounding noise", report.noise_floor, None, None),
+    ):
+        table.add_row(row[0], *("" if value is None else f"{value:.1e}" for value in row[1:]))
+    if not math.isnan(report.loss_source):
+        table.add_row("loss of source, of twin", f"{report.loss_source:.6f}, {report.loss_twin:.6f}", "", "")
+    if report.output == "logits":
+        table.add_row("top-1 agreement", f"{report.top1_agreement:.2%}", "", "")
+    table.add_row("activations outside the domain", str(report.domain_violations), "", "0")
+    return table
+
+
+def _divergences(report: Report) -> list[tuple[str, float | None, float | None, float | None]]:
+    if report.output != "logits":
+        return []
+    return [
+        ("mean KL, nats", report.mean_kl, report.mean_kl_closed, report.thresholds.mean_kl),
+        ("largest KL, nats", report.max_kl, None, None),
+    ]
+
+
+def _closest(report: Report) -> Table:
+    table = Table(title="Layers closest to their certified bounds, float64")
+    for name in (
+        "layer",
+        "error",
+        "bound",
+        "error / (bound + rounding)",
+        "accumulated in the twin",
+        "domain",
+    ):
+        table.add_column(name, justify="right")
+    for p in sorted(report.layers, key=lambda p: (p.passed, -p.tightness))[:5]:
+        theorem = " by theorem" if p.by_theorem else " measured"
+        domain = "all" if math.isinf(p.domain) else f"{p.domain:g}{theorem}"
+        table.add_row(
+            p.place,
+            f"{p.error:.1e}",
+            f"{p.bound:.1e}",
+            f"{p.tightness:.2f}",
+            f"{p.accumulated:.1e}",
+            domain,
+        )
+    return table

@@ -1,0 +1,181 @@
+"""composition: how much of what one part writes is what another reads, over every pair, block by block.
+
+1. Reads become thin factors of norm 1, for as many layers at a time as a bounded memory holds.
+2. So does each layer of writers; its product with all later reads, in blocks of bounded size, gives the scores.
+3. The score of matrices turned at random is subtracted; the k largest stay, with a mean for each pair of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from allheads.errors import AllHeadsError
+from allheads.models.bridge import TwinBridge
+from allheads.models.wiring import read_wiring
+from allheads.progress import bar
+from allheads.weights.baseline import baseline
+from allheads.weights.best import Best, chunks
+from allheads.weights.factors import (
+    Factors,
+    Reader,
+    Streams,
+    Writer,
+    checked_offsets,
+    require_scores,
+    require_values,
+)
+
+if TYPE_CHECKING:
+    import pandas
+
+#: Writer -> reader.
+KINDS = tuple(f"{writer}->{reader}" for writer in get_args(Writer) for reader in get_args(Reader))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A write and a read: their composition score, and what it is by chance.
+
+    ``sign`` says whether a neuron raises (1) or lowers (-1) what another reads; it is 0 where a head is involved.
+    """
+
+    writer: str
+    reader: str
+    score: float
+    baseline: float
+    sign: int
+
+    @property
+    def excess(self) -> float:
+        """The score beyond chance."""
+        return self.score - self.baseline
+
+
+@dataclass(frozen=True)
+class Composition:
+    """The pairs of a kind with the largest excess, and what all ``count`` of them look like."""
+
+    kind: str
+    offsets: list[int]
+    pairs: list[Pair]
+    count: int
+    #: The mean excess of all pairs of two layers; nan where a write does not reach a read.
+    by_layer: Float[Tensor, "writer_layer reader_layer"]
+    #: Over all pairs: the mean squared score times the dimensions of the stream, which is 1 by chance.
+    chance_ratio: float
+
+    def __iter__(self) -> Iterator[Pair]:
+        return iter(self.pairs)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """Columns: writer, reader, score, baseline, excess, sign."""
+        import pandas
+
+        rows = [(p.writer, p.reader, p.score, p.baseline, p.excess, p.sign) for p in self.pairs]
+        return pandas.DataFrame(rows, columns=["writer", "reader", "score", "baseline", "excess", "sign"])
+
+
+@torch.no_grad()
+def composition(twin: TwinBridge, kind: str, *, k: int = 100, offsets: Sequence[int] = (0,)) -> Composition:
+    r"""The strongest compositions of a kind, out of every pair of a write and a later read.
+
+    The score of Elhage et al. (2021), ``||W_write W_read||_F / (||W_write||_F ||W_read||_F)``, from 0 to 1, with norm
+    gains folded into what reads, less its mean over random rotations of one against the other
+    (`allheads.weights.baseline`). A head's write is ``W_V W_O``; its read by Q is ``W_Q R W_K^T``, by K the same
+    transposed, by V ``W_V W_O``. Biases are left out.
+
+    Args:
+        twin: from `ah.convert`.
+        kind: ``"neuron->Q"`` and so on: writes of ``neuron`` or ``head``, into heads' ``Q``, ``K`` or ``V``, or into
+            neurons' ``query`` or, where they are gated, ``value``.
+        k: how many pairs to keep.
+        offsets: how many positions a key is before its query. Squared norms are averaged over them, so that the score
+            is a root mean square; without rotary they do not matter.
+
+    Returns:
+        A `Composition`: the pairs, largest excess first.
+
+    Raises:
+        AllHeadsError: an unknown kind; weights that cannot be read this way: several stacks, mixtures of experts, norms
+            of queries (for Q and K), edited heads.
+
+    >>> import allheads as ah
+    >>> for pair in ah.weights.composition(twin, "neuron->Q", k=3):  # doctest: +SKIP
+    ...     print(pair.writer, pair.reader, pair.excess)
+    """
+    writer, reader = _sides(twin, kind)
+    if not isinstance(k, int) or k < 1:
+        raise AllHeadsError("k of 1 or more", repr(k), "It is how many pairs to keep.")
+    offsets = checked_offsets(offsets)
+    streams = Streams(twin, read_wiring(twin), offsets)
+    layers = range(len(twin.banks))
+    if reader in ("Q", "K"):
+        require_scores(streams.wiring, layers)
+    if reader == "V" or writer == "head":
+        require_values(streams.wiring, layers)
+    tally = _Tally(Best(k), *torch.zeros(3, len(layers), len(layers), dtype=torch.float64))
+    for reads in streams.groups(reader):
+        for layer in bar(kind, layers):
+            later = reads.after(2 * layer + (writer == "neuron"))
+            if len(later.M):
+                _compare(streams.writes(writer, layer), later, streams.d, tally)
+    count = int(tally.count.sum())
+    return Composition(
+        kind,
+        offsets,
+        pairs=[pair for _, pair in tally.best.entries],
+        count=count,
+        by_layer=tally.excess / tally.count,
+        chance_ratio=float(tally.squares.sum()) * streams.d / max(1, count),
+    )
+
+
+@dataclass(frozen=True)
+class _Tally:
+    """What is kept of all pairs: the best, and sums by layer of writer and reader."""
+
+    best: Best[Pair]
+    count: Float[Tensor, "layer layer"]
+    excess: Float[Tensor, "layer layer"]
+    squares: Float[Tensor, "layer layer"]
+
+
+def _sides(twin: TwinBridge, kind: str) -> tuple[Writer, Reader]:
+    if not isinstance(twin, TwinBridge):
+        raise AllHeadsError("an attention-only twin", type(twin).__name__, "Make one with ah.convert(source).")
+    if kind not in KINDS:
+        raise AllHeadsError(f"a kind out of {', '.join(KINDS)}", repr(kind), "Writer, arrow, reader.")
+    writer, reader = kind.split("->")
+    return cast(Writer, writer), cast(Reader, reader)
+
+
+def _compare(writes: Factors, reads: Factors, d: int, tally: _Tally) -> None:
+    """Look at every write of a layer with every read of some later ones."""
+    (count, rank, _), (readers, width, _) = writes.M.shape, reads.M.shape
+    vectors, across, earlier = rank == width == 1, reads.M.flatten(0, 1).T, int(writes.layers[0])
+    # Writes of rank one are all alike here.
+    chance = baseline((writes.peaks[:1] if rank == 1 else writes.peaks)[:, None], reads.peaks, d)
+    chance = chance.to(across).expand(count, readers)
+    for some in chunks(count, rank * readers * width):
+        products = (writes.M[some].flatten(0, 1) @ across).view(-1, rank, readers, width)
+        scores = products[:, 0, :, 0].abs() if vectors else products.square().sum((1, 3)).sqrt()
+        excess = scores - chance[some]
+
+        def pair(value: float, row: int, column: int, products: Tensor = products, start: int = some.start) -> Pair:
+            by_chance, sign = float(chance[start + row, column]), int(products[row, 0, column, 0].sign())
+            names = writes.label(start + row), reads.label(column)
+            return Pair(*names, value + by_chance, by_chance, sign if vectors else 0)
+
+        tally.best.offer(excess, pair)
+        for sums, values in ((tally.excess, excess), (tally.squares, scores.square())):
+            sums[earlier].index_add_(0, reads.layers, values.sum(0, dtype=torch.float64).cpu())
+    tally.count[earlier].index_add_(0, reads.layers, torch.full((readers,), float(count), dtype=torch.float64))

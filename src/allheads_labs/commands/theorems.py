@@ -1,0 +1,49 @@
+"""``allheads theorems``: every construction on random inputs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from allheads.cli.console import explained, results, step
+from allheads.errors import AllHeadsError
+
+if TYPE_CHECKING:
+    from allheads_labs.theorems.claims import Verdict
+
+
+def theorems(
+    trials: Annotated[int, typer.Option(help="Random cases of each claim, in each precision.")] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list and nothing else.")] = False,
+) -> None:
+    """Run every theorem on random inputs (20 tokens, 30 dimensions). Exit code 1 if one fails."""
+    with explained():
+        if trials < 1:
+            raise AllHeadsError("at least one trial", str(trials), "The default is 100.")
+        with step("Importing torch and TransformerLens"):
+            from allheads_labs.theorems.claims import judged
+            from allheads_labs.theorems.gallery import CLAIMS
+        verdicts = []
+        for claim in CLAIMS:
+            with step(claim.name):
+                verdicts.append(judged(claim, trials))
+    if as_json:
+        typer.echo(json.dumps([verdict.to_dict() for verdict in verdicts]))
+    else:
+        results().print(_table(verdicts, trials))
+    raise typer.Exit(0 if all(verdict.holds for verdict in verdicts) else 1)
+
+
+def _table(verdicts: list[Verdict], trials: int) -> Table:
+    table = Table(title=f"Worst of {trials} random cases: 20 tokens, 30 dimensions")
+    table.add_column("claim")
+    for header in ("heads", "bias tokens", "float64", "bound", "float32", "bound", "holds"):
+        table.add_column(header, justify="right")
+    for v in verdicts:
+        numbers = (v.error_float64, v.bound_float64, v.error_float32, v.bound_float32)
+        cells = ["-" if number is None else f"{number:.1e}" for number in numbers]
+        table.add_row(v.claim, str(v.heads), str(v.bias_tokens), *cells, "yes" if v.holds else "NO")
+    return table

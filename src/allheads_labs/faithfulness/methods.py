@@ -1,0 +1,124 @@
+"""Ways to score heads and neurons at positions: every rule, and what the field uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
+
+from allheads.attribution.attribute import attribute
+from allheads.attribution.constants import only_biases_differ
+from allheads.attribution.forward_cache import Run
+from allheads.attribution.rules import RULES
+from allheads.corpus.averages import Means
+from allheads.models.bridge import TwinBridge
+from allheads.twin.capture import EMBEDDINGS
+
+#: Steps from the mean embedding to the embedding.
+_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What each part is said to be worth."""
+
+    heads: Float[Tensor, "layer head pos"]
+    neurons: Float[Tensor, "layer pos d_mlp"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt as ids, one that asks the opposite, and what is asked."""
+
+    ids: Tensor
+    corrupt: Tensor
+    weights: Float[Tensor, " d_vocab"]
+    means: Means
+
+
+def by_rule(rule: str) -> Callable[[TwinBridge, Case], Scores]:
+    """`ah.attribute` under a rule, relative to the means that ablation writes."""
+
+    def score(twin: TwinBridge, case: Case) -> Scores:
+        found = attribute(twin, case.ids, case.weights, rule=rule, baseline=case.means)
+        return Scores(found.heads, found.neurons)
+
+    return score
+
+
+def patching(twin: TwinBridge, case: Case) -> Scores:
+    """TransformerLens' attribution patching: ``(a - a_corrupt) . gradient`` on the corrupt prompt."""
+    run = Run(twin)
+    names = [*run.heads, *run.neurons]
+    begin = [(EMBEDDINGS[0], lambda value, hook: value.detach().requires_grad_())]
+    with torch.enable_grad(), only_biases_differ(twin), twin.hooks(fwd_hooks=begin):
+        # The point furthest up has no gradient there, so that is the embedding.
+        found = cache_activation_and_gradient(
+            twin,
+            case.corrupt,
+            lambda logits: logits[0, -1] @ case.weights.to(logits),
+            names_filter=[EMBEDDINGS[0], *names],
+        )
+        clean = twin.run_with_cache(case.ids, names_filter=names)[1]
+    parts = {name: found.gradients[name] * (clean[name].detach() - found.activations[name]) for name in names}
+    return _stacked(run, parts)
+
+
+def integrated(twin: TwinBridge, case: Case) -> Scores:
+    """Integrated gradients: the mean gradient on the way from the mean embedding, times the distance from the means."""
+    run = Run(twin)
+    steps = (torch.arange(_STEPS, dtype=torch.float64, device=case.ids.device) + 0.5) / _STEPS
+    mean = case.means.of(EMBEDDINGS[0])
+
+    def between(value: Tensor, hook: object) -> Tensor:
+        start = mean.to(value)
+        return start + steps.to(value)[:, None, None] * (value.detach() - start)
+
+    seen: dict[str, Tensor] = {}
+
+    def keeper(name: str) -> Callable[..., Tensor]:
+        def keep(value: Tensor, hook: object) -> Tensor:
+            seen[name] = value
+            return value
+
+        return keep
+
+    names = [*run.heads, *run.neurons]
+    with torch.no_grad():
+        clean = twin.run_with_cache(case.ids, names_filter=names)[1]
+    with torch.enable_grad(), only_biases_differ(twin):
+        hooks = [(EMBEDDINGS[0], lambda value, hook: between(value, hook).requires_grad_())]
+        with twin.hooks(fwd_hooks=[*hooks, *((name, keeper(name)) for name in names)]):
+            logits = twin(case.ids.expand(_STEPS, -1))[:, -1]
+        grads = torch.autograd.grad((logits @ case.weights.to(logits)).mean(), [seen[name] for name in names])
+    parts = {
+        name: grad.sum(0, keepdim=True) * (clean[name] - case.means.of(name).to(grad))
+        for name, grad in zip(names, grads, strict=True)
+    }
+    return _stacked(run, parts)
+
+
+def chance(twin: TwinBridge, case: Case) -> Scores:
+    """Normal numbers, the same for the same prompt."""
+    generator = torch.Generator().manual_seed(int(case.ids.sum()))
+    layers, pos = len(twin.banks), case.ids.shape[1]
+    heads = torch.randn(layers, twin.cfg.n_heads, pos, generator=generator)
+    return Scores(heads, torch.randn(layers, pos, twin.banks[0].d_mlp, generator=generator))
+
+
+#: All methods by name.
+METHODS: dict[str, Callable[[TwinBridge, Case], Scores]] = {
+    **{rule: by_rule(rule) for rule in RULES},
+    "patching": patching,
+    "integrated": integrated,
+    "chance": chance,
+}
+
+
+def _stacked(run: Run, parts: dict[str, Tensor]) -> Scores:
+    heads = torch.stack([parts[name][0].detach().sum(-1).T for name in run.heads])
+    return Scores(heads, torch.stack([parts[name][0].detach() for name in run.neurons]))

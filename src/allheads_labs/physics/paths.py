@@ -1,0 +1,192 @@
+r"""trajectories: the stream of every token from layer to layer, and which heads and neurons pushed it there.
+
+Point l of a path is the stream before layer l, the last one is the end. A step is what a layer adds; the push of a
+head or neuron is what it writes, along the step:
+
+    step_l = sum_parts write,        push = write . step_l / ||step_l||,        sum of pushes = ||step_l||.
+
+Pictures show streams as a norm sees them, divided by their root mean square: their length grows from layer to layer
+and no reader sees it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from allheads.attribution.forward_cache import Run
+from allheads.attribution.metrics import position_in, token_ids, token_names
+from allheads.errors import AllHeadsError
+from allheads.models.attention import read_attention
+from allheads.models.bridge import TwinBridge
+from allheads.models.norms import Norm
+from allheads.models.wiring import Wiring, read_wiring
+from allheads.twin.heads import head
+from allheads.twin.labels import Label
+from allheads_labs.physics.potentials import potentials
+
+#: How far the pushes may be from the length of a step, relative to it.
+_REMAINDER = 1e-3
+
+
+@dataclass(frozen=True)
+class Push:
+    """A head or neuron, and how far it moved a token along its step, in units of the stream."""
+
+    label: str
+    push: float
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Paths of the tokens of a prompt. Lengths and pushes in units of the stream, angles in degrees."""
+
+    twin: TwinBridge
+    ids: Int[Tensor, "1 pos"]
+    tokens: list[str]
+    stream: Float[Tensor, "point pos d_model"]
+    #: In the three directions along which normed streams vary most, and the share of their variance in each.
+    projected: Float[Tensor, "point pos 3"]
+    explained: Float[Tensor, " 3"]
+    heads: Float[Tensor, "layer head pos"]
+    neurons: Float[Tensor, "layer neuron pos"]
+    #: Pushes of what belongs to no head or neuron: biases of layers.
+    rest: Float[Tensor, "layer pos"]
+
+    @property
+    def steps(self) -> Float[Tensor, "layer pos d_model"]:
+        """What every layer adds."""
+        return self.stream.diff(dim=0)
+
+    @property
+    def lengths(self) -> Float[Tensor, "layer pos"]:
+        """How long the steps are."""
+        return self.steps.norm(dim=-1)
+
+    @property
+    def turns(self) -> Float[Tensor, "turn pos"]:
+        """The angle between a step and the next: 0 straight on, 90 what chance gives, 180 back."""
+        cosines = torch.cosine_similarity(self.steps[:-1], self.steps[1:], dim=-1)
+        return torch.rad2deg(cosines.clamp(-1, 1).acos())
+
+    def pushed(self, position: int, layer: int, k: int = 5) -> list[Push]:
+        """The k heads and neurons that moved a token most along its step in a layer, or most against it.
+
+        Raises `AllHeadsError` for a position or a layer that is not there.
+        """
+        at = position_in(len(self.tokens), position)
+        if not isinstance(layer, int) or not 0 <= layer < len(self.heads):
+            raise AllHeadsError(f"a layer from 0 to {len(self.heads) - 1}", repr(layer), "Layers count from 0.")
+        found = [(f"L{layer}.A{i}", push) for i, push in enumerate(self.heads[layer, :, at].tolist())]
+        found += [(f"L{layer}.N{i}", push) for i, push in enumerate(self.neurons[layer, :, at].tolist())]
+        found.sort(key=lambda each: -abs(each[1]))
+        return [Push(*each) for each in found[:k]]
+
+    @torch.no_grad()
+    def energy(self, where: str | int | Label) -> Float[Tensor, "point pos"]:
+        """The potential of a head (``L3.A5``, ``L3.N812.0``) along the paths, or the sum over a layer's ordinary heads.
+
+        A head reads in its own layer only. Here its keys stay as they are there, and the streams of all other points
+        are put in the place of what it reads, through its own norm: a landscape, of which it sees one place.
+
+        Raises `AllHeadsError` as `allheads_labs.physics.potential` does, and for a layer that is not there.
+        """
+        if isinstance(where, int):
+            if not 0 <= where < len(self.heads):
+                raise AllHeadsError(f"a layer from 0 to {len(self.heads) - 1}", str(where), "Layers count from 0.")
+            labels: list[str | Label] = [f"L{where}.A{number}" for number in range(self.heads.shape[1])]
+        else:
+            labels = [where]
+        part = head(self.twin, labels[0])[0].label
+        sublayer = (self._wiring.attention if part.kind == "A" else self._wiring.neurons)[part.layer]
+        reading = _read_through(sublayer.before, self.stream)
+        total = torch.zeros(reading.shape[:-1], dtype=reading.dtype)
+        for each in potentials(self.twin, self.ids, labels):
+            total = total + each.at(reading.to(each.x)).to(total)
+        return total
+
+    @cached_property
+    def _wiring(self) -> Wiring:
+        return read_wiring(self.twin)
+
+
+def _read_through(norm: Norm | None, stream: Tensor) -> Tensor:
+    return stream if norm is None else norm(stream)
+
+
+@torch.no_grad()
+def trajectories(twin: TwinBridge, tokens: str | Tensor) -> Trajectories:
+    """Where the tokens of a prompt go, layer by layer, and what pushes them; ordinary heads and neurons alike.
+
+    Args:
+        twin: from `ah.convert`.
+        tokens: a prompt, or its ids ``[pos]``.
+
+    Returns:
+        `Trajectories`; the pushes of a step sum to its length within 1e-3 of it, or it is an error.
+
+    Raises:
+        AllHeadsError: a prompt that cannot be read, edited neurons, or layers that do not add to a stream exactly what
+            their heads and neurons write: norms behind sublayers, multipliers of the residual.
+
+    >>> paths = trajectories(twin, "Mary and John went to the store")  # doctest: +SKIP
+    >>> paths.turns.median(), paths.pushed(-1, 12)  # doctest: +SKIP
+    """
+    ids = token_ids(twin, tokens)
+    edited = [layer for layer, bank in enumerate(twin.banks) if bank.own is not None]
+    if edited:
+        raise AllHeadsError("neurons whose heads share their weights", f"edited heads in L{edited[0]}", "Read before.")
+    run = Run(twin)
+    with run.watching():
+        twin(ids)
+    wide = torch.promote_types(run.seen[run.streams[0]].dtype, torch.float32)
+    stream = torch.stack([run.seen[name][0].to(wide) for name in run.streams])
+    pushes = [
+        _pushes(
+            twin,
+            layer,
+            stream[layer + 1] - stream[layer],
+            *(run.seen[each[layer]] for each in (run.heads, run.neurons)),
+        )
+        for layer in run.layers
+    ]
+    heads, neurons, rest = (torch.stack(each) for each in zip(*pushes, strict=True))
+    lengths = stream.diff(dim=0).norm(dim=-1)
+    off = ((heads.sum(1) + neurons.sum(1) + rest - lengths).abs() / lengths.clamp_min(1e-30)).amax(1)
+    if not bool(off.max() <= _REMAINDER):
+        raise AllHeadsError(
+            "layers that add what their heads and neurons write",
+            f"a remainder of {float(off.max()):.1e} of the step in layer {int(off.argmax())}",
+            "Norms behind sublayers and multipliers of the residual are not read.",
+        )
+    projected, explained = principal(stream)
+    return Trajectories(twin, ids, token_names(twin, ids), stream, projected, explained, heads, neurons, rest)
+
+
+def principal(stream: Float[Tensor, "point pos d_model"]) -> tuple[Tensor, Tensor]:
+    """Normed streams in the three directions of their largest variance, and the share of it in each."""
+    rows = (stream / stream.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-30)).double()
+    centred = rows - rows.mean((0, 1))
+    flat = centred.flatten(0, 1)
+    values, vectors = torch.linalg.eigh(flat.T @ flat)
+    # The sign of a direction is free: its largest entry is positive.
+    vectors = vectors.flip(1)[:, :3]
+    vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
+    return centred @ vectors, values.flip(0)[:3] / values.sum()
+
+
+def _pushes(twin: TwinBridge, layer: int, step: Tensor, z: Tensor, post: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    read, weights = read_attention(twin, layer), twin.banks[layer].weights()
+    along = step / step.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+    heads = torch.einsum(
+        "phe,hed,pd->hp", z[0].unflatten(-1, read.W_O.shape[:2]) if z.ndim == 3 else z[0], read.W_O, along
+    )
+    neurons = post[0].T * (weights.W_O[0] @ along.T)
+    rest = torch.zeros_like(heads[0])
+    for bias in (read.b_O, weights.b_O):
+        rest = rest if bias is None else rest + along @ bias.to(along)
+    return heads, neurons, rest

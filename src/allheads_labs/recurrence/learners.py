@@ -1,0 +1,73 @@
+"""The three that remember: a transformer, an LSTM and a GRU with as many parameters, behind the same embedding."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from allheads_labs.pairs import PairEmbedding, moved
+from allheads_labs.recurrence.task import D_VOCAB, KEYS, VALUES
+from allheads_labs.small_models import as_bridge, decoder
+
+Kind = Literal["transformer", "lstm", "gru"]
+KINDS: tuple[Kind, ...] = ("transformer", "lstm", "gru")
+D_MODEL, N_CTX = 64, 4096
+#: Hidden units that give each recurrent net the parameters of the transformer's two layers.
+HIDDEN = {"lstm": 128, "gru": 151}
+
+
+class Learner(nn.Module):
+    """Embedding, body, and logits of the values at the last positions."""
+
+    def __init__(self, kind: Kind, seed: int) -> None:
+        super().__init__()
+        self.kind = kind
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.embed = PairEmbedding(KEYS, VALUES, D_MODEL, filler=True)
+            self.body: Any
+            if kind == "transformer":
+                self.body = decoder(D_VOCAB, N_CTX, d_model=D_MODEL)
+            else:
+                make = nn.LSTM if kind == "lstm" else nn.GRU
+                self.body = make(D_MODEL, HIDDEN[kind], batch_first=True)
+                self.readout = nn.Linear(HIDDEN[kind], VALUES, bias=False)
+                _favour(self.body)
+
+    def forward(self, tokens: Int[Tensor, "batch pos"], queries: int = 1) -> Float[Tensor, "batch query value"]:
+        """Logits of the values at the queries."""
+        return self.read(self.embed(tokens), queries)
+
+    def read(self, embedded: Float[Tensor, "batch pos d_model"], queries: int = 1) -> Tensor:
+        """The same from embedded tokens."""
+        if self.kind == "transformer":
+            hidden = self.body.transformer(inputs_embeds=embedded).last_hidden_state[:, -queries:]
+            return hidden @ self.body.lm_head.weight[:VALUES].mT
+        return self.readout(self.body(embedded)[0][:, -queries:])
+
+    def learned(self) -> list[nn.Parameter]:
+        """The parameters that training moves."""
+        return moved(self)
+
+    def size(self) -> int:
+        """Parameters in use; of the transformer's unembedding only the rows of values are."""
+        idle = (D_VOCAB - VALUES) * D_MODEL if self.kind == "transformer" else 0
+        return sum(p.numel() for p in self.learned()) - idle
+
+    def bridge(self) -> Any:
+        """The trained transformer as a bridge that reads ids. Its first ``VALUES`` logits are those of the values."""
+        with torch.no_grad():
+            self.body.transformer.wte.weight.copy_(self.embed.table())
+        return as_bridge(self.body, "recall")
+
+
+@torch.no_grad()
+def _favour(body: Any) -> None:
+    """The usual help for recurrent nets: orthogonal recurrences, and gates that begin by keeping what is there."""
+    for block in body.weight_hh_l0.split(body.hidden_size):
+        nn.init.orthogonal_(block)
+    # The second gate of both: forget in an LSTM, update in a GRU.
+    body.bias_hh_l0[body.hidden_size : 2 * body.hidden_size] += 1.0

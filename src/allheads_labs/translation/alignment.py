@@ -1,0 +1,63 @@
+"""Links read off cross-attention, and how many of them are the planted ones.
+
+A word of the translation is linked to every word of the sentence that the decoder gives at least `THRESHOLD` of its
+attention when it writes that word. Dropped words have no link and words made of two have two, so that precision and
+recall differ; ends of sentences count on neither side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from allheads_labs.translation.language import Pair
+
+#: Two words that share the attention evenly are both over it; chosen before any run.
+THRESHOLD = 0.25
+
+Links = frozenset[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Score:
+    """How links compare with the planted ones, over many sentences."""
+
+    precision: float
+    recall: float
+
+    @property
+    def f1(self) -> float:
+        """Their harmonic mean."""
+        total = self.precision + self.recall
+        return 2 * self.precision * self.recall / total if total else 0.0
+
+
+def links(weights: Float[Tensor, "to from"], pair: Pair) -> Links:
+    """The links that attention makes in one pair; rows and columns beyond its words are ends and padding.
+
+    >>> import torch
+    >>> links(torch.tensor([[0.1, 0.9, 0.0]]), Pair(("the", "noun0"), ("NOUN0",), frozenset()))
+    frozenset({(0, 1)})
+    """
+    found = (weights[: len(pair.target), : len(pair.source)] >= THRESHOLD).nonzero().tolist()
+    return frozenset((to, here) for to, here in found)
+
+
+def score(found: Sequence[Links], planted: Sequence[Links]) -> Score:
+    """Precision and recall of links over all sentences together.
+
+    >>> score([frozenset({(0, 0), (1, 1)})], [frozenset({(0, 0)})])
+    Score(precision=0.5, recall=1.0)
+    """
+    common = sum(len(a & b) for a, b in zip(found, planted, strict=True))
+    ours, theirs = sum(map(len, found)), sum(map(len, planted))
+    return Score(common / ours if ours else 0.0, common / theirs if theirs else 0.0)
+
+
+def diagonal(pair: Pair) -> Links:
+    """The baseline that looks at no word: each place is linked to the one as far along."""
+    last = len(pair.target)
+    return frozenset((to, min(len(pair.source) - 1, round(to * len(pair.source) / last))) for to in range(last))

@@ -1,0 +1,129 @@
+"""An encoder-decoder on a language whose alignment is known: ``allheads lab translation``."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from allheads.twin.convert import convert
+from allheads_labs.lab import Lab, Unit
+from allheads_labs.small_models import as_bridge
+from allheads_labs.translation.alignment import Links, diagonal, links, score
+from allheads_labs.translation.findings import claims, tables
+from allheads_labs.translation.language import Batch, Pair, batch, corpus
+from allheads_labs.translation.training import Recipe, exact, through, train, translate
+
+#: (layers on each side, heads of every attention, sentences, steps, seconds); the first is what the claims are about.
+FULL = ((2, 1, 8000, 500, 35.0), (1, 1, 8000, 500, 20.0), (2, 4, 8000, 500, 35.0))
+QUICK = ((2, 1, 4000, 300, 20.0),)
+HELD_OUT = 1000
+#: How hook points of the three kinds of attention are called.
+KINDS = {
+    "encoder_blocks.{}.attn": "encoder",
+    "decoder_blocks.{}.self_attn": "decoder",
+    "decoder_blocks.{}.cross_attn": "cross",
+}
+
+
+def units(quick: bool, seeds: int) -> list[Unit]:
+    """One seed after the other."""
+    return [
+        Unit({"layers": layers, "heads": heads, "sentences": sentences, "steps": steps, "quick": quick}, seed, seconds)
+        for seed in range(seeds)
+        for layers, heads, sentences, steps, seconds in (QUICK if quick else FULL)
+    ]
+
+
+def run(unit: Unit) -> dict[str, Any]:
+    """Train, translate what was held out, read off the links, and do the same with the twin."""
+    setting = unit.setting
+    recipe = Recipe(setting["layers"], setting["heads"], setting["sentences"], setting["steps"])
+    pairs, held_out = corpus(unit.seed, recipe.sentences, HELD_OUT // (4 if setting["quick"] else 1))
+    started = time.perf_counter()
+    source = as_bridge(train(recipe, pairs, unit.seed), "toy translation")
+    seconds = time.perf_counter() - started
+    twin, test = convert(source), batch(held_out)
+    known = patterns(source, test)
+    with twin.evaluated("slots"):
+        seen = patterns(twin, test)
+        twin_exact = exact(translate(through(twin), test), test.write)
+    return {
+        "training_seconds": seconds,
+        "exact": exact(translate(through(source), test), test.write),
+        "alignment": aligned(known, held_out, recipe.layers),
+        "twin": {
+            "exact": twin_exact,
+            "pattern_gaps": {kind: _gap(known, seen, kind) for kind in KINDS.values()},
+            "alignment": aligned(seen, held_out, recipe.layers)["last layer"],
+        },
+        "example": _example(known, seen, held_out, test),
+    }
+
+
+def patterns(model: TransformerBridge, given: Batch) -> dict[str, Tensor]:
+    """All patterns ``[batch head to from]`` by kind and layer, ``"cross 1"``; columns of padding are zero."""
+    names = {
+        f"{stem.format(layer)}.hook_pattern": f"{kind} {layer}"
+        for stem, kind in KINDS.items()
+        for layer in range(model.cfg.n_layers)
+    }
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _, cache = model.run_with_cache(
+            given.source, decoder_input=given.read, attention_mask=given.mask, names_filter=list(names)
+        )
+    return {short: cache[name] for name, short in names.items()}
+
+
+def aligned(seen: dict[str, Tensor], pairs: Sequence[Pair], layers: int) -> dict[str, dict[str, float]]:
+    """Precision, recall and F1 of the links of cross-attention, heads averaged: of each layer, and of their mean."""
+    planted = [each.links for each in pairs]
+    each_layer = [seen[f"cross {layer}"].mean(1) for layer in range(layers)]
+    named = {f"layer {layer}": weights for layer, weights in enumerate(each_layer[:-1])} | {
+        "last layer": each_layer[-1]
+    }
+    if layers > 1:
+        named["layers averaged"] = torch.stack(each_layer).mean(0)
+    scored: dict[str, list[Links]] = {"diagonal": [diagonal(each) for each in pairs]}
+    for name, weights in named.items():
+        scored[name] = [links(weights[row], each) for row, each in enumerate(pairs)]
+    found = {name: score(each, planted) for name, each in scored.items()}
+    return {name: {"precision": s.precision, "recall": s.recall, "f1": s.f1} for name, s in found.items()}
+
+
+def _gap(known: dict[str, Tensor], seen: dict[str, Tensor], kind: str) -> float:
+    return max(float((known[name] - seen[name]).abs().max()) for name in known if name.startswith(kind))
+
+
+def _example(known: dict[str, Tensor], seen: dict[str, Tensor], pairs: Sequence[Pair], test: Batch) -> dict[str, Any]:
+    """One sentence with all that was planted, if there is one, and its patterns, of the model and of the twin."""
+    row = max(range(len(pairs)), key=lambda at: (_planted(pairs[at]), -len(pairs[at].source)))
+    one = pairs[row]
+    sizes = {"from": len(one.source) + 1, "to": len(one.target) + 1}
+
+    def cut(pattern: Tensor, kind: str) -> list[Any]:
+        rows, columns = sizes["from" if kind == "encoder" else "to"], sizes["to" if kind == "decoder" else "from"]
+        return [[[round(w, 4) for w in line] for line in head] for head in pattern[row, :, :rows, :columns].tolist()]
+
+    return {
+        "source": [*one.source, "</s>"],
+        "target": [*one.target, "</s>"],
+        "links": sorted(one.links),
+        "model": {name: cut(each, name.split()[0]) for name, each in known.items()},
+        "twin": {name: cut(each, name.split()[0]) for name, each in seen.items()},
+    }
+
+
+def _planted(pair: Pair) -> int:
+    """How many of dropped words, adverb, plural, particle and adjective a pair has."""
+    words = " ".join((*pair.source, *pair.target))
+    return sum(mark in words for mark in ("the", "adv", "PL", "up", "adj"))
+
+
+LAB = Lab("translation", 2, units, run, tables, claims)

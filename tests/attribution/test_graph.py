@@ -1,0 +1,222 @@
+"""Edges sum to effects, on both ends; graphs hide nothing; interventions in the held twin do what they say."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+import allheads as ah
+from allheads.attribution import graph_builder as growing
+from allheads.attribution.attribution_graph import AttributionGraph
+from allheads.attribution.edges import edges
+from allheads.attribution.metrics import make_target
+from allheads.attribution.rules import RULES
+from allheads_labs import zoo
+
+FAMILIES = ["LlamaForCausalLM", "GPT2LMHeadModel", "OPTForCausalLM", "BloomForCausalLM", "GPTNeoXForCausalLM"]
+NORMS_AFTER = ["Olmo2ForCausalLM", "Gemma2ForCausalLM", "BertForMaskedLM"]
+
+
+@pytest.fixture(scope="module")
+def twins():
+    made = {}
+
+    def make(name):
+        if name not in made:
+            sample = zoo.build(name, dtype=torch.float64)
+            made[name] = ah.convert(sample.bridge), sample.inputs["input"][:, :6]
+        return made[name]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        *((name, rule) for name in FAMILIES + NORMS_AFTER for rule in ("frozen", "relp")),
+        *(("LlamaForCausalLM", rule) for rule in ("gate", "half", "live")),
+    ],
+)
+def test_edges_sum_to_effects_on_both_ends(twins, name, rule):
+    """Into every part, constants included; and out of every part, with what goes straight into the target."""
+    twin, ids = twins(name)
+    found = ah.attribute(twin, ids, 7, rule=rule)
+    layers, heads, pos = found.heads.shape
+    neurons = found.neurons.shape[2]
+    with edges(twin, ids, make_target(twin, 7, -1, pos), RULES[rule]) as flows:
+        target = flows.into_target()
+        out = target.heads.clone(), target.neurons.clone(), target.embeddings.clone()
+        constants = target.constants
+        assert torch.allclose(target.heads[:, :, -1], found.heads_direct, atol=1e-12)
+        for layer in range(layers):
+            of_heads = flows.into_heads(layer, list(itertools.product(range(heads), range(pos))))
+            of_neurons = flows.into_neurons(layer, list(itertools.product(range(neurons), range(pos))))
+            for (index, position), sides in itertools.chain(of_heads, of_neurons):
+                assert [flow.side for flow in sides] in (["V"], ["V", "Q", "K"])
+                for flow in sides:
+                    parts = float(flow.heads.sum() + flow.neurons.sum() + flow.embeddings.sum())
+                    assert parts + flow.constants == pytest.approx(flow.total, abs=1e-12)
+                    at = slice(flow.first, flow.first + flow.heads.shape[-1])
+                    out[0][:, :, at] += flow.heads
+                    out[1][:, at] += flow.neurons
+                    out[2][at] += flow.embeddings
+                    constants += flow.constants
+                table = found.neurons[layer].T if flow.first + 1 == at.stop and len(sides) == 1 else None
+                effects = {float(found.heads[layer, index, position])} if index < heads else set()
+                effects |= set() if table is None else {float(table[index, position])}
+                assert any(sides[0].total == pytest.approx(effect, abs=1e-12) for effect in effects)
+        for mine, expected in zip(out, (found.heads, found.neurons, flows.embeddings), strict=True):
+            assert torch.allclose(mine, expected, atol=1e-12)
+        # What is not linear at the end of the network is among the target's constants here.
+        if RULES[rule].complete or name not in ("Gemma2ForCausalLM", "BertForMaskedLM"):
+            assert constants - found.intercept == pytest.approx(flows.constants, abs=1e-11)
+    begun = found.embeddings + (0.0 if found.positions is None else found.positions)
+    if name != "BertForMaskedLM":  # types of segments are among its constants there, and embeddings here
+        assert torch.allclose(flows.embeddings, begun, atol=1e-12)
+
+
+def test_queries_and_keys_have_edges_where_patterns_are_not_held(twins):
+    """Both sides of a score sum to the same; without them, effects are those of the held patterns."""
+    twin, ids = twins("LlamaForCausalLM")
+    with edges(twin, ids, make_target(twin, 7, -1, 6), RULES["live"]) as flows:
+        for _, (value, query, key) in flows.into_heads(1, [(0, 5), (3, 5)]):
+            assert query.total == pytest.approx(key.total, abs=1e-12)
+            assert query.total != pytest.approx(0.0, abs=1e-6)
+            assert value.total != pytest.approx(query.total, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "GPT2LMHeadModel"])
+@pytest.mark.parametrize("rule", ["frozen", "live"])
+def test_nothing_is_hidden(twins, name, rule):
+    twin, ids = twins(name)
+    found = ah.graph(twin, ids, 7, rule=rule, budget=20)
+    every = ah.attribute(twin, ids, 7, rule=rule)
+    assert len(found.parts) == 20
+    names = {node.name for node in found.nodes}
+    assert all({edge.source, edge.target} <= names for edge in found.edges)
+    for node in found.nodes:
+        for side, flow in node.inflow.items():
+            kept = sum(edge.weight for edge in found.into(node.name) if edge.side == side)
+            assert flow.kept == pytest.approx(kept, abs=1e-12)
+            assert flow.kept + flow.left_out == pytest.approx(flow.total, abs=1e-12)
+            assert flow.left_out_size >= abs(flow.left_out) - 1e-9
+        if node.kind in "AN":
+            assert node.effect == pytest.approx(every.of(node.label)[node.position].effect, abs=1e-12)
+            assert node.effect == pytest.approx(node.inflow["V"].total)
+    assert 0.0 < found.coverage < 1.0
+
+
+def test_a_whole_graph_leaves_nothing_out(twins, monkeypatch):
+    twin, ids = twins("LlamaForCausalLM")
+    monkeypatch.setattr(growing, "_EDGES", 10**6)
+    found = ah.graph(twin, ids, 7, budget=10**6)
+    assert found.coverage == pytest.approx(1.0)
+    for node in found.nodes:
+        for flow in node.inflow.values():
+            assert flow.left_out == pytest.approx(0.0, abs=1e-12)
+        flows_out = sum(edge.weight for edge in found.out_of(node.name))
+        if node.kind != "T":
+            assert flows_out == pytest.approx(node.effect, abs=1e-11)
+    ends = sum(node.effect for node in found.nodes if node.kind in "EC")
+    assert ends == pytest.approx(found.target_value, abs=1e-11)
+
+
+def test_growth_is_by_size_and_stops(twins):
+    twin, ids = twins("LlamaForCausalLM")
+    direct = ah.attribute(twin, ids, 7)
+    first = ah.graph(twin, ids, 7, budget=1)
+    largest = max(direct.heads_direct.abs().max(), direct.neurons_direct.abs().max())
+    assert abs(first.into("target")[0].weight) == pytest.approx(float(largest))
+    small, large = ah.graph(twin, ids, 7, budget=32), ah.graph(twin, ids, 7, budget=64)
+    assert {node.name for node in small.parts} < {node.name for node in large.parts}
+    assert small.coverage < large.coverage
+    some = ah.graph(twin, ids, 7, budget=10**6, coverage=0.5)
+    assert 0.5 <= some.coverage < 0.9
+
+
+def test_growth_is_greedy(twins, monkeypatch):
+    """One by one, always the part that writes most into all that is there: by hand, on the whole graph's edges."""
+    twin, ids = twins("LlamaForCausalLM")
+    monkeypatch.setattr(growing, "_EDGES", 10**6)
+    whole = ah.graph(twin, ids, 7, rule="live", budget=10**6)
+    monkeypatch.setattr("allheads.attribution.graph._ROUND", 1)
+    found = ah.graph(twin, ids, 7, rule="live", budget=25)
+    parts = {node.name for node in whole.parts}
+    kept = ["target"]
+    for _ in range(25):
+        written = dict.fromkeys(parts - set(kept), 0.0)
+        for edge in whole.edges:
+            if edge.target in kept and edge.source in written:
+                written[edge.source] += edge.weight
+        kept.append(max(written, key=lambda name: abs(written[name])))
+    assert [node.name for node in found.nodes[:26]] == kept
+
+
+def test_files(twins, tmp_path):
+    import networkx
+
+    twin, ids = twins("LlamaForCausalLM")
+    found = ah.graph(twin, ids, (7, 3), rule="relp", budget=12)
+    assert AttributionGraph.load(found.save(tmp_path / "graph.json")) == found
+    read = networkx.read_graphml(found.save(tmp_path / "graph.graphml"), force_multigraph=True)
+    assert set(read.nodes) == {node.name for node in found.nodes}
+    assert read.number_of_edges() == len(found.edges)
+    for edge in found.edges:
+        assert read.edges[edge.source, edge.target, edge.side]["weight"] == pytest.approx(edge.weight)
+    assert read.nodes["target"]["label"] == found.target
+    for text in ("", "[]", '{"format": 2}', (tmp_path / "graph.json").read_text()[:-50]):
+        (tmp_path / "broken.json").write_text(text)
+        with pytest.raises(ah.AllHeadsError, match=r"a graph that AttributionGraph\.save wrote"):
+            AttributionGraph.load(tmp_path / "broken.json")
+    with pytest.raises(ah.AllHeadsError, match=r"ends in \.json or \.graphml, got graph\.pickle"):
+        found.save(tmp_path / "graph.pickle")
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "Olmo2ForCausalLM"])
+def test_predictions_come_true_in_the_held_twin(twins, name):
+    twin, ids = twins(name)
+    for rule in ("frozen", "half"):
+        found = ah.confirm(twin, ids, (7, 3), ah.graph(twin, ids, (7, 3), rule=rule, budget=40), k=40)
+        assert len(found.names) == 40
+        assert found.frozen_error < 1e-8
+        assert not torch.allclose(found.live, found.predicted, rtol=1e-3)
+
+
+def test_the_live_twin_is_what_ablation_gives(twins):
+    twin, ids = twins("LlamaForCausalLM")
+    made = ah.attribute(twin, ids, 7, rule="relp")
+    found = ah.confirm(twin, ids, 7, made, k=10)
+    assert found.frozen is None
+    assert math.isnan(found.frozen_error)
+    with torch.no_grad():
+        own = float(twin(ids)[0, -1, 7])
+    for each, live in zip(made.top(10), found.live.tolist(), strict=True):
+        with ah.ablate(twin, [each.label], positions=[each.position]), torch.no_grad():
+            assert own - float(twin(ids)[0, -1, 7]) == pytest.approx(live, abs=1e-12)
+    frame = found.to_dataframe()
+    assert frame.name[0] == f"{made.top(1)[0].label}@{made.top(1)[0].position}"
+    r = torch.corrcoef(torch.tensor(frame[["predicted", "live"]].to_numpy().T))[0, 1]
+    assert found.correlation == pytest.approx(float(r))
+    assert f"correlation {found.correlation:.2f}" in str(found)
+
+
+def test_what_cannot_be_graphed(twins):
+    twin, ids = twins("LlamaForCausalLM")
+    made = ah.graph(twin, ids, 7, budget=2)
+    cases = {
+        "a rule that holds norms and gates, got 'gradient'": lambda: ah.graph(twin, ids, 7, rule="gradient"),
+        "a budget from 1": lambda: ah.graph(twin, ids, 7, budget=0),
+        r"a coverage in \(0, 1\]": lambda: ah.graph(twin, ids, 7, coverage=1.5),
+        "a node of this graph": lambda: made["L0.A0@77"],
+        "the prompt and target of this result": lambda: ah.confirm(twin, ids, 8, made),
+        "the prompt and target of": lambda: ah.confirm(twin, ids[:, :3], 7, made),
+        "an attention-only twin": lambda: ah.graph(zoo.build("LlamaForCausalLM").bridge, ids, 7),
+    }
+    for message, call in cases.items():
+        with pytest.raises(ah.AllHeadsError, match=message):
+            call()
+    with torch.inference_mode(), pytest.raises(ah.AllHeadsError, match="inference_mode"):
+        ah.graph(twin, ids, 7)

@@ -1,0 +1,209 @@
+"""A sweep in one go, in parts, interrupted, merged, saved: always the same; and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import allheads as ah
+from allheads.corpus import checkpoint as disk
+from allheads.corpus.counting import Watch
+from allheads.corpus.texts import PIECE, TextFiles, windows
+from allheads_labs import zoo
+
+SIZES = {"context": 16, "batch": 4, "every": 3}
+
+
+@pytest.fixture(scope="module")
+def texts():
+    draw = torch.Generator().manual_seed(0)
+    return [torch.randint(96, (50 + number,), generator=draw) for number in range(12)]
+
+
+@pytest.fixture(scope="module")
+def whole(small_twin, texts):
+    return ah.corpus.sweep(small_twin, texts, **SIZES)
+
+
+def _same(one, other):
+    return all(torch.equal(tensor, getattr(other.tally, name)) for name, tensor in one.tally.tensors().items())
+
+
+def _close(one, other):
+    for name, tensor in one.tally.tensors().items():
+        there = getattr(other.tally, name)
+        assert (
+            torch.allclose(tensor, there, rtol=1e-5, atol=1e-6)
+            if tensor.is_floating_point()
+            else (torch.equal(tensor, there))
+        ), name
+
+
+def test_batches_do_not_matter(small_twin, texts, whole):
+    assert whole.finished
+    assert whole.settings["windows"] == 48
+    assert whole.settings["parts"] == 4
+    _close(ah.corpus.sweep(small_twin, texts, context=16, batch=7, every=1), whole)
+
+
+@pytest.mark.parametrize("cut", [1, 5, 11])
+def test_two_sweeps_are_one(small_twin, texts, whole, cut):
+    parts = [ah.corpus.sweep(small_twin, each, **SIZES, like=whole) for each in (texts[:cut], texts[cut:])]
+    merged = parts[0].merge(parts[1])
+    _close(merged, whole)
+    assert merged.finished
+    assert merged.settings["texts"] == 12
+    assert merged.neurons()["token"].to_numpy() == pytest.approx(whole.neurons()["token"].to_numpy(), abs=1e-4)
+
+
+def test_files(small_twin, texts, whole, tmp_path):
+    path = whole.save(tmp_path / "whole.safetensors")
+    again = ah.corpus.Sweep.load(path)
+    assert _same(again, whole)
+    assert again.settings == whole.settings
+    assert torch.equal(again.groups, whole.groups)
+    assert [each.name for each in tmp_path.iterdir()] == ["whole.safetensors"]
+    written = ah.corpus.sweep(small_twin, texts, **SIZES, out=tmp_path / "other.safetensors")
+    assert _same(written, whole)
+    assert (tmp_path / "other.safetensors").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("stop", [0, 3, 7, 11])
+def test_interrupted_and_resumed(small_twin, texts, whole, tmp_path, monkeypatch, stop):
+    out = tmp_path / "sweep.safetensors"
+    count, seen = Watch.count, []
+
+    def interrupted(self, batch, tally):
+        if len(seen) == stop:
+            raise KeyboardInterrupt
+        seen.append(batch)
+        count(self, batch, tally)
+
+    monkeypatch.setattr(Watch, "count", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ah.corpus.sweep(small_twin, texts, **SIZES, out=out)
+    assert out.exists() == (stop >= 3)
+    if stop >= 3:
+        checkpoint = ah.corpus.Sweep.load(out)
+        assert (checkpoint.done, checkpoint.finished) == (stop // 3, False)
+        assert checkpoint.tally.positions < whole.tally.positions
+        with pytest.raises(ah.AllHeadsError, match="two finished sweeps"):
+            checkpoint.merge(whole)
+    again = []
+    monkeypatch.setattr(Watch, "count", lambda self, batch, tally: (again.append(batch), count(self, batch, tally)))
+    assert _same(ah.corpus.sweep(small_twin, texts, **SIZES, out=out, resume=True), whole)
+    assert len(again) == 12 - stop // 3 * 3
+    assert out.read_bytes() == whole.save(tmp_path / "whole.safetensors").read_bytes()
+    # What is finished is not done again.
+    again.clear()
+    assert _same(ah.corpus.sweep(small_twin, texts, **SIZES, out=out, resume=True), whole)
+    assert again == []
+
+
+def test_resuming_something_else(small, small_twin, texts, whole, tmp_path):
+    out = whole.save(tmp_path / "sweep.safetensors")
+    other = ah.convert(ah.load(small))
+    with torch.no_grad():
+        other.original_model.model.layers[0].self_attn.q_proj.weight[0, 0] += 1e-3
+    slots = ah.convert(ah.load(small))
+    refused = {
+        "a new file, or resume=True": lambda: ah.corpus.sweep(small_twin, texts, **SIZES, out=out),
+        "the same corpus": lambda: ah.corpus.sweep(small_twin, texts[:-1], **SIZES, out=out, resume=True),
+        "the same batch, got 4 instead of 2": lambda: ah.corpus.sweep(
+            small_twin, texts, **SIZES | {"batch": 2}, out=out, resume=True
+        ),
+        "the same context": lambda: ah.corpus.sweep(small_twin, texts, **SIZES | {"context": 12}, out=out, resume=True),
+        "the same weights": lambda: ah.corpus.sweep(other, texts, **SIZES, out=out, resume=True),
+        "the same groups": lambda: ah.corpus.sweep(
+            small_twin, texts, **SIZES, out=out, resume=True, like=ah.corpus.sweep(small_twin, texts[:2], **SIZES)
+        ),
+    }
+    for message, call in refused.items():
+        with pytest.raises(ah.AllHeadsError, match=message):
+            call()
+    with slots.evaluated("slots"), pytest.raises(ah.AllHeadsError, match="the same evaluation"):
+        ah.corpus.sweep(slots, texts, **SIZES, out=out, resume=True)
+    assert _same(ah.corpus.Sweep.load(out), whole)
+
+
+def test_merging_something_else(small_twin, texts, whole):
+    with pytest.raises(ah.AllHeadsError, match="Sweep with like="):
+        whole.merge(ah.corpus.sweep(small_twin, texts[:3], **SIZES))
+    with pytest.raises(ah.AllHeadsError, match="the same context"):
+        whole.merge(ah.corpus.sweep(small_twin, texts, **SIZES | {"context": 12}, like=whole))
+
+
+def test_bad_input(smollm, small_twin, tiny, tmp_path, texts):
+    refused = {
+        "an attention-only twin": lambda: ah.corpus.sweep(smollm, texts),
+        "a context of 2 to n_ctx = 64": lambda: ah.corpus.sweep(small_twin, texts),
+        "batch and every of at least 1": lambda: ah.corpus.sweep(small_twin, texts, context=8, batch=0),
+        "texts with a second token": lambda: ah.corpus.sweep(small_twin, ["word1"], context=8),
+        "texts with a second token, got none": lambda: ah.corpus.sweep(small_twin, [], context=8),
+        "ids from 0 to 95, got 3 to 96": lambda: ah.corpus.sweep(small_twin, [torch.tensor([3, 96])], context=8),
+        "token ids .pos., got torch.float32": lambda: ah.corpus.sweep(small_twin, [torch.ones(3)], context=8),
+        "for a model without a tokenizer": lambda: ah.corpus.sweep(ah.convert(tiny("llama")), ["text"], context=8),
+        "a file in an existing folder": lambda: ah.corpus.sweep(
+            small_twin, texts, context=8, out=tmp_path / "no" / "where"
+        ),
+        "a readable UTF-8 text file": lambda: ah.corpus.sweep(
+            small_twin, ah.corpus.TextFiles([tmp_path / "no.txt"]), context=8
+        ),
+    }
+    for message, call in refused.items():
+        with pytest.raises(ah.AllHeadsError, match=message):
+            call()
+    twin = ah.convert(tiny("gpt2"))
+    with twin.banks[1].edit():
+        pass
+    with pytest.raises(ah.AllHeadsError, match="edited heads in L1"):
+        ah.corpus.sweep(twin, texts, context=8)
+
+
+def test_files_that_are_no_sweep(tmp_path):
+    path = tmp_path / "file.safetensors"
+    about = json.dumps({"version": 99, "done": 0, "settings": {}})
+    for metadata in (None, {"allheads.sweep": "{"}):
+        save_file({"x": torch.zeros(1)}, path, metadata)
+        with pytest.raises(ah.AllHeadsError, match=r"a file that ah.corpus.sweep has written"):
+            ah.corpus.Sweep.load(path)
+    save_file({"x": torch.zeros(1)}, path, {disk.KEY: about})
+    with pytest.raises(ah.AllHeadsError, match="a sweep of version 1, got 99"):
+        ah.corpus.Sweep.load(path)
+    path.write_bytes(b"nothing")
+    with pytest.raises(ah.AllHeadsError, match=r"a file that ah.corpus.sweep has written"):
+        ah.corpus.Sweep.load(path)
+    with pytest.raises(ah.AllHeadsError, match="a place to write"):
+        disk.write(tmp_path / "no" / "where", {}, {}, 0)
+
+
+def test_text_files(small_twin, tmp_path):
+    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+    first.write_text("word1 word2\n\nword3 word4 word5\n", encoding="utf-8")
+    second.write_text("word6 word7", encoding="utf-8")
+    found = [(each.text, each.start, each.ids) for each in windows(small_twin, TextFiles([first, second]), 3)]
+    assert found == [(0, 0, [3, 4, 5]), (0, 3, [6, 7]), (1, 0, [8, 9])]
+    found = [(each.text, each.ids) for each in windows(small_twin, TextFiles([first, second], lines=True), 3)]
+    assert found == [(0, [3, 4]), (1, [5, 6, 7]), (2, [8, 9])]
+
+
+def test_large_files_are_read_piece_by_piece(small_twin, tmp_path):
+    path = tmp_path / "large.txt"
+    path.write_text("word1 word2 word3\n" * 20_000, encoding="utf-8")
+    pieces = [piece for _, piece in TextFiles([path])]
+    assert len(pieces) > 4
+    assert all(len(piece) < PIECE + 100 and piece.endswith("\n") for piece in pieces)
+    ids = [token for each in windows(small_twin, TextFiles([path]), 16) for token in each.ids]
+    assert ids == [3, 4, 5] * 20_000
+
+
+def test_padding_is_not_seen():
+    """Not even by a network that looks both ways."""
+    twin = ah.convert(zoo.build("BertForMaskedLM").bridge)
+    ids = torch.randint(1, 96, (16,), generator=torch.Generator().manual_seed(0))
+    texts = [ids, ids[:5], ids[:9]]
+    together, alone = (ah.corpus.sweep(twin, texts, context=16, batch=batch) for batch in (3, 1))
+    _close(together, alone)

@@ -1,0 +1,97 @@
+"""The lab: quick on a small model, resumed, written into a document."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from allheads_labs.commands.physics import physics
+from allheads_labs.physics import probing, study
+from allheads_labs.physics.tables import tables
+
+
+@pytest.fixture(scope="module")
+def run(worded, texts, tmp_path_factory):
+    app = typer.Typer()
+    app.command()(physics)
+    cache = {"ALLHEADS_CACHE": str(tmp_path_factory.mktemp("cache"))}
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (study, probing):
+            patch.setattr(module, "documentation", lambda: texts)
+        yield lambda *words: CliRunner().invoke(app, ["--quick", "--model", str(worded), *words], env=cache)
+
+
+@pytest.fixture(scope="module")
+def report(run):
+    done = run("--seeds", "2", "--json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def test_it_measures_every_part(report):
+    parts = report["parts"]
+    assert list(parts) == list(study.PARTS)
+    assert report["lab"] == "physics"
+    assert max(parts["gradients"]["random"]) < 1e-10
+    assert max(*parts["gradients"]["heads"], *parts["gradients"]["neurons"]) < 1e-4
+    assert parts["gradients"]["count"] == [12, 3 * 4 * 2]
+    memory = parts["memory"]
+    assert (len(memory["shares"]), len(memory["shares"][0]), memory["expected"]) == (3, 4, 8 / 32)
+    assert len(memory["random"]) == len(memory["other_layer"]) == 2
+    assert 0.15 < sum(map(sum, memory["shares"])) / 12 < 0.35  # random weights are as random heads are
+    assert len(parts["paths"]["prompts"]) == 2
+    assert parts["paths"]["prompts"][0]["energy"].keys() == {"-2", "-1", "1", "2"}
+    assert parts["segments"]["chance"] == 8 / 32
+    assert parts["segments"]["by_distance"].keys() == {"0", "1", "2"}
+    assert set(parts["probes"]) == {"identity", "token before", "position", "part of speech"}
+
+
+def test_what_is_done_is_not_done_again(run, report, monkeypatch):
+    def refuse(*args):
+        raise RuntimeError("done again")
+
+    for name in study.PARTS:
+        monkeypatch.setitem(study.PARTS, name, refuse)
+    again = run("--seeds", "2", "--json")
+    assert json.loads(again.stdout) == report
+    assert isinstance(run("--seeds", "1").exception, RuntimeError)
+
+
+def test_tables_go_into_a_document(run, report, tmp_path):
+    path = tmp_path / "physics.md"
+    names = list(tables(report["parts"]))
+    path.write_text("".join(f"<!-- {name} --><!-- /{name} -->\n" for name in names), encoding="utf-8")
+    done = run("--seeds", "2", "--write", str(path))
+    assert done.exit_code == 0, done.output
+    text = path.read_text(encoding="utf-8")
+    assert "| all heads |" in text
+    assert len(text.splitlines()) > 40
+    assert all(table in text for table in tables(report["parts"]).values())
+    assert "physics:memory" in run("--seeds", "2").stdout
+
+
+def test_no_seeds_are_refused(run):
+    done = run("--seeds", "0")
+    assert done.exit_code == 2
+    assert "at least one seed" in done.stderr
+
+
+def test_the_figure_is_a_path_for_every_token(run, report, tmp_path):
+    page = tmp_path / "paths.html"
+    done = run("--seeds", "2", "--json", "--figure", str(page))
+    assert done.exit_code == 0, done.output
+    assert page.read_text().count('"scatter3d"') >= 16
+
+
+def test_wrong_paths_are_known_before_the_work_begins(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("allheads.load", lambda *_: pytest.fail("a model was loaded"))
+    for option, path, message in (
+        ("--figure", tmp_path / "nowhere" / "paths.html", "a path in a folder that exists"),
+        ("--write", tmp_path / "none.md", "a document with markers for tables"),
+    ):
+        done = run(option, str(path))
+        assert done.exit_code == 2
+        assert message in done.stderr
