@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from allheads.cli.main import app
+from allheads.verification.report import Thresholds
 
 KEYS = [
     "model",
