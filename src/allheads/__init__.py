@@ -30,14 +30,12 @@ if TYPE_CHECKING:
     from allheads.attribution.interventions import pin as pin
     from allheads.attribution.rules import Rule as Rule
     from allheads.errors import AllHeadsError as AllHeadsError
-    from allheads.models.bridge import TwinBridge as TwinBridge
     from allheads.store.load import load as load
     from allheads.store.save import save as save
     from allheads.twin.convert import convert as convert
     from allheads.twin.cost import cost as cost
-    from allheads.twin.heads import head as head
-    from allheads.twin.heads import heads as heads
     from allheads.twin.labels import Label as Label
+    from allheads.twin.twin import TwinBridge as TwinBridge
     from allheads.verification.verify import verify as verify
 
 __version__ = "0.1.0"
@@ -59,12 +57,10 @@ _HOME = {
     "patch": "attribution.interventions",
     "pin": "attribution.interventions",
     # What is passed around.
-    "TwinBridge": "models.bridge",
+    "TwinBridge": "twin.twin",
     "Rule": "attribution.rules",
     "Label": "twin.labels",
     "AllHeadsError": "errors",
-    "head": "twin.heads",
-    "heads": "twin.heads",
     # Namespaces.
     "weights": "",
     "corpus": "",

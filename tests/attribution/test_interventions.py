@@ -46,7 +46,7 @@ def test_zero_is_without_the_weights(twin, sample, ids):
     with ah.ablate(twin, ["L0.A1"]):
         without = _with(twin, ids, "blocks.0.attn.hook_z", "blocks.0.attn.hook_out")
     assert not without["blocks.0.attn.hook_out"].isnan().any()
-    W_O = ah.head(twin, "L0.A1")[0].W_O
+    W_O = twin.head("L0.A1").W_O
     z = _with(twin, ids, "blocks.0.attn.hook_z", "blocks.0.attn.hook_out")
     missing = z["blocks.0.attn.hook_out"] - without["blocks.0.attn.hook_out"]
     assert torch.allclose(missing, z["blocks.0.attn.hook_z"][:, :, 1] @ W_O, atol=1e-5)
@@ -148,7 +148,7 @@ def test_every_family_has_labels(name):
     sample = zoo.build(name)
     twin = ah.convert(sample.bridge)
     own = sample.run(twin)
-    chosen = {str(each.label.neuron) for each in ah.heads(twin) if each.label.index == 1}
+    chosen = {str(each.label.neuron) for each in twin.heads() if each.label.index == 1}
     for label in sorted(chosen):
         with ah.ablate(twin, [label]):
             assert not torch.equal(sample.run(twin), own), label

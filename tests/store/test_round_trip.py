@@ -1,4 +1,4 @@
-"""A twin comes back as it was: logits to the last bit, banks, gates, places, domains, edits."""
+"""A twin comes back as it was: logits to the last bit, banks, gates, locations, domains, edits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ KINDS = ["llama", "gpt2", "opt", "t5", "bart", "mixtral", "falcon_h1"]
 def same(a, b):
     """Everything that makes a twin, hooks excepted."""
     assert type(b) is ah.TwinBridge
-    assert (b.tolerance, b.places, b.domains, b.rest) == (a.tolerance, a.places, a.domains, a.rest)
+    assert (b.tolerance, b.untouched) == (a.tolerance, a.untouched)
+    assert [(layer.location, layer.domain) for layer in b.layers] == [
+        (layer.location, layer.domain) for layer in a.layers
+    ]
     for one, other in zip(a.banks, b.banks, strict=True):
         assert (one.gates, one.evaluation, one.pattern_dtype) == (other.gates, other.evaluation, other.pattern_dtype)
         assert (one.own is None) == (other.own is None)

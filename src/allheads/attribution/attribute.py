@@ -24,8 +24,8 @@ from allheads.attribution.metrics import Asked, TargetLike, make_target, token_i
 from allheads.attribution.rules import DEFAULT, Rule, rule_named
 from allheads.corpus.averages import Means
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge
 from allheads.twin.capture import EMBEDDINGS
+from allheads.twin.twin import TwinBridge
 
 #: Completeness that rounding allows, relative to the sum of absolute contributions, in units of the last place.
 _ULPS = 2.0**10

@@ -21,9 +21,9 @@ from allheads.attribution.metrics import position_in, token_ids
 from allheads.attribution.rules import DEFAULT, Rule, rule_named
 from allheads.corpus.averages import Means
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge
-from allheads.twin.heads import Head, head
+from allheads.twin.heads import Head
 from allheads.twin.labels import Label
+from allheads.twin.twin import TwinBridge, require_twin
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def attribute_pattern(
     if not chosen.complete:
         raise AllHeadsError("a rule that holds everything", repr(chosen.name), "Use frozen, gate or half.")
     ids = token_ids(twin, tokens)
-    found = head(twin, label)
+    found = require_twin(twin).index.heads(label)
     at = position_in(ids.shape[1], position)
     if found[0].label.kind == "N":
         if source is not None or versus is not None:

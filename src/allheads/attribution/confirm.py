@@ -17,10 +17,9 @@ from allheads.attribution.freezing import frozen
 from allheads.attribution.metrics import Target, TargetLike, make_target, token_ids
 from allheads.attribution.rules import rule_named
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge
 from allheads.progress import bar
-from allheads.twin.heads import head
 from allheads.twin.labels import Label
+from allheads.twin.twin import TwinBridge, require_twin
 
 if TYPE_CHECKING:
     import pandas
@@ -34,7 +33,7 @@ class Part(Protocol):
 
     @property
     def label(self) -> str:
-        """As in `ah.heads`."""
+        """As in `twin.heads`."""
 
     @property
     def position(self) -> int:
@@ -158,7 +157,7 @@ def _changes(twin: TwinBridge, parts: Sequence[Part], factors: Tensor) -> Iterat
     places: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
     for row, part in enumerate(parts):
         label = Label.parse(part.label)
-        prefix = head(twin, label)[0].hook_prefix
+        prefix = require_twin(twin).index.heads(label)[0].hook_prefix
         name = "hook_z" if label.kind == "A" else "hook_post"
         places[prefix + name].append((row, part.position, label.index))
     for name, found in places.items():

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from allheads.attribution.forward_cache import Run
 from allheads.attribution.freezing import Holding
-from allheads.models.bridge import TwinBridge
+from allheads.models.compat import network_path
+from allheads.twin.twin import TwinBridge
 
 
 def constants(held: Holding) -> dict[str, tuple[nn.Module, Tensor]]:
@@ -53,7 +54,7 @@ def _biases(twin: TwinBridge, norms: set[str]) -> Iterator[tuple[str, nn.Module,
     """Every bias of the network that is used outside of norms, once, with the module that has it."""
     seen: set[int] = set()
     for path, module in twin.original_model.named_modules():
-        clean = ".".join(part for part in path.split(".") if part != "_original_component")
+        clean = network_path(path)
         for leaf, parameter in module._parameters.items():
             if parameter is None or id(parameter) in seen or clean in norms:
                 continue

@@ -24,7 +24,7 @@ from allheads.attribution.freezing import holding
 from allheads.attribution.metrics import Target
 from allheads.attribution.rules import Rule
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge
+from allheads.twin.twin import TwinBridge
 
 #: Through values, or where patterns are not held also through queries and keys.
 Side = Literal["V", "Q", "K"]

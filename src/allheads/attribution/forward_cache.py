@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge
 from allheads.twin.capture import EMBEDDINGS
+from allheads.twin.twin import TwinBridge
 
 
 @dataclass

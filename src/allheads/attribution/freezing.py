@@ -22,8 +22,8 @@ from allheads.attribution.metrics import token_ids
 from allheads.attribution.rules import DEFAULT, Rule, rule_named
 from allheads.errors import AllHeadsError
 from allheads.heads.frozen import Held
-from allheads.models.bridge import TwinBridge
-from allheads.models.frozen_norms import HeldNorm, held_norms
+from allheads.models.frozen_norms import FrozenNorm, frozen_norms
+from allheads.twin.twin import TwinBridge
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Holding:
 
     twin: TwinBridge
     rule: Rule
-    norms: dict[str, HeldNorm] = field(default_factory=dict)
+    norms: dict[str, FrozenNorm] = field(default_factory=dict)
     reads: dict[str, Tensor] = field(default_factory=dict)
 
     def constants(self) -> Iterator[tuple[str, nn.Module, Tensor]]:
@@ -40,10 +40,10 @@ class Holding:
         for path, norm in self.norms.items():
             if norm.shift is not None and norm.shift.any():
                 yield f"{path}.bias", norm.module, norm.shift
-        for place, bank in zip(self.twin.places, self.twin.banks, strict=True):
-            slopes = None if bank.held is None else bank.held.slopes
+        for layer in self.twin.layers:
+            slopes = None if layer.bank.held is None else layer.bank.held.slopes
             if slopes is not None and slopes.constant is not None:
-                yield f"{place.prefix}constant", bank, slopes.constant
+                yield f"{layer.location.prefix}constant", layer.bank, slopes.constant
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def holding(twin: TwinBridge, rule: Rule, moving: Iterable[str] = ()) -> Iterato
     held = Holding(twin, rule)
     with ExitStack() as stack:
         if rule.norms:
-            held.norms = stack.enter_context(held_norms(twin.original_model))
+            held.norms = stack.enter_context(frozen_norms(twin.original_model))
         if rule.patterns:
             reads = [(name, _keeper(name, held.reads)) for name in _queries_and_keys(twin) if name not in moving]
             stack.enter_context(twin.hooks(fwd_hooks=reads))

@@ -12,9 +12,9 @@ from allheads.attribution.graph_builder import Growth, Record
 from allheads.attribution.metrics import Target, TargetLike, make_target, token_ids, token_names
 from allheads.attribution.rules import DEFAULT, Rule, rule_named
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge
 from allheads.progress import bar
 from allheads.twin.labels import Label
+from allheads.twin.twin import TwinBridge
 
 #: Parts that join in one round.
 _ROUND = 32

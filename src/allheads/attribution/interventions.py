@@ -16,9 +16,9 @@ from torch import Tensor
 from allheads.corpus.averages import Means
 from allheads.errors import AllHeadsError
 from allheads.heads.bank import HeadBank
-from allheads.models.bridge import TwinBridge
-from allheads.twin.heads import Head, head
+from allheads.twin.heads import Head
 from allheads.twin.labels import Label
+from allheads.twin.twin import TwinBridge, require_twin
 
 How = Literal["zero", "mean", "resample"]
 #: Positions in a prompt; all of them if None.
@@ -38,7 +38,7 @@ def ablate(
 
     Args:
         twin: from `ah.convert`.
-        labels: as in `ah.heads`: ``L3.A5``, ``L10.N77``, ``L10.N77.0``.
+        labels: as in `twin.heads`: ``L3.A5``, ``L10.N77``, ``L10.N77.0``.
         how: write ``zero``; the ``mean`` over a corpus, from `ah.corpus.means`; or ``resample``: what is written on
             other ``tokens`` of the same length.
         positions: where; everywhere if None.
@@ -110,7 +110,7 @@ def pin(
     """
     hooks: list[tuple[str, Callable[..., Tensor]]] = []
     for label, pattern in patterns.items():
-        for each in head(twin, label):
+        for each in require_twin(twin).index.heads(label):
             name = "hook_pattern_self" if isinstance(each.module, HeadBank) else "hook_pattern"
             hooks.append((f"{each.hook_prefix}{name}", _pinner(each, torch.as_tensor(pattern), positions)))
     return _hooked(twin, hooks)
@@ -123,7 +123,7 @@ def _points(twin: TwinBridge, labels: Iterable[str]) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for label in labels:
         whole = Label.parse(label).part is None
-        for each in head(twin, label):
+        for each in require_twin(twin).index.heads(label):
             # Edited heads have no activation in common.
             if whole and isinstance(each.module, HeadBank) and each.module.own is None:
                 entries = found.setdefault(f"{each.hook_prefix}hook_post", [])

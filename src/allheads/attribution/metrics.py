@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge
-from allheads.twin.tokens import described, one_token
+from allheads.twin.prompt import described, one_token
+from allheads.twin.twin import TwinBridge, require_twin
 
 #: A token, a pair (for, against), weights over the vocabulary, a function of the logits at one position, or all that
 #: with a name and a position of its own.
@@ -25,8 +25,7 @@ def token_ids(twin: TwinBridge, tokens: str | Tensor) -> Int[Tensor, "1 pos"]:
     Raises `AllHeadsError` for anything but a twin, several rows, an empty prompt, ids outside the vocabulary, or more
     tokens than ``n_ctx``.
     """
-    if not isinstance(twin, TwinBridge):
-        raise AllHeadsError("an attention-only twin", type(twin).__name__, "Make one with ah.convert(source).")
+    require_twin(twin)
     twin.require_one_stack("read it linearly")
     if isinstance(tokens, str):
         if twin.tokenizer is None:

@@ -22,7 +22,6 @@ from allheads.attribution.graph import graph
 from allheads.attribution.metrics import Target, position_in, token_ids
 from allheads.attribution.rules import DEFAULT, Rule, rule_named
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge
 from allheads.plots.cards import cards
 from allheads.plots.gate_maps import read_gates
 from allheads.plots.graph_view import graph_data
@@ -31,8 +30,8 @@ from allheads.plots.pattern_sources import read_patterns
 from allheads.plots.texts import visible, words
 from allheads.plots.view import View
 from allheads.progress import bar
-from allheads.twin.heads import heads
 from allheads.twin.labels import Label
+from allheads.twin.twin import TwinBridge
 
 #: Tokens that are offered after each token; predictions that are explained, the last ones of a long text.
 _OFFERED, EXPLAINED = 5, 64
@@ -85,7 +84,7 @@ def explore(
     }
     places = _places(flows, explained.values())
     neurons = [label for label in places if Label.parse(label).kind == "N"]
-    ordinary = [str(each.label) for each in heads(twin) if each.label.kind == "A"]
+    ordinary = [str(head) for head in twin.index.ordinary()]
     data = {
         **read_patterns(twin, ids, None, [*ordinary, *neurons], None).to_dict(),
         "cards": cards(twin, ids, places),

@@ -16,10 +16,10 @@ from torch import Tensor
 from allheads.errors import AllHeadsError
 from allheads.heads.bank import HeadBank
 from allheads.heads.edited import OwnHeads
-from allheads.models.attention import Attention, read_attention, read_ends
-from allheads.models.bridge import TwinBridge
+from allheads.models.attention import Attention, read_attention, read_embeddings
 from allheads.models.norms import measure_norm
 from allheads.pure.runner import FORMAT, VERSION, Heads, Norm, Pure, Sublayer, checksum, final, write
+from allheads.twin.twin import TwinBridge, require_twin
 
 #: Largest difference of a sublayer and its pure form, relative to what it writes: float32 is at 1e-6.
 CLOSE = 1e-4
@@ -33,8 +33,7 @@ def export(twin: TwinBridge, path: str | Path) -> None:
 
     Raises `AllHeadsError` for anything but a twin, and for a part that is not plain attention.
     """
-    if not isinstance(twin, TwinBridge):
-        raise AllHeadsError("an attention-only twin", type(twin).__name__, "Make one with ah.convert(source).")
+    require_twin(twin)
     twin.require_one_stack("write a model down as attention")
     with torch.no_grad():
         model = purified(twin)
@@ -44,7 +43,7 @@ def export(twin: TwinBridge, path: str | Path) -> None:
 
 def purified(twin: TwinBridge) -> Pure:
     """The twin as `Pure`: weights are views where nothing has to be multiplied."""
-    ends = read_ends(twin)
+    ends = read_embeddings(twin)
     sublayers = []
     for layer, (block, bank) in enumerate(zip(twin.blocks, twin.banks, strict=True)):
         attention = _attention_heads(read_attention(twin, layer))

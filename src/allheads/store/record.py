@@ -23,9 +23,9 @@ FILE, FORMAT, VERSION = "twin.json", "allheads.twin", 1
 
 @dataclass(frozen=True)
 class BankRecord:
-    """One bank: its place in the bridge, its gates and domain, how it is evaluated, and whether it has own heads."""
+    """One bank: its location in the bridge, its gates and domain, how it is evaluated, and whether it has own heads."""
 
-    place: str
+    location: str
     gates: GateSum
     domain: Domain
     evaluation: Evaluation
@@ -128,7 +128,7 @@ def _record(content: dict[str, Any]) -> Record:
     kinds = [gates.from_json(row) for row in content["gates"]]
     banks = [
         BankRecord(
-            place=row["place"],
+            location=row["location"],
             gates=kinds[row["gates"]],
             domain=Domain(float(row["domain"]["limit"]), row["domain"]["by_theorem"]),
             evaluation=row["evaluation"],

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from allheads.attribution.forward_cache import Run
 from allheads.corpus.averages import Means
-from allheads.models.bridge import TwinBridge
+from allheads.twin.twin import TwinBridge
 from allheads_labs.faithfulness.methods import Case, Scores
 
 #: Rows of a batch.

@@ -15,8 +15,8 @@ from allheads.attribution.constants import only_biases_differ
 from allheads.attribution.forward_cache import Run
 from allheads.attribution.rules import RULES
 from allheads.corpus.averages import Means
-from allheads.models.bridge import TwinBridge
 from allheads.twin.capture import EMBEDDINGS
+from allheads.twin.twin import TwinBridge
 
 #: Steps from the mean embedding to the embedding.
 _STEPS = 8

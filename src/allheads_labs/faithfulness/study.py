@@ -10,7 +10,7 @@ import torch
 
 from allheads.corpus.averages import means
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge
+from allheads.twin.twin import TwinBridge
 from allheads_labs.faithfulness.ladder import area, recovered, rungs
 from allheads_labs.faithfulness.methods import METHODS, Case
 from allheads_labs.faithfulness.tasks import right_ones

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge
+from allheads.twin.twin import TwinBridge
 
 _NAMES = (
     *("Mary", "John", "Tom", "James", "Dan", "Sarah", "Anna", "Peter", "Paul", "Kate"),

@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from allheads.models.attention import read_attention
-from allheads.models.bridge import TwinBridge
 from allheads.models.norms import Norm
-from allheads.models.wiring import read_wiring
+from allheads.twin.twin import TwinBridge
+from allheads.twin.wiring import read_wiring
 from allheads_labs.physics.potentials import potentials
 
 

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from allheads.models.attention import read_attention
-from allheads.models.bridge import TwinBridge
+from allheads.twin.twin import TwinBridge
 from allheads_labs.physics.fields import HeadField
 from allheads_labs.physics.memories import memories
 

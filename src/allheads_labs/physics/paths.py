@@ -22,11 +22,10 @@ from allheads.attribution.forward_cache import Run
 from allheads.attribution.metrics import position_in, token_ids, token_names
 from allheads.errors import AllHeadsError
 from allheads.models.attention import read_attention
-from allheads.models.bridge import TwinBridge
 from allheads.models.norms import Norm
-from allheads.models.wiring import Wiring, read_wiring
-from allheads.twin.heads import head
 from allheads.twin.labels import Label
+from allheads.twin.twin import TwinBridge
+from allheads.twin.wiring import Wiring, read_wiring
 from allheads_labs.physics.potentials import potentials
 
 #: How far the pushes may be from the length of a step, relative to it.
@@ -101,7 +100,7 @@ class Trajectories:
             labels: list[str | Label] = [f"L{where}.A{number}" for number in range(self.heads.shape[1])]
         else:
             labels = [where]
-        part = head(self.twin, labels[0])[0].label
+        part = self.twin.index.heads(labels[0])[0].label
         sublayer = (self._wiring.attention if part.kind == "A" else self._wiring.neurons)[part.layer]
         reading = _read_through(sublayer.before, self.stream)
         total = torch.zeros(reading.shape[:-1], dtype=reading.dtype)

@@ -13,9 +13,9 @@ from allheads.attribution.metrics import token_ids
 from allheads.errors import AllHeadsError
 from allheads.heads.bank import HeadBank
 from allheads.models.attention import read_attention
-from allheads.models.bridge import TwinBridge
-from allheads.twin.heads import Head, head
+from allheads.twin.heads import Head
 from allheads.twin.labels import Label
+from allheads.twin.twin import TwinBridge, require_twin
 from allheads_labs.physics.fields import Field, HeadField, NeuronField
 
 
@@ -103,7 +103,7 @@ def potentials(twin: TwinBridge, ids: Tensor, labels: Sequence[str | Label]) -> 
 
 
 def _one(twin: TwinBridge, label: str | Label) -> Head:
-    found = head(twin, label)
+    found = require_twin(twin).index.heads(label)
     if len(found) != 1:
         raise AllHeadsError("one head", f"{label} with {len(found)}", f"Name one of them: {found[0]}.")
     return found[0]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from allheads.corpus.texts import opening, windows
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge
+from allheads.twin.twin import TwinBridge
 from allheads_labs.physics.regression import Sums, Task
 from allheads_labs.physics.segments import chosen_layers
 from allheads_labs.physics.tags import TAGS, tags

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from allheads.models.attention import read_attention
-from allheads.models.bridge import TwinBridge
+from allheads.twin.twin import TwinBridge
 from allheads_labs.physics.climbing import climbing
 from allheads_labs.physics.fields import HeadField
 from allheads_labs.physics.fitted import explained

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge
+from allheads.twin.twin import TwinBridge
 
 
 def one_token(twin: TwinBridge, token: object) -> tuple[int, str]:
