@@ -227,5 +227,5 @@ def test_an_interrupted_export_leaves_nothing(tiny, tmp_path, monkeypatch):
 
 
 def test_a_missing_folder_is_refused(tiny, tmp_path):
-    with pytest.raises(ah.AllHeadsError, match="existing folder"):
+    with pytest.raises(ah.AllHeadsError, match="a folder that exists"):
         export(ah.convert(tiny("gpt2")), tmp_path / "no" / "x.safetensors")
