@@ -80,7 +80,6 @@ def _measured(twin: TwinBridge) -> list[str]:
     names = [name for name in EMBEDDINGS if name in twin.hook_dict]
     names += [f"{each.place.prefix}hook_z" for each in attending(twin)]
     for place, bank in zip(twin.places, twin.banks, strict=True):
-        if bank.own is not None:
-            raise AllHeadsError("neurons with one activation each", f"edited heads in {place.stem}", "Measure before.")
+        bank.require_shared("neurons with one activation each", place.stem)
         names.append(f"{place.prefix}hook_post")
     return names

@@ -35,10 +35,7 @@ class Points:
             raise AllHeadsError("an attention-only twin", type(twin).__name__, "Make one with ah.convert(source).")
         twin.require_one_stack("count what its parts do")
         for place, bank in zip(twin.places, twin.banks, strict=True):
-            if bank.own is not None:
-                raise AllHeadsError(
-                    "neurons with one activation each", f"edited heads in {place.stem}", "Do it before."
-                )
+            bank.require_shared("neurons with one activation each", place.stem)
         layers = attending(twin)
         return cls(
             _spans({f"{each.place.prefix}hook_pattern": each.n_heads for each in layers}),

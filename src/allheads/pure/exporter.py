@@ -13,7 +13,7 @@ from torch import Tensor
 from allheads.disk import checked_path, write_tensors
 from allheads.errors import AllHeadsError
 from allheads.heads.bank import HeadBank
-from allheads.heads.edited import OwnHeads
+from allheads.heads.edited import EditedHeads
 from allheads.models.attention import Attention, read_attention, read_ends
 from allheads.models.bridge import TwinBridge
 from allheads.models.norms import measure_norm
@@ -92,7 +92,7 @@ def _neuron_heads(bank: HeadBank) -> list[Heads]:
     weights = bank.weights(torch.float64)
     groups: list[Heads] = []
     for number in range(weights.parts):
-        tensors: dict[str, Any] = OwnHeads.layout(weights.part(number))
+        tensors: dict[str, Any] = EditedHeads.layout(weights.part(number))
         tokens = {name: tensors.pop(name)[:, : weights.tokens(number)] for name in ("bias_keys", "bias_offsets")}
         W_O, b_O = tensors.pop("W_O"), tensors.pop("b_O")
         groups.append(Heads(W_O=W_O, **tokens, **{name: tensor for name, tensor in tensors.items() if tensor.any()}))

@@ -47,7 +47,7 @@ def save(twin: TwinBridge, folder: str | Path, *, standalone: bool = False) -> P
     stored = dict(_stored(twin, standalone))
     shared = {name: t for name, t in state(twin).items() if name in twin.origin.state and name not in stored}
     banks = [
-        BankRecord(place.name, bank.gates, domain, bank.evaluation, bank.pattern_dtype, bank.own is not None)
+        BankRecord(place.name, bank.gates, domain, bank.evaluation, bank.pattern_dtype, bank.edited is not None)
         for place, bank, domain in zip(twin.places, twin.banks, twin.domains, strict=True)
     ]
     source = SourceRecord(twin.origin.name, twin.origin.dtype, **describe(twin), sha256=files.digests(shared))
@@ -63,7 +63,7 @@ def save(twin: TwinBridge, folder: str | Path, *, standalone: bool = False) -> P
 def _stored(twin: TwinBridge, everything: bool) -> Iterator[tuple[str, Tensor]]:
     """What has to be written: heads of their own, and what has changed since the twin was made; or all of it."""
     known = twin.origin.state
-    own = {id(p) for bank in twin.banks if bank.own is not None for p in bank.own.parameters()}
+    own = {id(p) for bank in twin.banks if bank.edited is not None for p in bank.edited.parameters()}
     for name, tensor in state(twin).items():
         if id(tensor) in own:
             yield name, tensor
@@ -86,7 +86,7 @@ def _check(twin: TwinBridge) -> None:
             "Save it first, and call enable_compatibility_mode on it after.",
         )
     present = state(twin)
-    edited = tuple(place.prefix for place, bank in zip(twin.places, twin.banks, strict=True) if bank.own is not None)
+    edited = tuple(place.prefix for place, bank in zip(twin.places, twin.banks, strict=True) if bank.edited is not None)
     if lost := [name for name in twin.origin.state if name not in present and not name.startswith(edited)]:
         raise AllHeadsError(
             "a twin with the parameters that it was made with", f"one without {lost[0]}", "Convert the model again."
