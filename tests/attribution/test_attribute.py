@@ -219,7 +219,7 @@ def test_nothing_of_the_twin_is_changed(twins):
         ah.attribute(twin, ids, 7)  # gradients are taken where a user has switched them off
     assert {name: (p.requires_grad, p.grad) for name, p in twin.original_model.named_parameters()} == before
     assert sum(len(point.fwd_hooks) for point in twin.hook_dict.values()) == hooks
-    assert all(bank.held is None for bank in twin.banks)
+    assert all(bank.frozen is None for bank in twin.banks)
     assert torch.equal(twin(ids), own)
 
 

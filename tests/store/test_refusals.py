@@ -182,7 +182,7 @@ def test_files_elsewhere_are_not_read(saved):
         (lambda c: c["source"].update(colour="red"), "other entries"),
         (lambda c: c["banks"].pop(), "a source with 1 MLPs, got one with blocks.1.mlp"),
         (lambda c: c["banks"][1].update(location="blocks.7.mlp"), "an MLP at blocks.7.mlp, got one with blocks.1.mlp"),
-        (lambda c: c["banks"][1].update(edited=False), "one without blocks.1.mlp.own"),
+        (lambda c: c["banks"][1].update(edited=False), "one without blocks.1.mlp.edited"),
         (lambda c: c["source"]["sha256"].popitem(), "got one with lm_head.*beside it"),
         (lambda c: c["source"].update(name="nobody-here"), None),
     ],

@@ -26,7 +26,7 @@ def same(a, b):
     ]
     for one, other in zip(a.banks, b.banks, strict=True):
         assert (one.gates, one.evaluation, one.pattern_dtype) == (other.gates, other.evaluation, other.pattern_dtype)
-        assert (one.own is None) == (other.own is None)
+        assert (one.edited is None) == (other.edited is None)
     assert not b.original_model.training
     theirs = state(b)
     assert theirs.keys() == state(a).keys()
@@ -72,7 +72,7 @@ def test_dtypes(dtype, standalone, any_kind, run, tmp_path, source_of):
     given = {} if standalone else {"source": source_of("llama", dtype)}
     again = ah.load(tmp_path / "twin", dtype=dtype, **given)
     assert same(twin, again)
-    assert again.banks[-1].own.bias_offsets.dtype == torch.float64
+    assert again.banks[-1].edited.bias_offsets.dtype == torch.float64
     assert torch.equal(run(again), run(twin))
 
 

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from allheads.attribution.metrics import token_ids
 from allheads.attribution.rules import DEFAULT, Rule, rule_named
 from allheads.errors import AllHeadsError
-from allheads.heads.frozen import Held
 from allheads.models.frozen_norms import FrozenNorm, frozen_norms
 from allheads.twin.twin import TwinBridge
 
@@ -41,9 +40,8 @@ class Holding:
             if norm.shift is not None and norm.shift.any():
                 yield f"{path}.bias", norm.module, norm.shift
         for layer in self.twin.layers:
-            slopes = None if layer.bank.held is None else layer.bank.held.slopes
-            if slopes is not None and slopes.constant is not None:
-                yield f"{layer.location.prefix}constant", layer.bank, slopes.constant
+            if layer.bank.frozen is not None and layer.bank.frozen.constant is not None:
+                yield f"{layer.location.prefix}constant", layer.bank, layer.bank.frozen.constant
 
 
 @contextmanager
@@ -61,16 +59,9 @@ def holding(twin: TwinBridge, rule: Rule, moving: Iterable[str] = ()) -> Iterato
             stack.enter_context(twin.hooks(fwd_hooks=reads))
         if rule.gates:
             for bank in twin.banks:
-                if bank.own is not None:
-                    raise AllHeadsError(
-                        "banks whose heads share their neuron's weights", "edited heads", "Use rule='gradient'."
-                    )
-                bank.held = Held(rule.gate_share)
-        try:
-            yield held
-        finally:
-            for bank in twin.banks:
-                bank.held = None
+                bank.freeze(rule.gate_share)
+                stack.callback(bank.unfreeze)
+        yield held
 
 
 @contextmanager

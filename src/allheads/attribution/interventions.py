@@ -125,7 +125,7 @@ def _points(twin: TwinBridge, labels: Iterable[str]) -> dict[str, list[int]]:
         whole = Label.parse(label).part is None
         for each in require_twin(twin).index.heads(label):
             # Edited heads have no activation in common.
-            if whole and isinstance(each.module, HeadBank) and each.module.own is None:
+            if whole and isinstance(each.module, HeadBank) and each.module.edited is None:
                 entries = found.setdefault(f"{each.hook_prefix}hook_post", [])
                 number = each.label.index
             else:

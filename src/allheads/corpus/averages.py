@@ -77,11 +77,8 @@ def means(
 
 def _measured(twin: TwinBridge) -> list[str]:
     names = [name for name in EMBEDDINGS if name in twin.hook_dict]
-    names += [f"{each.location.prefix}hook_z" for each in attention_layers(twin)]
+    names += [f"{layer.location.prefix}hook_z" for layer in attention_layers(twin)]
     for layer in twin.layers:
-        if layer.bank.own is not None:
-            raise AllHeadsError(
-                "neurons with one activation each", f"edited heads in {layer.location.stem}", "Measure before."
-            )
+        layer.bank.require_shared("neurons with one activation each", layer.location.stem)
         names.append(f"{layer.location.prefix}hook_post")
     return names

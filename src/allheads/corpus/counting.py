@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from allheads.corpus.head_roles import destinations, role_masks, role_sums
 from allheads.corpus.running_statistics import PLACES, SHOWN, Tally
 from allheads.corpus.texts import Batch
-from allheads.errors import AllHeadsError
 from allheads.models.attention import attention_layers
 from allheads.twin.twin import TwinBridge, require_twin
 
@@ -34,10 +33,7 @@ class Points:
         require_twin(twin)
         twin.require_one_stack("count what its parts do")
         for layer in twin.layers:
-            if layer.bank.own is not None:
-                raise AllHeadsError(
-                    "neurons with one activation each", f"edited heads in {layer.location.stem}", "Do it before."
-                )
+            layer.bank.require_shared("neurons with one activation each", layer.location.stem)
         attention = attention_layers(twin)
         return cls(
             _spans({f"{each.location.prefix}hook_pattern": each.n_heads for each in attention}),

@@ -79,7 +79,7 @@ class MLP:
 
     def heads(self, gates: GateSum, evaluation: Evaluation = "closed") -> HeadBank:
         """The same neurons as heads with these gates, over the same weights."""
-        return HeadBank(gates=gates, evaluation=evaluation, **self.tensors)
+        return HeadBank(self.tensors, gates, evaluation)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def state(model: TransformerBridge) -> dict[str, Tensor]:
     """Every parameter and buffer of a bridge's network, once, by name.
 
     Names are paths in the network, without the bridge's components; heads are found under their location in the bridge:
-    ``model.embed_tokens.weight``, ``blocks.3.mlp.W_in``, ``blocks.3.mlp.own.W_Q``.
+    ``model.embed_tokens.weight``, ``blocks.3.mlp.W_in``, ``blocks.3.mlp.edited.W_Q``.
     """
     titles = _titles(model.original_model)
     found: dict[str, Tensor] = {}

@@ -18,11 +18,11 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
 from allheads.gates.gates import GateSum
+from allheads.gates.serialization import named
 from allheads.models.mlps import MLP
 from allheads.models.observe import evaluating
 from allheads.store import tensors as files
 from allheads.store.folder import check
-from allheads.store.gates import named
 from allheads.store.record import BankRecord, Record, read
 from allheads.store.source import check_kind, check_tensors, rebuilt, reopened
 from allheads.twin import convert

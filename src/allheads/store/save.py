@@ -54,7 +54,7 @@ def save(twin: TwinBridge, folder: str | Path, *, standalone: bool = False) -> P
             layer.domain,
             layer.bank.evaluation,
             layer.bank.pattern_dtype,
-            layer.bank.own is not None,
+            layer.bank.edited is not None,
         )
         for layer in twin.layers
     ]
@@ -71,7 +71,7 @@ def save(twin: TwinBridge, folder: str | Path, *, standalone: bool = False) -> P
 def _stored(twin: TwinBridge, everything: bool) -> Iterator[tuple[str, Tensor]]:
     """What has to be written: heads of their own, and what has changed since the twin was made; or all of it."""
     known = twin.origin.state
-    own = {id(p) for bank in twin.banks if bank.own is not None for p in bank.own.parameters()}
+    own = {id(p) for bank in twin.banks if bank.edited is not None for p in bank.edited.parameters()}
     for name, tensor in state(twin).items():
         if id(tensor) in own:
             yield name, tensor
@@ -94,7 +94,7 @@ def _check(twin: TwinBridge) -> None:
             "Save it first, and call enable_compatibility_mode on it after.",
         )
     present = state(twin)
-    edited = tuple(layer.location.prefix for layer in twin.layers if layer.bank.own is not None)
+    edited = tuple(layer.location.prefix for layer in twin.layers if layer.bank.edited is not None)
     if lost := [name for name in twin.origin.state if name not in present and not name.startswith(edited)]:
         raise AllHeadsError(
             "a twin with the parameters that it was made with", f"one without {lost[0]}", "Convert the model again."

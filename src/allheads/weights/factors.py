@@ -143,8 +143,7 @@ class Streams:
 
     def _neurons(self, layer: int, name: str) -> Float[Tensor, "neuron d_model"]:
         bank = self.twin.banks[layer]
-        if bank.own is not None:
-            raise AllHeadsError("neurons whose heads share their weights", f"edited heads in L{layer}", "Read before.")
+        bank.require_shared("neurons whose heads share their weights", f"L{layer}")
         weight = getattr(bank.weights(), name)
         if weight is None:
             raise AllHeadsError("gated neurons, for '->value'", f"plain ones in L{layer}", "Theirs is '->query'.")

@@ -136,9 +136,8 @@ def trajectories(twin: TwinBridge, tokens: str | Tensor) -> Trajectories:
     >>> paths.turns.median(), paths.pushed(-1, 12)  # doctest: +SKIP
     """
     ids = token_ids(twin, tokens)
-    edited = [layer for layer, bank in enumerate(twin.banks) if bank.own is not None]
-    if edited:
-        raise AllHeadsError("neurons whose heads share their weights", f"edited heads in L{edited[0]}", "Read before.")
+    for layer, bank in enumerate(twin.banks):
+        bank.require_shared("neurons whose heads share their weights", f"L{layer}")
     run = Run(twin)
     with run.watching():
         twin(ids)

@@ -182,8 +182,10 @@ def parting(model: Transformer) -> float:
     off = []
     for block in model.blocks:
         bank = getattr(block.hidden, "bank", None)
-        if bank is not None and bank.own is not None:
-            off.append(1 - F.cosine_similarity(bank.own.W_Q[..., 0].double(), bank.own.W_V[..., 0].double()).mean())
+        if bank is not None and bank.edited is not None:
+            off.append(
+                1 - F.cosine_similarity(bank.edited.W_Q[..., 0].double(), bank.edited.W_V[..., 0].double()).mean()
+            )
     return float(sum(off) / len(off)) if off else 0.0
 
 
