@@ -245,6 +245,7 @@ def test_the_report_draws_every_plot_and_its_dropdown(browser, path, cache, twin
         expect(page.locator("#gates image, #neurons image")).to_have_count(2)
         assert page.locator("#errors .point").count() == 6
         page.select_option('[data-plot="neurons"] select', "2")
+        expect(page.locator("#neurons .gtitle")).to_have_text("Layer 2")
         drawn = page.evaluate(
             "({z: document.getElementById('neurons').data[0].z, y: document.getElementById('neurons').data[0].y})"
         )

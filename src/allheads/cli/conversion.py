@@ -54,7 +54,7 @@ def _convert(
         verdict = ah.verify(source, twin, texts)
     if report is not None:
         with step(f"Writing {report}"):
-            from allheads.plots.report import write_report
+            from allheads.plots.report_page import write_report
 
             write_report(twin, verdict, source.to_tokens(texts[0]), report)
     facts = _facts(model, twin, loaded - started, converted - loaded)

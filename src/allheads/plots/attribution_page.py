@@ -12,7 +12,7 @@ from allheads.disk import checked_path, write_whole
 from allheads.plots import web
 from allheads.plots.contributions import attribution
 from allheads.plots.graph_view import graph
-from allheads.plots.page import Drawn, html_page, plot, table
+from allheads.plots.page import html_page, plot, table
 
 #: Parts in the table.
 _PARTS = 20
@@ -26,7 +26,8 @@ def write_attribution(
     Raises `AllHeadsError` if the file cannot be written; nothing is left behind then.
     """
     target = checked_path(path)
-    pictures: dict[str, Drawn] = {f"{by}s": plot(attribution(found, by)) for by in ("token", "head", "layer")}
+    pictures = {f"{by}s": plot(attribution(found, by)) for by in ("token", "head", "layer")}
+    pictures["graph"] = graph(flows).drawing
     rule = RULES.get(found.rule.name, found.rule)
     inflow = flows.nodes[0].inflow["V"]
     fields = {
@@ -44,7 +45,7 @@ def write_attribution(
         "parts. Squares are heads, circles neurons, triangles tokens.",
     }
     title = f"{model}: {found.target.name}"
-    write_whole(target, html_page(title, pictures | {"graph": graph(flows)}, web.read("attribution.html"), fields))
+    write_whole(target, html_page(title, pictures, web.read("attribution.html"), fields))
     return target
 
 
@@ -59,6 +60,6 @@ def _facts(found: Attribution) -> list[list[str]]:
 
 def _parts(found: Attribution) -> list[list[str]]:
     return [
-        [each.label, f"{each.position} {found.tokens[each.position]!r}", f"{each.effect:+.4f}", f"{each.direct:+.4f}"]
-        for each in found.top(_PARTS)
+        [part.label, f"{part.position} {found.tokens[part.position]!r}", f"{part.effect:+.4f}", f"{part.direct:+.4f}"]
+        for part in found.top(_PARTS)
     ]

@@ -23,11 +23,12 @@ from allheads.attribution.metrics import Target, position_in, token_ids
 from allheads.attribution.rules import DEFAULT, Rule, rule_named
 from allheads.errors import AllHeadsError
 from allheads.plots.cards import cards
-from allheads.plots.gate_maps import read_gates
+from allheads.plots.contributions import by_token
+from allheads.plots.gate_maps import neuron_gates
 from allheads.plots.graph_view import graph_data
-from allheads.plots.packing import deflated
+from allheads.plots.packing import pack, short
 from allheads.plots.pattern_sources import read_patterns
-from allheads.plots.texts import visible, words
+from allheads.plots.token_names import visible, words
 from allheads.plots.view import View
 from allheads.progress import bar
 from allheads.twin.labels import Label
@@ -88,7 +89,7 @@ def explore(
     data = {
         **read_patterns(twin, ids, None, [*ordinary, *neurons], None).to_dict(),
         "cards": cards(twin, ids, places),
-        "gates": [deflated(reading.gate.T) for reading in read_gates(twin, ids, range(len(twin.banks)))],
+        "gates": [pack(layer.gate.T)[0] for layer in neuron_gates(twin, ids, range(len(twin.banks)))],
         "graph": graph_data(flows),
         "predictions": [
             {"offered": [[visible(text), round(p, 4)] for _, text, p in offer], **explained.get(place, {})}
@@ -137,14 +138,13 @@ def _attributions(
 
 def _explanation(found: Attribution) -> dict[str, Any]:
     """Plain values for JSON: the parts with the largest effects, and what the tokens themselves bring."""
-    begun = found.embeddings if found.positions is None else found.embeddings + found.positions
-    before = begun[: found.target.position + 1]
+    tokens = by_token(found)[: found.target.position + 1]
     return {
         "target": found.target.name,
-        "value": _short(found.target_value),
-        "tokens": [_short(value) for value in before.tolist()],
-        "constants": _short(sum(value for value, _ in found.constants.values()) + found.intercept),
-        "parts": [[each.label, each.position, _short(each.effect), _short(each.direct)] for each in found.top(_LISTED)],
+        "value": short(found.target_value),
+        "tokens": [short(value) for value in tokens.tolist()],
+        "constants": short(sum(value for value, _ in found.constants.values()) + found.intercept),
+        "parts": [[part.label, part.position, short(part.effect), short(part.direct)] for part in found.top(_LISTED)],
     }
 
 
@@ -156,7 +156,3 @@ def _places(flows: AttributionGraph, explained: Iterable[Mapping[str, Any]]) -> 
     for label, place, effect in rows:
         largest[label] = max(largest.get(label, (0.0, place)), (abs(effect), place))
     return {label: place for label, (_, place) in largest.items()}
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.4g}")

@@ -10,8 +10,9 @@ from torch import Tensor
 from allheads.attribution.attribution_graph import AttributionGraph
 from allheads.errors import AllHeadsError
 from allheads.plots.cards import cards
+from allheads.plots.packing import short
 from allheads.plots.pattern_sources import read_patterns
-from allheads.plots.texts import one_text, visible
+from allheads.plots.token_names import one_text, visible
 from allheads.plots.view import View
 from allheads.twin.twin import TwinBridge
 from allheads.verification.inputs import Texts
@@ -49,17 +50,16 @@ def graph(
     row = one_text(twin, tokens)
     if row.shape[1] != len(found.tokens):
         raise AllHeadsError(f"the graph's text, {len(found.tokens)} tokens", f"{row.shape[1]}", "Pass the same text.")
-    places: dict[str, int] = {}
+    positions: dict[str, int] = {}
     for node in found.parts:
-        places.setdefault(node.label, node.position)
-    return View("graph", data | part_data(twin, row, places), _title(found))
+        positions.setdefault(node.label, node.position)
+    return View("graph", data | card_data(twin, row, positions), _title(found))
 
 
-def part_data(twin: TwinBridge, tokens: Int[Tensor, "1 pos"], places: dict[str, int]) -> dict[str, Any]:
-    """What cards show of these parts: patterns over tokens and slots, reads and writes."""
-    patterns = read_patterns(twin, tokens, None, list(places), None) if places else None
-    shown = {} if patterns is None else patterns.to_dict()
-    return shown | {"cards": cards(twin, tokens, places)}
+def card_data(twin: TwinBridge, ids: Int[Tensor, "1 pos"], positions: dict[str, int]) -> dict[str, Any]:
+    """What cards show of heads and neurons, by label: patterns over tokens and slots, reads and writes."""
+    patterns = read_patterns(twin, ids, None, list(positions), None).to_dict() if positions else {}
+    return patterns | {"cards": cards(twin, ids, positions)}
 
 
 def graph_data(found: AttributionGraph, edges: int = EDGES) -> dict[str, Any]:
@@ -78,18 +78,14 @@ def graph_data(found: AttributionGraph, edges: int = EDGES) -> dict[str, Any]:
                 "label": node.label,
                 "layer": node.layer,
                 "position": node.position,
-                "effect": _short(node.effect),
-                "left": {side: [_short(flow.left_out), _short(flow.total)] for side, flow in node.inflow.items()},
+                "effect": short(node.effect),
+                "left": {side: [short(flow.left_out), short(flow.total)] for side, flow in node.inflow.items()},
             }
             for node in found.nodes
         ],
-        "edges": [[edge.source, edge.target, _short(edge.weight), edge.side] for edge in drawn],
+        "edges": [[edge.source, edge.target, short(edge.weight), edge.side] for edge in drawn],
     }
 
 
 def _title(found: AttributionGraph) -> str:
     return f"{found.target}: {len(found.parts)} parts"
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.4g}")

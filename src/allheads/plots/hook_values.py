@@ -1,4 +1,4 @@
-"""Activations that pictures are made of."""
+"""Values at hook points, from one run of the twin."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from allheads.errors import AllHeadsError
 from allheads.twin.twin import TwinBridge
 
 
-def read(twin: TwinBridge, tokens: Int[Tensor, "1 pos"], names: Sequence[str]) -> list[Tensor]:
-    """Activations by name, from one run, in float32 or better, on the CPU; all exist and are finite."""
+def hook_values(twin: TwinBridge, tokens: Int[Tensor, "1 pos"], names: Sequence[str]) -> dict[str, Tensor]:
+    """Activations by name, in float32 or better, on the CPU.
+
+    Raises `AllHeadsError` for a hook point that the model does not have, and for values that are not finite.
+    """
     with torch.no_grad():
         _, cache = twin.run_with_cache(tokens, names_filter=list(names), return_cache_object=False)
     missing = [name for name in names if name not in cache]
@@ -22,4 +25,4 @@ def read(twin: TwinBridge, tokens: Int[Tensor, "1 pos"], names: Sequence[str]) -
     broken = [name for name in names if not cache[name].isfinite().all()]
     if broken:
         raise AllHeadsError("finite activations", f"NaN or infinity at {broken[0]}", "Run ah.verify on the twin.")
-    return [cache[name].cpu().to(torch.promote_types(cache[name].dtype, torch.float32)) for name in names]
+    return {name: cache[name].cpu().to(torch.promote_types(cache[name].dtype, torch.float32)) for name in names}

@@ -24,7 +24,7 @@ def one_text(twin: TwinBridge, tokens: Texts) -> Int[Tensor, "1 pos"]:
 
 
 def one_row(model: TransformerBridge, tokens: Texts) -> Int[Tensor, "1 pos"]:
-    """`one_text` for any model."""
+    """Token ids of one text, for any model."""
     rows = token_rows(model, tokens)
     if len(rows) != 1:
         raise AllHeadsError("one text", f"{len(rows)}", "Draw one text at a time.")
