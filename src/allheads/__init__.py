@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from allheads import weights as weights
     from allheads.attribution.attribute import attribute as attribute
     from allheads.attribution.attribute_pattern import attribute_pattern as attribute_pattern
-    from allheads.attribution.confirm import confirm as confirm
     from allheads.attribution.freezing import frozen as frozen
     from allheads.attribution.graph import graph as graph
     from allheads.attribution.interventions import ablate as ablate
@@ -51,7 +50,6 @@ _HOME = {
     "attribute": "attribution.attribute",
     "attribute_pattern": "attribution.attribute_pattern",
     "graph": "attribution.graph",
-    "confirm": "attribution.confirm",
     "frozen": "attribution.freezing",
     "ablate": "attribution.interventions",
     "patch": "attribution.interventions",

@@ -161,7 +161,7 @@ def test_in_a_frame_as_notebooks_do(browser, twin, ids, tmp_path):
 
 
 def test_the_graph_shows_the_edges_of_the_node_under_the_pointer(browser, twin, ids, flows, tmp_path):
-    path = ah.plots.graph(flows, twin, ids).save(tmp_path / "graph.html")
+    path = ah.plots.graph(flows).save(tmp_path / "graph.html")
     first = flows.parts[0]
     with browser.open(path) as opened:
         page = opened.page

@@ -1,4 +1,4 @@
-"""Values at hook points, from one run of the twin."""
+"""Values at hook points that pictures can be made of: finite, and precise enough."""
 
 from __future__ import annotations
 
@@ -9,20 +9,17 @@ from jaxtyping import Int
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
+from allheads.twin.capture import captured
 from allheads.twin.twin import TwinBridge
 
 
-def hook_values(twin: TwinBridge, tokens: Int[Tensor, "1 pos"], names: Sequence[str]) -> dict[str, Tensor]:
-    """Activations by name, in float32 or better, on the CPU.
+def hook_values(twin: TwinBridge, ids: Int[Tensor, "1 pos"], names: Sequence[str]) -> dict[str, Tensor]:
+    """Activations by name, from one run, in float32 or better, on the CPU.
 
     Raises `AllHeadsError` for a hook point that the model does not have, and for values that are not finite.
     """
-    with torch.no_grad():
-        _, cache = twin.run_with_cache(tokens, names_filter=list(names), return_cache_object=False)
-    missing = [name for name in names if name not in cache]
-    if missing:
-        raise AllHeadsError(f"a twin with {missing[0]}", "none", "Pictures need this hook point of the model.")
-    broken = [name for name in names if not cache[name].isfinite().all()]
+    values = captured(twin, ids, names)
+    broken = [name for name in names if not values[name].isfinite().all()]
     if broken:
         raise AllHeadsError("finite activations", f"NaN or infinity at {broken[0]}", "Run ah.verify on the twin.")
-    return {name: cache[name].cpu().to(torch.promote_types(cache[name].dtype, torch.float32)) for name in names}
+    return {name: values[name].cpu().to(torch.promote_types(values[name].dtype, torch.float32)) for name in names}

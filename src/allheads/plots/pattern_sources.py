@@ -24,8 +24,9 @@ from allheads.errors import AllHeadsError
 from allheads.models.attention import attention_layers
 from allheads.models.locations import Location
 from allheads.plots.patterns import Patterns, check_size
-from allheads.plots.token_names import one_row, visible, words
+from allheads.plots.token_names import visible
 from allheads.twin.labels import Kind, Label
+from allheads.twin.prompt import one_row, token_texts
 from allheads.twin.twin import require_twin
 from allheads.verification.inputs import input_runs
 
@@ -135,7 +136,7 @@ def _run(model: TransformerBridge, tokens: Any, decoder: Any, chosen: Sequence[P
     missing = [point for point in heads_at if point not in model.hook_dict]
     if missing:
         raise AllHeadsError(f"a model with {missing[0]}", "none", "This attention shows no pattern: name other heads.")
-    found = Patterns({name: [visible(word) for word in words(model, row)] for name, row in rows.items()})
+    found = Patterns({name: [visible(word) for word in token_texts(model, row)] for name, row in rows.items()})
 
     def pack(pattern: Tensor, hook: object, heads: Sequence[PatternOf]) -> None:
         for head in heads:

@@ -24,8 +24,8 @@ from allheads.plots.layer_errors import errors
 from allheads.plots.packing import pack, short
 from allheads.plots.page import Drawing, html_page, options, plot, table
 from allheads.plots.token_names import one_text, token_names
+from allheads.twin.prompt import Texts
 from allheads.twin.twin import TwinBridge
-from allheads.verification.inputs import Texts
 from allheads.verification.report import Report
 
 #: Tokens of the text that are drawn, and weights of all attention patterns together.

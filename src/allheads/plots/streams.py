@@ -10,8 +10,8 @@ from allheads.plots.picture import Picture
 from allheads.plots.principal_components import principal_components
 from allheads.plots.style import figure
 from allheads.plots.token_names import one_text, token_names
+from allheads.twin.prompt import Texts
 from allheads.twin.twin import TwinBridge
-from allheads.verification.inputs import Texts
 
 
 def residual(twin: TwinBridge, tokens: Texts) -> Picture:

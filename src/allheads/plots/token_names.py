@@ -1,4 +1,4 @@
-"""The one text a picture is made of, and the names of its tokens in the picture."""
+"""The names of tokens in pictures: white space is visible, long ones are cut, and no two are the same."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from html import escape
 
 from jaxtyping import Int
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
-from allheads.errors import AllHeadsError
+from allheads.twin.prompt import Texts, one_row, token_texts
 from allheads.twin.twin import TwinBridge, require_twin
-from allheads.verification.inputs import Texts, token_rows
 
 _LONGEST = 18
 _VISIBLE = {" ": "·", "\n": "↵", "\r": "␍", "\t": "⇥"}
@@ -19,33 +17,17 @@ _VISIBLE = {" ": "·", "\n": "↵", "\r": "␍", "\t": "⇥"}
 
 def one_text(twin: TwinBridge, tokens: Texts) -> Int[Tensor, "1 pos"]:
     """Token ids of a text or of ids ``[pos]`` or ``[1 pos]``; raises `AllHeadsError` for anything else."""
-    require_twin(twin)
-    return one_row(twin, tokens)
+    return one_row(require_twin(twin), tokens)
 
 
-def one_row(model: TransformerBridge, tokens: Texts) -> Int[Tensor, "1 pos"]:
-    """Token ids of one text, for any model."""
-    rows = token_rows(model, tokens)
-    if len(rows) != 1:
-        raise AllHeadsError("one text", f"{len(rows)}", "Draw one text at a time.")
-    return rows[0]
-
-
-def words(model: TransformerBridge, tokens: Int[Tensor, "1 pos"]) -> list[str]:
-    """What each token says; its id, for a model without a tokenizer."""
-    ids = tokens[0].tolist()
-    return [str(i) for i in ids] if model.tokenizer is None else [model.tokenizer.decode([i]) for i in ids]
-
-
-def token_names(twin: TwinBridge, tokens: Int[Tensor, "1 pos"]) -> list[str]:
+def token_names(twin: TwinBridge, ids: Int[Tensor, "1 pos"]) -> list[str]:
     """``position token`` for each token, all different, with white space made visible, escaped for plotly."""
-    return shown_names(words(twin, tokens))
+    return shown_names(token_texts(twin, ids))
 
 
-def shown_names(words: Sequence[str], *, numbered: bool = True) -> list[str]:
+def shown_names(words: Sequence[str]) -> list[str]:
     """Words with white space made visible, escaped for plotly, and with their positions: all different."""
-    shown = [escape(visible(word), quote=False) for word in words]
-    return [f"{position} {name}" for position, name in enumerate(shown)] if numbered else shown
+    return [f"{position} {escape(visible(word), quote=False)}" for position, word in enumerate(words)]
 
 
 def visible(word: str) -> str:

@@ -18,12 +18,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from allheads.attribution.forward_cache import Run
-from allheads.attribution.metrics import position_in, token_ids, token_names
+from allheads.attribution.forward_cache import ForwardCache
 from allheads.errors import AllHeadsError
 from allheads.models.attention import read_attention
 from allheads.models.norms import Norm
 from allheads.twin.labels import Label
+from allheads.twin.prompt import position_in, prompt_ids, token_texts
 from allheads.twin.twin import TwinBridge
 from allheads.twin.wiring import Wiring, read_wiring
 from allheads_labs.physics.potentials import potentials
@@ -135,20 +135,20 @@ def trajectories(twin: TwinBridge, tokens: str | Tensor) -> Trajectories:
     >>> paths = trajectories(twin, "Mary and John went to the store")  # doctest: +SKIP
     >>> paths.turns.median(), paths.pushed(-1, 12)  # doctest: +SKIP
     """
-    ids = token_ids(twin, tokens)
+    ids = prompt_ids(twin, tokens)
     for layer, bank in enumerate(twin.banks):
         bank.require_shared("neurons whose heads share their weights", f"L{layer}")
-    run = Run(twin)
-    with run.watching():
+    run = ForwardCache(twin)
+    with run.recording():
         twin(ids)
-    wide = torch.promote_types(run.seen[run.streams[0]].dtype, torch.float32)
-    stream = torch.stack([run.seen[name][0].to(wide) for name in run.streams])
+    wide = torch.promote_types(run.activations[run.streams[0]].dtype, torch.float32)
+    stream = torch.stack([run.activations[name][0].to(wide) for name in run.streams])
     pushes = [
         _pushes(
             twin,
             layer,
             stream[layer + 1] - stream[layer],
-            *(run.seen[each[layer]] for each in (run.heads, run.neurons)),
+            *(run.activations[each[layer]] for each in (run.heads, run.neurons)),
         )
         for layer in run.layers
     ]
@@ -162,7 +162,7 @@ def trajectories(twin: TwinBridge, tokens: str | Tensor) -> Trajectories:
             "Norms behind sublayers and multipliers of the residual are not read.",
         )
     projected, explained = principal(stream)
-    return Trajectories(twin, ids, token_names(twin, ids), stream, projected, explained, heads, neurons, rest)
+    return Trajectories(twin, ids, token_texts(twin, ids), stream, projected, explained, heads, neurons, rest)
 
 
 def principal(stream: Float[Tensor, "point pos d_model"]) -> tuple[Tensor, Tensor]:

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from allheads.attribution.metrics import token_ids
 from allheads.errors import AllHeadsError
 from allheads.heads.bank import HeadBank
 from allheads.models.attention import read_attention
 from allheads.twin.heads import Head
 from allheads.twin.labels import Label
+from allheads.twin.prompt import prompt_ids
 from allheads.twin.twin import TwinBridge, require_twin
 from allheads_labs.physics.fields import Field, HeadField, NeuronField
 
@@ -84,7 +84,7 @@ def potential(twin: TwinBridge, tokens: str | Tensor, label: str | Label) -> Pot
     >>> found = potential(twin, "Mary and John", "L3.A5")  # doctest: +SKIP
     >>> found.U, found.gradient.norm(dim=-1)  # doctest: +SKIP
     """
-    return next(potentials(twin, token_ids(twin, tokens), [label]))
+    return next(potentials(twin, prompt_ids(twin, tokens), [label]))
 
 
 @torch.no_grad()
