@@ -17,6 +17,7 @@ from playwright.sync_api import sync_playwright
 from plotly.offline import get_plotlyjs
 
 import allheads as ah
+from allheads.plots.packing import unpack
 
 WORDS = ["</script>", "<!--", "<b>bold</b>", " a & b", "\"'", "$plotly", "\n", "\x00", "x" * 40, "é"]
 
@@ -78,7 +79,7 @@ class Page(HTMLParser):
         self.dropdowns: list[list[int]] = []
         self._in_script = ""
         self.feed(text)
-        self.pictures = {name: drawn["data"] for name, drawn in json.loads(self.scripts["application/json"]).items()}
+        self.pictures = {name: data for name, (_, data) in json.loads(self.scripts["application/json"]).items()}
 
     def handle_starttag(self, tag, attrs):
         self._in_script = dict(attrs).get("type", "plotly") if tag == "script" else ""
@@ -96,9 +97,7 @@ class Page(HTMLParser):
 
     def shown(self, plot: str, view: int) -> torch.Tensor:
         """The weights of one view, unpacked as the page's script does it."""
-        width = len(self.pictures[plot]["figure"]["data"][0]["x"])
-        raw = np.frombuffer(base64.b64decode(self.pictures[plot]["views"][view]["z"]), np.uint8)
-        return torch.tensor(raw / 255).float().reshape(-1, width)
+        return torch.tensor(unpack(self.pictures[plot]["views"][view]["z"])).float() / 255
 
     def array(self, packed: dict[str, str]) -> torch.Tensor:
         """An array as plotly packs it: base64 of the numbers in this dtype."""

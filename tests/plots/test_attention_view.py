@@ -14,14 +14,15 @@ from transformers import T5Config, T5ForConditionalGeneration
 import allheads as ah
 from allheads.errors import AllHeadsError
 from allheads.plots import web
-from allheads.plots.packing import Block, unpack
+from allheads.plots.packing import unpack
 
 
 def shown(view, label):
     head = next(head for head in view.data["heads"] if head["label"] == label)
     rows, columns = (view.data["names"][head[side]] for side in ("rows", "columns"))
-    block = Block(head["weights"], len(rows), len(columns), 0.0)
-    return torch.tensor(unpack(block)).float() / 255, rows, columns
+    levels = torch.tensor(unpack(head["weights"]))
+    assert levels.shape == (len(rows), len(columns))
+    return levels.float() / 255, rows, columns
 
 
 def test_all_ordinary_heads_of_a_model(twin, source, ids, cache):

@@ -41,8 +41,9 @@ def test_a_waterfall_ends_at_the_target(found):
         ah.plots.attribution(found, "heads")
 
 
-def test_the_page(found, flows, tmp_path, load_page):
-    path = ah.plots.write_attribution(found, flows, tmp_path / "page.html", model="<img onerror=x>&")
+def test_the_page(twin, found, flows, tmp_path, load_page, monkeypatch):
+    monkeypatch.setattr(twin.cfg, "model_name", "<img onerror=x>&")
+    path = ah.plots.write_attribution(found, flows, tmp_path / "page.html")
     page = load_page(path)
     assert set(page.pictures) == {"tokens", "heads", "layers", "graph"}
     assert not re.findall(

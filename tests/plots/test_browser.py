@@ -161,7 +161,7 @@ def test_in_a_frame_as_notebooks_do(browser, twin, ids, tmp_path):
 
 
 def test_the_graph_shows_the_edges_of_the_node_under_the_pointer(browser, twin, ids, flows, tmp_path):
-    path = ah.plots.graph(flows, twin, ids).save(tmp_path / "graph.html")
+    path = ah.plots.graph(flows).save(tmp_path / "graph.html")
     first = flows.parts[0]
     with browser.open(path) as opened:
         page = opened.page
@@ -245,6 +245,7 @@ def test_the_report_draws_every_plot_and_its_dropdown(browser, path, cache, twin
         expect(page.locator("#gates image, #neurons image")).to_have_count(2)
         assert page.locator("#errors .point").count() == 6
         page.select_option('[data-plot="neurons"] select', "2")
+        expect(page.locator("#neurons .gtitle")).to_have_text("Layer 2")
         drawn = page.evaluate(
             "({z: document.getElementById('neurons').data[0].z, y: document.getElementById('neurons').data[0].y})"
         )

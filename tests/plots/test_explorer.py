@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import zlib
-
 import numpy as np
 import pytest
 import torch
@@ -12,6 +9,7 @@ import torch
 import allheads as ah
 from allheads.errors import AllHeadsError
 from allheads.plots import explorer
+from allheads.plots.packing import unpack
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +49,8 @@ def test_the_graph_is_of_the_prediction_asked_for(data, twin, ids):
 
 def test_every_neuron_has_its_gate_and_the_largest_parts_have_cards(data, twin, ids, cache):
     for layer, bank in enumerate(twin.banks):
-        levels = np.frombuffer(zlib.decompress(base64.b64decode(data["gates"][layer])), np.uint8)
         gate = cache[f"blocks.{layer}.mlp.hook_pattern_self"][0, bank.d_mlp :]
-        assert np.abs(levels.reshape(bank.d_mlp, -1) / 255 - gate.numpy()).max() <= 0.002
+        assert np.abs(unpack(data["gates"][layer]) / 255 - gate.numpy()).max() <= 0.002
         assert data["d_mlp"][layer] == bank.d_mlp
     for found in data["predictions"]:
         assert {part[0] for part in found["parts"][:40]} <= set(data["cards"])

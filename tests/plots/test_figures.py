@@ -12,9 +12,10 @@ import allheads as ah
 from allheads.errors import AllHeadsError
 from allheads.gates.approximation import approximate
 from allheads.gates.table import fits
-from allheads.plots.gate_maps import gate_part, read_gates
+from allheads.plots.gate_maps import gate_part, neuron_gates
+from allheads.plots.principal_components import principal_components
 from allheads.plots.style import BOTH, SCALE
-from allheads.plots.texts import token_names
+from allheads.plots.token_names import token_names
 
 
 def _heat(figure):
@@ -63,6 +64,20 @@ def test_streams_are_projected_onto_their_widest_directions(twin, ids):
     assert float(drawn.data[3].customdata[2][1]) == pytest.approx(float(streams[2, 3].norm()), rel=0.01)
 
 
+def test_principal_components_are_the_directions_of_largest_variance_of_what_they_are_fitted_to():
+    draw = torch.Generator().manual_seed(0)
+    points = torch.randn(6, 5, 10, generator=draw) * torch.logspace(1, -2, 10)
+    projected, shares = principal_components(points, points[:, 1:])
+    fitted = points[:, 1:].flatten(0, 1).double()
+    sizes = torch.linalg.svdvals(fitted - fitted.mean(0)).square()
+    assert torch.allclose(shares, sizes[:3] / sizes.sum())
+    assert torch.allclose(projected[:, 1:].flatten(0, 1).square().sum(0), sizes[:3])
+    assert torch.equal(principal_components(points)[1], principal_components(points, points)[1])
+    whole = points.flatten(0, 1).double()
+    assert torch.allclose(principal_components(points)[0].flatten(0, 1).mean(0), torch.zeros(3).double(), atol=1e-12)
+    assert float((projected[:, 0] - projected[:, 1]).norm()) <= float((whole[0::5] - whole[1::5]).norm()) + 1e-9
+
+
 def test_the_frontier_shows_every_fit_of_an_activation():
     for gated in (False, True):
         drawn = ah.plots.frontier("gelu", gated=gated)
@@ -75,12 +90,12 @@ def test_the_frontier_shows_every_fit_of_an_activation():
 
 def test_sizes_are_those_of_the_heads_of_an_edited_bank(source, ids):
     edited = ah.convert(source)
-    before = read_gates(edited, ids, [0])[0]
+    before = neuron_gates(edited, ids, [0])[0]
     bank = edited.banks[0]
     with bank.edit() as heads:
         heads.W_O[4] *= 3.0
         heads.W_O[bank.d_mlp + 4] *= 3.0
-    after = read_gates(edited, ids, [0])[0]
+    after = neuron_gates(edited, ids, [0])[0]
     assert torch.allclose(after.size[:, 4], 3 * before.size[:, 4], rtol=1e-3)
     assert torch.allclose(after.size[:, 5:], before.size[:, 5:], rtol=1e-3, atol=1e-6)
 

@@ -5,26 +5,35 @@
 >>> ah.plots.write_report(twin, report, "The cat sat on the mat.", "twin.html")  # doctest: +SKIP
 """
 
-from allheads.plots.attention_view import attention
-from allheads.plots.attribution_page import write_attribution
-from allheads.plots.contributions import attribution
-from allheads.plots.explorer import explore
-from allheads.plots.frontier_figures import frontier
-from allheads.plots.gate_maps import gates
-from allheads.plots.graph_view import graph
-from allheads.plots.layer_errors import errors
-from allheads.plots.report import write_report
-from allheads.plots.streams import residual
+from __future__ import annotations
 
-__all__ = [
-    "attention",
-    "attribution",
-    "errors",
-    "explore",
-    "frontier",
-    "gates",
-    "graph",
-    "residual",
-    "write_attribution",
-    "write_report",
-]
+from typing import TYPE_CHECKING
+
+from allheads._lazy import importer
+
+if TYPE_CHECKING:
+    from allheads.plots.attention_view import attention as attention
+    from allheads.plots.attribution_page import write_attribution as write_attribution
+    from allheads.plots.contributions import attribution as attribution
+    from allheads.plots.explorer import explore as explore
+    from allheads.plots.frontier_figures import frontier as frontier
+    from allheads.plots.gate_maps import gates as gates
+    from allheads.plots.graph_view import graph as graph
+    from allheads.plots.layer_errors import errors as errors
+    from allheads.plots.report_page import write_report as write_report
+    from allheads.plots.streams import residual as residual
+
+_HOME = {
+    "attention": "attention_view",
+    "attribution": "contributions",
+    "errors": "layer_errors",
+    "explore": "explorer",
+    "frontier": "frontier_figures",
+    "gates": "gate_maps",
+    "graph": "graph_view",
+    "residual": "streams",
+    "write_attribution": "attribution_page",
+    "write_report": "report_page",
+}
+__all__ = list(_HOME)
+__getattr__ = importer(__name__, _HOME)

@@ -49,6 +49,6 @@ def attention(
     ['L0.A0', 'L0.A1']
     """
     found = read_patterns(source, tokens, decoder, heads, layers)
-    count = len(found.found)
-    title = str(found.found[0].label) if count == 1 else f"Attention of {count} heads"
+    count = len(found.heads)
+    title = found.heads[0]["label"] if count == 1 else f"Attention of {count} heads"
     return View("attention", found.to_dict(), title, height=760)

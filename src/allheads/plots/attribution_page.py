@@ -11,24 +11,24 @@ from allheads.attribution.rules import RULES
 from allheads.disk import checked_path, write_whole
 from allheads.plots import web
 from allheads.plots.contributions import attribution
-from allheads.plots.graph_view import graph
-from allheads.plots.page import Drawn, html_page, plot, table
+from allheads.plots.graph_view import graph_picture
+from allheads.plots.page import html_page, plot, table
 
 #: Parts in the table.
 _PARTS = 20
 
 
-def write_attribution(
-    found: Attribution, flows: AttributionGraph, path: str | Path, *, model: str = "the model"
-) -> Path:
-    """Write one self-contained HTML file and return its path.
+def write_attribution(found: Attribution, graph: AttributionGraph, path: str | Path) -> Path:
+    """Write one self-contained HTML file about an attribution and its graph, and return its path.
 
     Raises `AllHeadsError` if the file cannot be written; nothing is left behind then.
     """
     target = checked_path(path)
-    pictures: dict[str, Drawn] = {f"{by}s": plot(attribution(found, by)) for by in ("token", "head", "layer")}
+    pictures = {f"{by}s": plot(attribution(found, by)) for by in ("token", "head", "layer")}
+    pictures["graph"] = "graph", graph_picture(graph)
+    model = found.question.twin.cfg.model_name or "the model"
     rule = RULES.get(found.rule.name, found.rule)
-    inflow = flows.nodes[0].inflow["V"]
+    inflow = graph.nodes[0].inflow["V"]
     fields = {
         "model": escape(model),
         "rule": escape(found.rule.name),
@@ -39,12 +39,12 @@ def write_attribution(
         "misses": f"Not seen: {escape(rule.misses)}",
         "facts": table(["", "logits"], _facts(found)),
         "parts": table(["part", "token", "effect", "direct"], _parts(found)),
-        "graph_text": f"{len(flows.parts)} parts, found backward from the target. They write {inflow.kept:+.3f} of its "
+        "graph_text": f"{len(graph.parts)} parts, found backward from the target. They write {inflow.kept:+.3f} of its "
         f"{inflow.total:+.3f} themselves; {inflow.left_out:+.3f} is left out, {inflow.left_out_size:.3f} in absolute "
         "parts. Squares are heads, circles neurons, triangles tokens.",
     }
     title = f"{model}: {found.target.name}"
-    write_whole(target, html_page(title, pictures | {"graph": graph(flows)}, web.read("attribution.html"), fields))
+    write_whole(target, html_page(title, pictures, web.read("attribution.html"), fields))
     return target
 
 
@@ -59,6 +59,6 @@ def _facts(found: Attribution) -> list[list[str]]:
 
 def _parts(found: Attribution) -> list[list[str]]:
     return [
-        [each.label, f"{each.position} {found.tokens[each.position]!r}", f"{each.effect:+.4f}", f"{each.direct:+.4f}"]
-        for each in found.top(_PARTS)
+        [part.label, f"{part.position} {found.tokens[part.position]!r}", f"{part.effect:+.4f}", f"{part.direct:+.4f}"]
+        for part in found.top(_PARTS)
     ]

@@ -10,16 +10,18 @@ plain neuron), the largest over the text's tokens here.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from allheads.heads.bank import HeadBank
 from allheads.models.attention import read_attention
-from allheads.plots.activations import read
-from allheads.plots.texts import visible
+from allheads.plots.hook_values import hook_values
+from allheads.plots.packing import short
+from allheads.plots.token_names import visible
 from allheads.twin.labels import Label
 from allheads.twin.twin import TwinBridge
 from allheads.twin.wiring import read_wiring
@@ -34,82 +36,72 @@ Card = dict[str, Any]
 
 
 @torch.no_grad()
-def cards(twin: TwinBridge, tokens: Int[Tensor, "1 pos"], places: Mapping[str, int]) -> dict[str, Card]:
-    """Cards by label, for ordinary heads and whole neurons; ``places`` says at which position each matters most.
+def cards(twin: TwinBridge, tokens: Int[Tensor, "1 pos"], positions: Mapping[str, int]) -> dict[str, Card]:
+    """Cards by label, for ordinary heads and whole neurons; ``positions`` says where each matters most.
 
     Raises `AllHeadsError` where weights cannot be read through the embeddings, as `allheads.weights.circuits` does.
     """
-    reader = _Reader(Vocabulary(twin, read_wiring(twin)), tokens, places)
-    found = {
-        label: card for layer, some in _by_layer(places, "N").items() for label, card in reader.neurons(layer, some)
+    vocabulary = Vocabulary(twin, read_wiring(twin))
+    layers: dict[tuple[str, int], list[Label]] = defaultdict(list)
+    for label in map(Label.parse, positions):
+        layers[label.kind, label.layer].append(label)
+    points = {
+        (kind, layer): [f"blocks.{layer}.attn.hook_z"] if kind == "A" else _neuron_points(twin.banks[layer], layer)
+        for kind, layer in layers
     }
-    return found | {
-        label: card for layer, some in _by_layer(places, "A").items() for label, card in reader.heads(layer, some)
-    }
-
-
-def _by_layer(names: Iterable[str], kind: str) -> dict[int, list[Label]]:
-    found: dict[int, list[Label]] = defaultdict(list)
-    for label in map(Label.parse, names):
-        if label.kind == kind:
-            found[label.layer].append(label)
+    values = hook_values(twin, tokens, [name for names in points.values() for name in names])
+    found: dict[str, Card] = {}
+    for (kind, layer), labels in layers.items():
+        seen = [values[name][0] for name in points[kind, layer]]
+        if kind == "A":
+            found |= _head_cards(vocabulary, seen[0], [(label, positions[str(label)]) for label in labels])
+        else:
+            found |= _neuron_cards(vocabulary, seen, labels)
     return found
 
 
-class _Reader:
-    """One run of the text, and the vocabulary that everything is read through."""
-
-    def __init__(self, vocabulary: Vocabulary, tokens: Tensor, places: Mapping[str, int]) -> None:
-        self.vocabulary, self.twin, self.places = vocabulary, vocabulary.twin, places
-        points = [f"blocks.{layer}.attn.hook_z" for layer in _by_layer(places, "A")]
-        for layer in _by_layer(places, "N"):
-            names = ("post", "pre", "pre_linear") if self.twin.banks[layer].gated else ("post", "pre")
-            points += [f"blocks.{layer}.mlp.hook_{name}" for name in names]
-        self.seen = dict(zip(points, read(self.twin, tokens, points), strict=True))
-
-    def neurons(self, layer: int, labels: list[Label]) -> Iterator[tuple[str, Card]]:
-        """Cards of a layer's neurons."""
-        some = [label.index for label in labels]
-        bank = self.twin.banks[layer]
-        post, t, u = (self._of_neurons(layer, name, some) for name in ("post", "pre", "pre_linear"))
-        size = bank.W_out[some].detach().double().norm(dim=1).cpu()
-        bound = (bank.gates.bound(t) * (u.abs() if bank.gated else 1.0) * size).amax(0)
-        largest = (post.abs() * size).amax(0)
-        for at, circuit in enumerate(neuron_circuits(self.vocabulary, layer, some, _TOKENS)):
-            sides = {side: _shown(getattr(circuit, side)) for side in _SIDES}
-            yield (
-                circuit.label,
-                sides
-                | {
-                    "bound": float(bound[at]),
-                    "size": float(largest[at]),
-                    "activations": [float(f"{value:.3g}") for value in post[:, at].tolist()],
-                },
-            )
-
-    def _of_neurons(self, layer: int, name: str, some: list[int]) -> Float[Tensor, "pos neuron"]:
-        found = self.seen.get(f"blocks.{layer}.mlp.hook_{name}")
-        return torch.zeros(0) if found is None else found[0, :, some].double()
-
-    def heads(self, layer: int, labels: list[Label]) -> Iterator[tuple[str, Card]]:
-        """Cards of a layer's ordinary heads."""
-        z, W_O = self.seen[f"blocks.{layer}.attn.hook_z"], read_attention(self.twin, layer).W_O.cpu()
-        at = [self.places[str(label)] for label in labels]
-        written = torch.stack([z[0, p, each.index] @ W_O[each.index].to(z) for p, each in zip(at, labels, strict=True)])
-        logits = self.vocabulary.logits(self.vocabulary.wiring.attention[layer], written)
-        most, least = (self.vocabulary.most(logits, _TOKENS, least=least) for least in (False, True))
-        for place, label, write, promotes, suppresses in zip(at, labels, written, most, least, strict=True):
-            yield (
-                str(label),
-                {
-                    "promotes": _shown(promotes),
-                    "suppresses": _shown(suppresses),
-                    "bound": 0.0,
-                    "size": float(write.norm()),
-                    "at": place,
-                },
-            )
+def _neuron_points(bank: HeadBank, layer: int) -> list[str]:
+    return [f"blocks.{layer}.mlp.hook_{name}" for name in ("post", "pre", *["pre_linear"] * bank.gated)]
 
 
-def _shown(values: list[TokenValue]) -> list[list[str]]:
-    return [[visible(each.text), f"{each.value:.3g}"] for each in values]
+def _neuron_cards(
+    vocabulary: Vocabulary, seen: Sequence[Float[Tensor, "pos d_mlp"]], labels: Sequence[Label]
+) -> dict[str, Card]:
+    """Cards of one layer's neurons; ``seen`` are their outputs, preactivations, and values where they are gated."""
+    layer, neurons = labels[0].layer, [label.index for label in labels]
+    bank = vocabulary.twin.banks[layer]
+    post, t, *values = (activations[:, neurons].double() for activations in seen)
+    length = bank.W_out[neurons].detach().double().norm(dim=1).cpu()
+    bounds = (bank.gates.bound(t) * (values[0].abs() if values else 1.0) * length).amax(0).tolist()
+    sizes = (post.abs() * length).amax(0).tolist()
+    circuits = neuron_circuits(vocabulary, layer, neurons, _TOKENS)
+    return {
+        circuit.label: {side: _shown(getattr(circuit, side)) for side in _SIDES}
+        | {"bound": bound, "size": size, "activations": [short(value, 3) for value in activations]}
+        for circuit, bound, size, activations in zip(circuits, bounds, sizes, post.T.tolist(), strict=True)
+    }
+
+
+def _head_cards(
+    vocabulary: Vocabulary, z: Float[Tensor, "pos head d_head"], heads: Sequence[tuple[Label, int]]
+) -> dict[str, Card]:
+    """Cards of one layer's ordinary heads, each at its position."""
+    layer = heads[0][0].layer
+    W_O = read_attention(vocabulary.twin, layer).W_O.cpu().to(z)
+    written = torch.stack([z[position, label.index] @ W_O[label.index] for label, position in heads])
+    logits = vocabulary.logits(vocabulary.wiring.attention[layer], written)
+    most, least = (vocabulary.most(logits, _TOKENS, least=least) for least in (False, True))
+    return {
+        str(label): {
+            "promotes": _shown(promotes),
+            "suppresses": _shown(suppresses),
+            "bound": 0.0,
+            "size": float(output.norm()),
+            "at": position,
+        }
+        for (label, position), output, promotes, suppresses in zip(heads, written, most, least, strict=True)
+    }
+
+
+def _shown(values: Sequence[TokenValue]) -> list[list[str]]:
+    return [[visible(value.text), f"{value.value:.3g}"] for value in values]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from html import escape
 
 import plotly.graph_objects as go
+from jaxtyping import Float
+from torch import Tensor
 
 from allheads.attribution.attribution import Attribution
 from allheads.errors import AllHeadsError
 from allheads.plots.picture import Picture
 from allheads.plots.style import BAD, BOTH, GOOD, figure, heat_map
-from allheads.plots.texts import shown_names
+from allheads.plots.token_names import shown_names
 
 
 def attribution(found: Attribution, by: str = "waterfall") -> Picture:
@@ -33,10 +34,16 @@ def attribution(found: Attribution, by: str = "waterfall") -> Picture:
 
 
 def _tokens(found: Attribution) -> Picture:
-    values = found.embeddings if found.positions is None else found.embeddings + found.positions
-    names = shown_names(found.tokens)
-    title = f"{_name(found)} is {found.target_value:.2f}; embeddings give {float(values.sum()):.2f} of it"
-    return _bars(names, values.tolist(), title, "token")
+    values = by_token(found).tolist()
+    colors = [GOOD if value >= 0 else BAD for value in values]
+    bars = go.Bar(x=shown_names(found.tokens), y=values, marker={"color": colors})
+    title = f"{_name(found)} is {found.target_value:.2f}; embeddings give {sum(values):.2f} of it"
+    return figure([bars], title, height=360, x="token", y="logits").update_xaxes(type="category", tickangle=-60)
+
+
+def by_token(found: Attribution) -> Float[Tensor, " pos"]:
+    """What each token brings over all paths: its embedding, and its learned position where there is one."""
+    return found.embeddings if found.positions is None else found.embeddings + found.positions
 
 
 def _heads(found: Attribution) -> Picture:
@@ -49,9 +56,8 @@ def _heads(found: Attribution) -> Picture:
         columns=("head", [str(head) for head in range(count)]),
         rows=("layer", [str(layer) for layer in range(layers)]),
         value="effect",
-        limits=(-size, size),
     )
-    return drawn.update_traces(colorscale=BOTH)
+    return drawn.update_traces(colorscale=BOTH, zmin=-size, zmax=size)
 
 
 def _layers(found: Attribution) -> Picture:
@@ -85,11 +91,3 @@ def _waterfall(found: Attribution) -> Picture:
 
 def _name(found: Attribution) -> str:
     return escape(found.target.name, quote=False)
-
-
-def _bars(names: Sequence[str], values: Sequence[float], title: str, x: str) -> Picture:
-    colors = [GOOD if value >= 0 else BAD for value in values]
-    drawn = figure(
-        [go.Bar(x=list(names), y=list(values), marker={"color": colors})], title, height=360, x=x, y="logits"
-    )
-    return drawn.update_xaxes(type="category", tickangle=-60)

@@ -24,15 +24,16 @@ from allheads.attribution.question import Question
 from allheads.attribution.rules import DEFAULT, Rule, rule_named
 from allheads.errors import AllHeadsError
 from allheads.plots.cards import cards
-from allheads.plots.gate_maps import read_gates
+from allheads.plots.contributions import by_token
+from allheads.plots.gate_maps import neuron_gates
 from allheads.plots.graph_view import graph_data
-from allheads.plots.packing import deflated
+from allheads.plots.packing import pack, short
 from allheads.plots.pattern_sources import read_patterns
-from allheads.plots.texts import visible, words
+from allheads.plots.token_names import visible
 from allheads.plots.view import View
 from allheads.progress import bar
 from allheads.twin.labels import Label
-from allheads.twin.prompt import position_in, prompt_ids
+from allheads.twin.prompt import position_in, prompt_ids, token_texts
 from allheads.twin.twin import TwinBridge
 
 #: Tokens that are offered after each token; predictions that are explained, the last ones of a long text.
@@ -90,7 +91,7 @@ def explore(
     data = {
         **read_patterns(twin, ids, None, [*ordinary, *neurons], None).to_dict(),
         "cards": cards(twin, ids, places),
-        "gates": [deflated(reading.gate.T) for reading in read_gates(twin, ids, range(len(twin.banks)))],
+        "gates": [pack(layer.gate.T)[0] for layer in neuron_gates(twin, ids, range(len(twin.banks)))],
         "graph": graph_data(flows),
         "predictions": [
             {"offered": [[visible(text), round(p, 4)] for _, text, p in offer], **explained.get(place, {})}
@@ -117,7 +118,7 @@ def _offers(twin: TwinBridge, ids: Int[Tensor, "1 pos"]) -> list[Offer]:
     if not torch.allclose(alone, logits[0], atol=1e-2 * float(logits[0].abs().max())):
         raise AllHeadsError("a model that reads from left to right", str(twin.cfg.architecture), "Use ah.attribute.")
     shares, tokens = logits.softmax(-1).topk(_OFFERED)
-    texts = [words(twin, row[None]) for row in tokens]
+    texts = [token_texts(twin, row[None]) for row in tokens]
     return [list(zip(*each, strict=True)) for each in zip(tokens.tolist(), texts, shares.tolist(), strict=True)]
 
 
@@ -125,7 +126,9 @@ def _target(twin: TwinBridge, token: int, position: int) -> Metric:
     """A token's logit, less the mean over the vocabulary."""
     weights = torch.full((twin.cfg.d_vocab_out,), -1.0 / twin.cfg.d_vocab_out, dtype=torch.float64)
     weights[token] += 1.0
-    return Metric.of_logits(visible(words(twin, torch.tensor([[token]]))[0]), position, weights.to(twin.cfg.device))
+    return Metric.of_logits(
+        visible(token_texts(twin, torch.tensor([[token]]))[0]), position, weights.to(twin.cfg.device)
+    )
 
 
 def _attributions(
@@ -140,14 +143,13 @@ def _attributions(
 
 def _explanation(found: Attribution) -> dict[str, Any]:
     """Plain values for JSON: the parts with the largest effects, and what the tokens themselves bring."""
-    begun = found.embeddings if found.positions is None else found.embeddings + found.positions
-    before = begun[: found.target.position + 1]
+    tokens = by_token(found)[: found.target.position + 1]
     return {
         "target": found.target.name,
-        "value": _short(found.target_value),
-        "tokens": [_short(value) for value in before.tolist()],
-        "constants": _short(sum(value for value, _ in found.constants.values()) + found.intercept),
-        "parts": [[each.label, each.position, _short(each.effect), _short(each.direct)] for each in found.top(_LISTED)],
+        "value": short(found.target_value),
+        "tokens": [short(value) for value in tokens.tolist()],
+        "constants": short(sum(value for value, _ in found.constants.values()) + found.intercept),
+        "parts": [[part.label, part.position, short(part.effect), short(part.direct)] for part in found.top(_LISTED)],
     }
 
 
@@ -159,7 +161,3 @@ def _places(flows: AttributionGraph, explained: Iterable[Mapping[str, Any]]) -> 
     for label, place, effect in rows:
         largest[label] = max(largest.get(label, (0.0, place)), (abs(effect), place))
     return {label: place for label, (_, place) in largest.items()}
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.4g}")

@@ -19,20 +19,20 @@ from torch import Tensor
 from allheads.errors import AllHeadsError
 from allheads.gates.gates import GateSum
 from allheads.heads.bank import HeadBank
-from allheads.plots.activations import read
+from allheads.plots.hook_values import hook_values
 from allheads.plots.picture import Picture
 from allheads.plots.style import heat_map
-from allheads.plots.texts import one_text, token_names
+from allheads.plots.token_names import one_text, token_names
 from allheads.twin.labels import Label
+from allheads.twin.prompt import Texts
 from allheads.twin.twin import TwinBridge
-from allheads.verification.inputs import Texts
 
 TOP = 24
 
 
 @dataclass(frozen=True)
-class GateReading:
-    """One layer on one text: each neuron's gate in [0, 1], and the norm of what it writes."""
+class NeuronGates:
+    """The neurons of a layer on one text: each neuron's gate in [0, 1], and the norm of what it writes."""
 
     layer: int
     gate: Float[Tensor, "pos d_mlp"]
@@ -61,8 +61,8 @@ def gates(
     row = one_text(twin, tokens)
     names = token_names(twin, row)
     if layer is None:
-        return mean_gate_map(read_gates(twin, row, range(len(twin.blocks))), names)
-    return neuron_map(read_gates(twin, row, [layer])[0], names, top, by)
+        return mean_gate_map(neuron_gates(twin, row, range(len(twin.blocks))), names)
+    return neuron_map(neuron_gates(twin, row, [layer])[0], names, top, by)
 
 
 def gate_part(gates: GateSum) -> int:
@@ -77,56 +77,53 @@ def gate_part(gates: GateSum) -> int:
     return min(opening or range(gates.heads), key=lambda part: (gates.bias_tokens[part], distance[part]))
 
 
-def read_gates(twin: TwinBridge, tokens: Int[Tensor, "1 pos"], layers: Sequence[int]) -> list[GateReading]:
+def neuron_gates(twin: TwinBridge, tokens: Int[Tensor, "1 pos"], layers: Sequence[int]) -> list[NeuronGates]:
     """Gates and sizes of every neuron in these layers, from one run."""
     twin.require_one_stack("draw its gates")
     outside = [layer for layer in layers if not 0 <= layer < len(twin.blocks)]
     if outside:
         raise AllHeadsError(f"a layer from 0 to {len(twin.blocks) - 1}", f"{outside[0]}", "Layers count from 0.")
-    names = [f"blocks.{layer}.mlp.{name}" for layer in layers for name in ("hook_pattern_self", "hook_z")]
-    seen = read(twin, tokens, names)
-    return [
-        _reading(layer, twin.banks[layer], pattern[0], z[0, ..., 0])
-        for layer, pattern, z in zip(layers, seen[::2], seen[1::2], strict=True)
-    ]
+    points = {layer: [f"blocks.{layer}.mlp.hook_{name}" for name in ("pattern_self", "z")] for layer in layers}
+    values = hook_values(twin, tokens, [name for names in points.values() for name in names])
+    return [_layer_gates(layer, twin.banks[layer], *(values[name][0] for name in points[layer])) for layer in layers]
 
 
-def _reading(
-    layer: int, bank: HeadBank, pattern: Float[Tensor, "head pos"], z: Float[Tensor, "pos head"]
-) -> GateReading:
+def _layer_gates(
+    layer: int, bank: HeadBank, pattern: Float[Tensor, "head pos"], z: Float[Tensor, "pos head 1"]
+) -> NeuronGates:
     """The size in float64: the heads of a neuron nearly cancel where it is closed."""
     start = gate_part(bank.gates) * bank.d_mlp
-    written = z.double().unflatten(1, (-1, bank.d_mlp))
+    values = z[..., 0].double().unflatten(1, (-1, bank.d_mlp))
     weights = bank.W_O.as_subclass(Tensor)[:, 0].cpu().double().unflatten(0, (-1, bank.d_mlp))
     products = torch.einsum("h n d, i n d -> n h i", weights, weights)
-    size = torch.einsum("p h n, n h i, p i n -> p n", written, products, written).clamp(min=0).sqrt()
-    return GateReading(layer, pattern[start : start + bank.d_mlp].T, size.float())
+    size = torch.einsum("p h n, n h i, p i n -> p n", values, products, values).clamp(min=0).sqrt()
+    return NeuronGates(layer, pattern[start : start + bank.d_mlp].T, size.float())
 
 
-def mean_gate_map(readings: Sequence[GateReading], names: Sequence[str]) -> Picture:
+def mean_gate_map(layers: Sequence[NeuronGates], names: Sequence[str]) -> Picture:
     """Layers against tokens, coloured from the least to the most open."""
-    mean = torch.stack([reading.gate.mean(1) for reading in readings])
-    return heat_map(
+    mean = torch.stack([gates.gate.mean(1) for gates in layers])
+    drawn = heat_map(
         mean,
         "Mean gate of all neurons of a layer",
         columns=("token", names),
-        rows=("layer", [f"L{reading.layer}" for reading in readings]),
+        rows=("layer", [f"L{gates.layer}" for gates in layers]),
         value="mean gate",
-        limits=(float(mean.min()), float(mean.max())),
     )
+    return drawn.update_traces(zmin=float(mean.min()), zmax=float(mean.max()))
 
 
-def neuron_map(reading: GateReading, names: Sequence[str], top: int = TOP, by: str = "contribution") -> Picture:
+def neuron_map(gates: NeuronGates, names: Sequence[str], top: int = TOP, by: str = "contribution") -> Picture:
     """Neurons of a layer, the first at the top; hovering tells how much each writes."""
-    chosen = reading.top(top, by)
+    chosen = gates.top(top, by)
     drawn = heat_map(
-        reading.gate[:, chosen].T,
-        f"Layer {reading.layer}",
+        gates.gate[:, chosen].T,
+        f"Layer {gates.layer}",
         columns=("token", names),
-        rows=("neuron", [str(Label(f"L{reading.layer}", "N", neuron)) for neuron in chosen]),
+        rows=("neuron", [str(Label(f"L{gates.layer}", "N", neuron)) for neuron in chosen]),
         value="gate",
     )
     heat = drawn.data[0]
-    heat.customdata = reading.size[:, chosen].T.numpy()
+    heat.customdata = gates.size[:, chosen].T.numpy()
     heat.hovertemplate = f"size of its output %{{customdata:.3g}}<br>{heat.hovertemplate}"
     return drawn.update_yaxes(autorange="reversed")

@@ -7,19 +7,14 @@ anything.
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from string import Template
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import plotly.graph_objects as go
-import torch
-from jaxtyping import Float
 from plotly.offline import get_plotlyjs
-from torch import Tensor
 
 from allheads.plots import web
 
@@ -30,58 +25,35 @@ _SCRIPTS = {
     "graph": ("base", "pattern", "card", "flow", "graph"),
     "explore": ("base", "pattern", "card", "flow", "explore"),
 }
+Kind: TypeAlias = Literal["plot", "attention", "graph", "explore"]
+#: A picture on a page: which script draws it, and its data, plain values for JSON.
+Drawing: TypeAlias = tuple[Kind, Mapping[str, Any]]
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A picture that a script of ours draws, and its data, plain values for JSON."""
-
-    kind: Literal["plot", "attention", "graph", "explore"]
-    data: Mapping[str, Any]
-
-
-def plot(figure: go.Figure, views: Sequence[Mapping[str, Any]] = ()) -> Drawn:
+def plot(figure: go.Figure, views: Sequence[Mapping[str, Any]] = ()) -> Drawing:
     """A plotly figure, and the views a reader can choose from: what each changes in its one heat map."""
     drawn = json.loads(figure.to_json())
     if views:
         drawn["data"][0].pop("z")
-    return Drawn("plot", {"figure": drawn, "views": list(views)})
+    return "plot", {"figure": drawn, "views": list(views)}
 
 
 def html_page(
-    title: str, pictures: Mapping[str, Drawn], body: str = "", fields: Mapping[str, str] | None = None
+    title: str, pictures: Mapping[str, Drawing], body: str = "", fields: Mapping[str, str] | None = None
 ) -> str:
-    """A whole page. ``pictures`` go to the elements of these ids in ``body``, whose further places are ``fields``."""
-    scripts = dict.fromkeys(name for drawn in pictures.values() for name in _SCRIPTS[drawn.kind])
+    """A whole page. ``pictures`` go to the elements of these ids in ``body``, whose ``$names`` are ``fields``."""
+    scripts = dict.fromkeys(name for kind, _ in pictures.values() for name in _SCRIPTS[kind])
     plotly = f"<script>{get_plotlyjs()}</script>" if "plots" in scripts else ""
-    data = {name: {"kind": drawn.kind, "data": drawn.data} for name, drawn in pictures.items()}
     return Template(web.read("page.html")).substitute(
         title=escape(title),
         style=web.read("view.css", *(["page.css"] if body else [])),
         body=Template(body or '<main id="view"></main>').substitute(fields or {}),
         plotly=plotly,
-        data=json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
+        data=json.dumps(dict(pictures), allow_nan=False, ensure_ascii=False, separators=(",", ":")).replace(
+            "<", "\\u003c"
+        ),
         script=web.read(*(f"{name}.js" for name in scripts), "start.js"),
     )
-
-
-def packed(weights: Float[Tensor, "row column"]) -> str:
-    """Numbers in [0, 1] as whole 255ths, one byte each, row by row, in base64.
-
-    >>> packed(torch.tensor([[0.0, 1.0]]))
-    'AP8='
-    """
-    return base64.b64encode(levels(weights).numpy().tobytes()).decode()
-
-
-def levels(weights: Float[Tensor, "*shape"]) -> Tensor:
-    """The nearest 255th of each weight, as a byte."""
-    return (weights.clamp(0, 1) * 255).round().to(torch.uint8).contiguous()
-
-
-def rounding(weights: Float[Tensor, "*shape"]) -> float:
-    """The largest change `packed` makes."""
-    return float((levels(weights) / 255.0 - weights).abs().max())
 
 
 def options(names: Iterable[str]) -> str:

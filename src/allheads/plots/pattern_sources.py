@@ -8,9 +8,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -22,8 +24,9 @@ from allheads.errors import AllHeadsError
 from allheads.models.attention import attention_layers
 from allheads.models.locations import Location
 from allheads.plots.patterns import Patterns, check_size
-from allheads.plots.texts import one_row, visible, words
+from allheads.plots.token_names import visible
 from allheads.twin.labels import Kind, Label
+from allheads.twin.prompt import one_row, token_texts
 from allheads.twin.twin import require_twin
 from allheads.verification.inputs import input_runs
 
@@ -36,10 +39,10 @@ _POINT = "hook_pattern"
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A head whose pattern can be drawn: where it is shown, under which number, and what its sides are.
+class PatternOf:
+    """A head whose pattern can be drawn: the hook point that shows it, its number there, and what its sides are.
 
-    A neuron's head has so many ``slots``, and looks at these only.
+    A neuron's head attends to its ``slots`` only: itself and its bias tokens.
     """
 
     label: Label
@@ -58,39 +61,38 @@ def read_patterns(
     layers: Iterable[int] | None,
 ) -> Patterns:
     """The patterns that are asked for. Raises `AllHeadsError` as `allheads.plots.attention` does."""
-    wanted = [str(each) for each in ([heads] if isinstance(heads, (str, Label)) else heads or [])]
+    labels = [heads] if isinstance(heads, (str, Label)) else heads
+    wanted = None if labels is None else [str(label) for label in labels]
     if isinstance(source, TransformerBridge):
-        here = [*_ordinary(attention_layers(source)), *_named_neurons(source, wanted)]
-        chosen = _chosen(here, None if heads is None else wanted, layers)
-        found = _run(source, tokens, decoder, chosen)
+        available = [*_ordinary_heads(source), *_named_neurons(source, wanted or [])]
+        found = _run(source, tokens, decoder, _chosen(available, wanted, layers))
     else:
-        given = _by_point(source)
-        chosen = _chosen(_shown(given), None if heads is None else wanted, layers)
+        given = _by_hook_point(source)
+        chosen = _chosen(_given_heads(given), wanted, layers)
         found = Patterns(_names(tokens=tokens, decoder=decoder))
-        largest = max((given[each.point] for each in chosen), key=Tensor.numel)
+        largest = max((given[head.point] for head in chosen), key=Tensor.numel)
         check_size(len(chosen), *largest.shape[-2:])
-        for each in chosen:
-            found.add(each.label, given[each.point][each.number], each.rows, each.columns)
+        for head in chosen:
+            found.add(head.label, given[head.point][head.number], head.rows, head.columns)
     found.warn()
     return found
 
 
-def _ordinary(components: Iterable[Any]) -> Iterable[Candidate]:
-    for each in components:
-        rows, columns = _sides(each.location)
-        for index in range(each.n_heads):
-            yield Candidate(
-                Label(each.location.stem, each.kind, index), f"{each.location.prefix}{_POINT}", index, rows, columns
-            )
+def _ordinary_heads(model: TransformerBridge) -> Iterator[PatternOf]:
+    for layer in attention_layers(model):
+        location = layer.location
+        for number in range(layer.n_heads):
+            label = Label(location.stem, layer.kind, number)
+            yield PatternOf(label, f"{location.prefix}{_POINT}", number, *_sides(location))
 
 
-def _named_neurons(model: TransformerBridge, labels: Iterable[str]) -> Iterable[Candidate]:
+def _named_neurons(model: TransformerBridge, labels: Iterable[str]) -> Iterator[PatternOf]:
     """The heads of those neurons that are named."""
     neurons = [label for label in map(Label.parse, labels) if label.kind == "N"]
-    for each in (head for label in neurons for head in require_twin(model).index.heads(label)):
-        slots = 1 + each.module.gates.bias_tokens[each.label.part]
-        rows = _sides(Location.at(each.hook_prefix))[0]
-        yield Candidate(each.label, f"{each.hook_prefix}{_POINT}", each.number, rows, "slots", slots)
+    for head in (head for label in neurons for head in require_twin(model).index.heads(label)):
+        slots = 1 + head.module.gates.bias_tokens[head.label.part]
+        rows = _sides(Location.at(head.hook_prefix))[0]
+        yield PatternOf(head.label, f"{head.hook_prefix}{_POINT}", head.number, rows, "slots", slots)
 
 
 def _sides(location: Location) -> tuple[str, str]:
@@ -100,19 +102,19 @@ def _sides(location: Location) -> tuple[str, str]:
     return ("tokens", "tokens") if location.tower in ("", "E") else ("patches", "patches")
 
 
-def _chosen(here: Iterable[Candidate], labels: list[str] | None, layers: Iterable[int] | None) -> list[Candidate]:
+def _chosen(available: Iterable[PatternOf], labels: list[str] | None, layers: Iterable[int] | None) -> list[PatternOf]:
     """In the order in which they are named. Raises `AllHeadsError` for an unknown label, and for none at all."""
-    by_label: dict[str, list[Candidate]] = {}
-    for each in here:
-        for name in {str(each.label), str(each.label.neuron)}:
-            by_label.setdefault(name, []).append(each)
+    by_label: dict[str, list[PatternOf]] = {}
+    for head in available:
+        for name in {str(head.label), str(head.label.neuron)}:
+            by_label.setdefault(name, []).append(head)
     for name in labels or []:
         if name not in by_label:
             close = difflib.get_close_matches(name, by_label, 3, 0.0)
             raise AllHeadsError(f"a head that is there, such as {', '.join(close)}", name, "Layers count from 0.")
-    named = [each for name in (by_label if labels is None else labels) for each in by_label[name]]
+    named = [head for name in (by_label if labels is None else labels) for head in by_label[name]]
     allowed = None if layers is None else set(layers)
-    chosen = [each for each in dict.fromkeys(named) if allowed is None or each.label.layer in allowed]
+    chosen = [head for head in dict.fromkeys(named) if allowed is None or head.label.layer in allowed]
     if not chosen:
         raise AllHeadsError(
             "at least one head to draw", f"heads {labels} in layers {layers}", "Leave both out for all ordinary heads."
@@ -120,71 +122,68 @@ def _chosen(here: Iterable[Candidate], labels: list[str] | None, layers: Iterabl
     return chosen
 
 
-def _run(model: Any, tokens: Any, decoder: Any, chosen: Sequence[Candidate]) -> Patterns:
+def _run(model: TransformerBridge, tokens: Any, decoder: Any, chosen: Sequence[PatternOf]) -> Patterns:
     """Run the model once, and pack every pattern as it passes its hook point."""
     if tokens is None:
         raise AllHeadsError("a text for the model to read", "none", "Pass a string or token ids.")
     texts = {"tokens": tokens} if decoder is None else {"tokens": tokens, "decoder": decoder}
     rows = {name: one_row(model, text) for name, text in texts.items()}
-    found = Patterns({name: [visible(word) for word in words(model, row)] for name, row in rows.items()})
-    inputs = dict(zip(("input", "decoder_input"), rows.values(), strict=False))
-    (arguments,) = input_runs(model, inputs)
-    ordinary = [each for each in chosen if each.slots is None]
-    check_size(len(ordinary), *(max(row.shape[1] for row in rows.values()),) * 2)
-    points = dict.fromkeys(each.point for each in chosen)
-    missing = [name for name in points if name not in model.hook_dict]
+    (arguments,) = input_runs(model, dict(zip(("input", "decoder_input"), rows.values(), strict=False)))
+    check_size(sum(head.slots is None for head in chosen), *[max(row.shape[1] for row in rows.values())] * 2)
+    heads_at: dict[str, list[PatternOf]] = defaultdict(list)
+    for head in chosen:
+        heads_at[head.point].append(head)
+    missing = [point for point in heads_at if point not in model.hook_dict]
     if missing:
         raise AllHeadsError(f"a model with {missing[0]}", "none", "This attention shows no pattern: name other heads.")
-    hooks = [(point, _packer(found, [each for each in chosen if each.point == point], len(chosen))) for point in points]
-    with torch.no_grad(), suppress(_Enough), model.hooks(fwd_hooks=hooks):
+    found = Patterns({name: [visible(word) for word in token_texts(model, row)] for name, row in rows.items()})
+
+    def pack(pattern: Tensor, hook: object, heads: Sequence[PatternOf]) -> None:
+        for head in heads:
+            found.add(head.label, pattern[0, head.number, :, : head.slots], head.rows, head.columns)
+        if len(found.heads) == len(chosen):
+            raise _AllPacked
+
+    hooks: Any = [(point, partial(pack, heads=heads)) for point, heads in heads_at.items()]
+    with torch.no_grad(), suppress(_AllPacked), model.hooks(fwd_hooks=hooks):
         model(**arguments)
-    silent = {str(each.label) for each in chosen} - {str(each.label) for each in found.found}
+    packed = {head["label"]: head for head in found.heads}
+    silent = {str(head.label) for head in chosen} - packed.keys()
     if silent:
         raise AllHeadsError(
             "attention that shows its patterns", f"none at {min(silent)}", "Load it with attn_implementation='eager'."
         )
-    order = {each.label: number for number, each in enumerate(chosen)}
-    found.found.sort(key=lambda pattern: order[pattern.label])
+    found.heads = [packed[str(head.label)] for head in chosen]
     return found
 
 
-class _Enough(Exception):  # noqa: N818 - nothing went wrong
+class _AllPacked(Exception):  # noqa: N818 - nothing went wrong
     """Every pattern is there: the rest of the network need not run."""
 
 
-def _packer(found: Patterns, chosen: Sequence[Candidate], wanted: int) -> Callable[..., None]:
-    def keep(pattern: Tensor, hook: object) -> None:
-        for each in chosen:
-            found.add(each.label, pattern[0, each.number, :, : each.slots], each.rows, each.columns)
-        if len(found.found) == wanted:
-            raise _Enough
-
-    return keep
-
-
-def _by_point(source: Any) -> dict[str, Tensor]:
+def _by_hook_point(source: Any) -> dict[str, Tensor]:
     """Patterns ``[head row column]`` by hook point. Raises `AllHeadsError` for anything else, and for a batch."""
     if isinstance(source, Tensor):
         source = [source]
     if isinstance(source, Sequence) and not isinstance(source, str):
-        source = {f"blocks.{layer}.attn.{_POINT}": each for layer, each in enumerate(source)}
+        source = {f"blocks.{layer}.attn.{_POINT}": pattern for layer, pattern in enumerate(source)}
     if not isinstance(source, (Mapping, ActivationCache)):
         raise AllHeadsError(
             "a model, a cache, or patterns [head row column]", type(source).__name__, "See ah.plots.attention."
         )
-    given = {name: each for name, each in source.items() if name.endswith(f"attn.{_POINT}")}
-    for name, each in given.items():
-        if not isinstance(each, Tensor) or each.ndim not in (3, 4) or (each.ndim == 4 and each.shape[0] != 1):
-            shape = list(getattr(each, "shape", [])) or type(each).__name__
+    given = {name: value for name, value in source.items() if name.endswith(f"attn.{_POINT}")}
+    for name, value in given.items():
+        if not isinstance(value, Tensor) or value.ndim not in (3, 4) or (value.ndim == 4 and value.shape[0] != 1):
+            shape = list(getattr(value, "shape", [])) or type(value).__name__
             raise AllHeadsError("patterns [head row column] of one text", f"{shape} at {name}", "Take one of a batch.")
     if not given:
         raise AllHeadsError(
             "a cache with attn.hook_pattern", f"{len(list(source.keys()))} other names", "Cache patterns, too."
         )
-    return {name: each[0] if each.ndim == 4 else each for name, each in given.items()}
+    return {name: value[0] if value.ndim == 4 else value for name, value in given.items()}
 
 
-def _shown(given: Mapping[str, Tensor]) -> Iterable[Candidate]:
+def _given_heads(given: Mapping[str, Tensor]) -> Iterator[PatternOf]:
     """What a cache shows. A pattern that is not square looks from a decoder's tokens, whatever it is called."""
     for point, pattern in given.items():
         location = Location.at(point.removesuffix(f".{_POINT}"))
@@ -192,8 +191,8 @@ def _shown(given: Mapping[str, Tensor]) -> Iterable[Candidate]:
         if rows == columns == "tokens" and pattern.shape[1] != pattern.shape[2]:
             rows = "decoder"
         kind: Kind = "X" if "cross_attn" in point else "A"
-        for index in range(pattern.shape[0]):
-            yield Candidate(Label(location.stem, kind, index), point, index, rows, columns)
+        for number in range(pattern.shape[0]):
+            yield PatternOf(Label(location.stem, kind, number), point, number, rows, columns)
 
 
 def _names(**texts: Text | None) -> dict[str, list[str]]:

@@ -51,9 +51,10 @@ def heat_map(
     columns: tuple[str, Sequence[str]],
     rows: tuple[str, Sequence[str]],
     value: str,
-    limits: tuple[float, float] = (0.0, 1.0),
 ) -> Picture:
     """Rows against columns, each given as (name of the axis, names of its entries); hovering tells all three.
+
+    The colours are those of values from 0 to 1: other limits are ``zmin`` and ``zmax`` of ``update_traces``.
 
     The names are taken as they are: plotly reads them as its small HTML, so they come escaped.
     """
@@ -62,8 +63,8 @@ def heat_map(
         z=values.numpy(),  # written as binary numbers, many times faster than a list
         x=list(column_names),
         y=list(row_names),
-        zmin=limits[0],
-        zmax=limits[1],
+        zmin=0.0,
+        zmax=1.0,
         colorscale=SCALE,
         colorbar={"title": {"text": value, "side": "right"}, "thickness": 12, "outlinewidth": 0},
         hovertemplate=f"{x} %{{x}}<br>{y} %{{y}}<br>{value} %{{z:.3f}}<extra></extra>",

@@ -1,21 +1,23 @@
-"""A picture that can be touched: HTML that holds its data, its style and its script, and loads nothing.
+"""A view, which answers to pointer and keys: HTML that holds its data, its style and its script, and loads nothing.
 
 In a notebook it stands in a frame of its own, so that neither disturbs the other; no server and no network is needed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from allheads.disk import checked_path, write_whole
 from allheads.errors import AllHeadsError
-from allheads.plots.page import Drawn, html_page
+from allheads.plots.page import Drawing, Kind, html_page
 
 
 @dataclass(frozen=True, repr=False)
-class View(Drawn):
+class View:
     """An interactive picture. It shows itself where it is the last line of a cell.
 
     ``data`` is what its script draws; ``height`` is that of its frame in a notebook, in pixels.
@@ -24,13 +26,20 @@ class View(Drawn):
     View('nothing', 0.0 MB: view.save('nothing.html') writes it)
     """
 
+    kind: Kind
+    data: Mapping[str, Any]
     title: str
     height: int = 720
 
     @property
+    def drawing(self) -> Drawing:
+        """What a page is given to draw it."""
+        return self.kind, self.data
+
+    @property
     def html(self) -> str:
         """The whole page."""
-        return html_page(self.title, {"view": self})
+        return html_page(self.title, {"view": self.drawing})
 
     def save(self, path: str | Path) -> Path:
         """Write one HTML file that opens anywhere, and return its path.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from allheads.plots.picture import Picture
 from allheads.plots.style import BAD, GOOD, INK, LIMIT, LINE, figure
-from allheads.plots.texts import shown_names
+from allheads.plots.token_names import shown_names
 from allheads_labs.physics.paths import Trajectories
 
 #: Low and high values of a potential.

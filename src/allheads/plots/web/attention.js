@@ -53,7 +53,7 @@ function attentionView(root, data) {
     const colours = palette();
     entries.filter((entry) => entry.isIntersecting).forEach(async ({ target }) => {
       seen.unobserve(target);
-      const pattern = await unpack(heads[buttons.indexOf(target)], names);
+      const pattern = await unpack(heads[buttons.indexOf(target)].weights);
       paint(target.querySelector("canvas"), pattern, THUMBNAIL, colours);
     });
   });

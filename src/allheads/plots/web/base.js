@@ -50,6 +50,30 @@ function palette() {
 /** Text that can be read on a colour. */
 const legible = ([red, green, blue]) => (0.3 * red + 0.59 * green + 0.11 * blue > 140 ? "#000000" : "#ffffff");
 
+/** A packed matrix (`packing.py`): `each` gives the weights that were kept, row by row; `levels` all of them, in 255ths. */
+async function unpack(text) {
+  const packed = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const buffer = await new Response(stream).arrayBuffer();
+  const [rows, columns] = new Uint32Array(buffer, 0, 2);
+  const counts = new Uint8Array(buffer, 8, 2 * rows);
+  const kept = (buffer.byteLength - 8 - 2 * rows) / 3;
+  const [low, high, shown] = [0, 1, 2].map((plane) => new Uint8Array(buffer, 8 + 2 * rows + plane * kept, kept));
+  const each = (visit) => {
+    for (let row = 0, next = 0; row < rows; row++) {
+      for (const end = next + counts[row] + 256 * counts[rows + row]; next < end; next++) {
+        visit(row, low[next] + 256 * high[next], shown[next]);
+      }
+    }
+  };
+  const levels = () => {
+    const all = new Uint8Array(rows * columns);
+    each((row, column, level) => { all[row * columns + column] = level; });
+    return all;
+  };
+  return { rows, columns, each, levels };
+}
+
 /** Move along items with the arrow keys; only one of them is in the focus order. */
 function roving(container, items, choose, width = () => 1) {
   const list = () => items().filter((item) => !item.hidden);

@@ -55,7 +55,7 @@ class Card {
     const packed = neuron && this.data.gates?.[Number(neuron[1])];
     this.gate.replaceChildren();
     if (!packed) return;
-    const [levels, names] = [await inflate(packed), this.data.names[0]];
+    const [levels, names] = [(await unpack(packed)).levels(), this.data.names[0]];
     const [colours, start] = [palette(), Number(neuron[2]) * names.length];
     this.gate.append(el("h3", {}, "Its gate: how far it attends to each token itself"), el("p", { class: "strip" },
       ...names.map((name, at) => {

@@ -1,27 +1,4 @@
-// One head's pattern: unpacked, painted, and read token by token.
-
-/** Bytes that were deflated and written in base64. */
-async function inflate(text) {
-  const packed = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
-}
-
-/** The kept weights of a pattern, row by row: counts, columns (two planes each), and levels of 1/255. */
-async function unpack(head, names) {
-  const [rows, columns] = [names[head.rows].length, names[head.columns].length];
-  const raw = await inflate(head.weights);
-  const kept = (raw.length - 2 * rows) / 3;
-  const [low, high, levels] = [0, 1, 2].map((plane) => raw.subarray(2 * rows + plane * kept, 2 * rows + (plane + 1) * kept));
-  const each = (told) => {
-    for (let row = 0, next = 0; row < rows; row++) {
-      for (const end = next + raw[row] + 256 * raw[rows + row]; next < end; next++) {
-        told(row, low[next] + 256 * high[next], levels[next]);
-      }
-    }
-  };
-  return { rows, columns, each };
-}
+// One head's pattern: painted, and read token by token.
 
 /** Paint a pattern, one pixel a cell, or the largest of several where there are more cells than pixels. */
 function paint(canvas, { rows, columns, each }, most, colours) {
@@ -74,11 +51,10 @@ class PatternPanel {
 
   async show(head) {
     this.head = head;
-    const pattern = await unpack(head, this.names);
+    const pattern = await unpack(head.weights);
     if (this.head !== head) return; // Another one was chosen meanwhile.
-    const dense = new Uint8Array(pattern.rows * pattern.columns);
-    pattern.each((row, column, level) => { dense[row * pattern.columns + column] = level; });
-    this.pattern = { ...pattern, dense, level: (row, column) => dense[row * pattern.columns + column] };
+    const levels = pattern.levels();
+    this.pattern = { ...pattern, levels, level: (row, column) => levels[row * pattern.columns + column] };
     this.held = null;
     this.size = Math.max(1, Math.min(28, Math.floor(560 / Math.max(pattern.rows, pattern.columns))));
     this.strip();
@@ -176,11 +152,11 @@ class PatternPanel {
   }
 
   summary() {
-    const { rows, columns, dense } = this.pattern;
+    const { rows, columns, levels } = this.pattern;
     let best = 0;
-    for (let cell = 1; cell < dense.length; cell++) if (dense[cell] > dense[best]) best = cell;
+    for (let cell = 1; cell < levels.length; cell++) if (levels[cell] > levels[best]) best = cell;
     const [row, column] = [Math.floor(best / columns), best % columns];
-    return `Pattern of ${this.head.label}, ${rows} by ${columns}. Largest weight ${(dense[best] / 255).toFixed(2)}: `
+    return `Pattern of ${this.head.label}, ${rows} by ${columns}. Largest weight ${(levels[best] / 255).toFixed(2)}: `
       + `${this.name("rows", row)} looks at ${this.name("columns", column)}.`;
   }
 }

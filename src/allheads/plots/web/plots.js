@@ -6,23 +6,17 @@ const plotly = {
   modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]], // leaves out "Share chart"
 };
 
-/** Bytes in base64, row by row, as rows of numbers in [0, 1]. */
-function unpacked(text, width) {
-  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  const rows = [];
-  for (let start = 0; start < bytes.length; start += width) {
-    rows.push(Array.from(bytes.subarray(start, start + width), (level) => level / 255));
-  }
-  return rows;
-}
-
 function plotView(root, { figure, views }) {
   const select = document.querySelector(`[data-plot="${root.id}"] select`);
-  const draw = () => {
+  const draw = async () => {
     figure.layout.font.color = colour("--ink");
     if (views.length) {
-      const { title, z, ...rest } = views[Number(select.value)];
-      Object.assign(figure.data[0], rest, { z: unpacked(z, figure.data[0].x.length) });
+      const view = views[Number(select.value)];
+      const { title, z, ...rest } = view;
+      const { rows, columns, levels } = await unpack(z);
+      if (view !== views[Number(select.value)]) return; // Another one was chosen meanwhile.
+      const weights = Array.from(levels(), (level) => level / 255);
+      Object.assign(figure.data[0], rest, { z: Array.from({ length: rows }, (_, row) => weights.slice(row * columns, (row + 1) * columns)) });
       figure.layout.title.text = title;
     }
     Plotly.react(root, figure.data, figure.layout, plotly);

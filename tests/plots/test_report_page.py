@@ -12,14 +12,13 @@ from plotly.offline import get_plotlyjs
 
 import allheads as ah
 from allheads.errors import AllHeadsError
-from allheads.plots import report as report_module
-from allheads.plots.packing import Block, unpack
+from allheads.plots import report_page
+from allheads.plots.packing import unpack
 
 
-def shown(drawn, head):
+def shown(head):
     """The weights that a view shows of a head."""
-    rows, columns = (len(drawn["names"][head[side]]) for side in ("rows", "columns"))
-    return torch.tensor(unpack(Block(head["weights"], rows, columns, 0.0))).float() / 255
+    return torch.tensor(unpack(head["weights"])).float() / 255
 
 
 def test_every_pattern_can_be_chosen_and_is_the_models(page, cache, twin):
@@ -30,7 +29,7 @@ def test_every_pattern_can_be_chosen_and_is_the_models(page, cache, twin):
     for head in drawn["heads"]:
         label = ah.Label.parse(head["label"])
         pattern = cache[f"blocks.{label.layer}.attn.hook_pattern"][0, label.index]
-        assert (shown(drawn, head) - pattern).abs().max() <= drawn["error"] <= 0.005
+        assert (shown(head) - pattern).abs().max() <= drawn["error"] <= 0.005
 
 
 def test_every_layer_of_neurons_can_be_chosen_and_is_the_models(page, cache, twin):
@@ -56,7 +55,7 @@ def test_the_gate_map_and_the_errors_are_exact(page, cache, twin, report):
 def test_the_largest_rounding_is_stated_and_true(page, cache):
     stated = float(re.search(r"rounding of a shown one is\s+([\d.]+)", page.own_text)[1].rstrip("."))
     drawn = page.pictures["attention"]
-    patterns = [(shown(drawn, head), ah.Label.parse(head["label"])) for head in drawn["heads"]]
+    patterns = [(shown(head), ah.Label.parse(head["label"])) for head in drawn["heads"]]
     true = max(
         float((w - cache[f"blocks.{at.layer}.attn.hook_pattern"][0, at.index]).abs().max()) for w, at in patterns
     )
@@ -102,12 +101,12 @@ def test_chosen_layers(twin, report, ids, cache, tmp_path, load_page):
     assert [len(dropdown) for dropdown in page.dropdowns] == [1]
     drawn = page.pictures["attention"]
     assert [head["label"] for head in drawn["heads"]] == [f"L2.A{head}" for head in range(4)]
-    assert (shown(drawn, drawn["heads"][3]) - cache["blocks.2.attn.hook_pattern"][0, 3]).abs().max() <= 0.005
+    assert (shown(drawn["heads"][3]) - cache["blocks.2.attn.hook_pattern"][0, 3]).abs().max() <= 0.005
     assert len(page.pictures["gates"]["figure"]["data"][0]["y"]) == 3
 
 
 def test_a_long_text_is_cut_and_the_page_says_so(twin, report, ids, tmp_path, monkeypatch, load_page):
-    monkeypatch.setattr(report_module, "BUDGET", 3 * 4 * 10 * 10 + 5)
+    monkeypatch.setattr(report_page, "BUDGET", 3 * 4 * 10 * 10 + 5)
     page = load_page(ah.plots.write_report(twin, report, ids, tmp_path / "r.html"))
     assert len(page.pictures["attention"]["names"][0]) == 10
     assert "the first 10 of 23 tokens" in page.own_text

@@ -14,19 +14,18 @@ from html import escape
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from allheads.disk import checked_path, write_whole
 from allheads.errors import AllHeadsError
 from allheads.plots import web
 from allheads.plots.attention_view import attention
-from allheads.plots.gate_maps import GateReading, mean_gate_map, neuron_map, read_gates
+from allheads.plots.gate_maps import NeuronGates, mean_gate_map, neuron_gates, neuron_map
 from allheads.plots.layer_errors import errors
-from allheads.plots.page import Drawn, html_page, options, packed, plot, rounding, table
-from allheads.plots.texts import one_text, token_names
+from allheads.plots.packing import pack, short
+from allheads.plots.page import Drawing, html_page, options, plot, table
+from allheads.plots.token_names import one_text, token_names
+from allheads.twin.prompt import Texts
 from allheads.twin.twin import TwinBridge
-from allheads.verification.inputs import Texts
 from allheads.verification.report import Report
 
 #: Tokens of the text that are drawn, and weights of all attention patterns together.
@@ -54,47 +53,42 @@ def write_report(
     shown = _checked_layers(twin, report, layers)
     whole = one_text(twin, tokens)
     row = whole[:, : min(LONGEST, math.isqrt(BUDGET // (len(shown) * twin.cfg.n_heads)))]
-    plots, rounded = _plots(twin, report, row, shown)
+    names = token_names(twin, row)
+    gates = neuron_gates(twin, row, range(len(twin.blocks)))
+    neurons, gate_error = _neuron_plot([gates[layer] for layer in shown], names)
     patterns = attention(twin, row, layers=shown)
+    pictures = {
+        "attention": patterns.drawing,
+        "gates": plot(mean_gate_map(gates, names)),
+        "neurons": neurons,
+        "errors": plot(errors(report)),
+    }
     fields = _verdict(report) | {
         "tokens": f"{row.shape[1]} tokens",
         "neuron_layers": options(f"layer {layer}" for layer in shown),
-        "rounding": f"{max(rounded, patterns.data['error']):.4f}",
+        "rounding": f"{max(gate_error, patterns.data['error']):.4f}",
     }
     if row.shape[1] < whole.shape[1]:
         fields["tokens"] = f"the first {row.shape[1]} of {whole.shape[1]} tokens"
     title = f"{report.model} and its attention-only twin"
-    write_whole(target, html_page(title, plots | {"attention": patterns}, web.read("report.html"), fields))
+    write_whole(target, html_page(title, pictures, web.read("report.html"), fields))
     return target
 
 
-def _plots(
-    twin: TwinBridge, report: Report, tokens: Int[Tensor, "1 pos"], layers: Sequence[int]
-) -> tuple[dict[str, Drawn], float]:
-    """The page's plotly figures by name, and the largest rounding of a gate in them."""
-    names = token_names(twin, tokens)
-    readings = read_gates(twin, tokens, range(len(twin.blocks)))
-    chosen = [readings[layer] for layer in layers]
-    plots: dict[str, Drawn] = {
-        "gates": plot(mean_gate_map(readings, names)),
-        "neurons": _neuron_plot(chosen, names),
-        "errors": plot(errors(report)),
-    }
-    return plots, max(rounding(reading.gate) for reading in chosen)
-
-
-def _neuron_plot(readings: Sequence[GateReading], names: Sequence[str]) -> Drawn:
-    drawn = [neuron_map(reading, names) for reading in readings]
-    views = tuple(
+def _neuron_plot(layers: Sequence[NeuronGates], names: Sequence[str]) -> tuple[Drawing, float]:
+    """The neurons of one layer, the other layers to choose from, and the largest rounding of a gate in them."""
+    figures = [neuron_map(gates, names) for gates in layers]
+    packed = [pack(torch.tensor(figure.data[0].z)) for figure in figures]
+    views = [
         {
             "title": figure.layout.title.text,
             "y": list(figure.data[0].y),
-            "z": packed(torch.tensor(figure.data[0].z)),
-            "customdata": [[float(f"{size:.3g}") for size in row] for row in figure.data[0].customdata],
+            "z": text,
+            "customdata": [[short(size, 3) for size in row] for row in figure.data[0].customdata],
         }
-        for figure in drawn
-    )
-    return plot(drawn[0], views)
+        for figure, (text, _) in zip(figures, packed, strict=True)
+    ]
+    return plot(figures[0], views), max(error for _, error in packed)
 
 
 def _checked_layers(twin: TwinBridge, report: Report, layers: Sequence[int] | None) -> list[int]:

@@ -1,0 +1,40 @@
+"""The names of tokens in pictures: white space is visible, long ones are cut, and no two are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from jaxtyping import Int
+from torch import Tensor
+
+from allheads.twin.prompt import Texts, one_row, token_texts
+from allheads.twin.twin import TwinBridge, require_twin
+
+_LONGEST = 18
+_VISIBLE = {" ": "·", "\n": "↵", "\r": "␍", "\t": "⇥"}
+
+
+def one_text(twin: TwinBridge, tokens: Texts) -> Int[Tensor, "1 pos"]:
+    """Token ids of a text or of ids ``[pos]`` or ``[1 pos]``; raises `AllHeadsError` for anything else."""
+    return one_row(require_twin(twin), tokens)
+
+
+def token_names(twin: TwinBridge, ids: Int[Tensor, "1 pos"]) -> list[str]:
+    """``position token`` for each token, all different, with white space made visible, escaped for plotly."""
+    return shown_names(token_texts(twin, ids))
+
+
+def shown_names(words: Sequence[str]) -> list[str]:
+    """Words with white space made visible, escaped for plotly, and with their positions: all different."""
+    return [f"{position} {escape(visible(word), quote=False)}" for position, word in enumerate(words)]
+
+
+def visible(word: str) -> str:
+    """A word with its white space made visible, cut where it is long.
+
+    >>> visible(" a<b>")
+    '·a<b>'
+    """
+    shown = "".join(_VISIBLE.get(c, c if c.isprintable() else "�") for c in word)
+    return shown if len(shown) <= _LONGEST else shown[: _LONGEST - 1] + "…"
