@@ -1,9 +1,11 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and the folder of the cache."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+from platformdirs import user_cache_path
 
 from allheads.errors import AllHeadsError
 
@@ -30,3 +32,9 @@ def write_whole(target: Path, content: str | bytes) -> None:
         ) from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def cache_root() -> Path:
+    """The environment variable ``ALLHEADS_CACHE``, or else the user's cache folder for allheads."""
+    chosen = os.environ.get("ALLHEADS_CACHE")
+    return Path(chosen).expanduser() if chosen else user_cache_path("allheads")

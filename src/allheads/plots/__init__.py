@@ -13,10 +13,12 @@ from allheads.plots.frontier_figures import frontier
 from allheads.plots.gate_maps import gates
 from allheads.plots.graph_view import graph
 from allheads.plots.layer_errors import errors
+from allheads.plots.picture import Picture
 from allheads.plots.report import write_report
 from allheads.plots.streams import residual
 
 __all__ = [
+    "Picture",
     "attention",
     "attribution",
     "errors",

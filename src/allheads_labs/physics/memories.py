@@ -20,9 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from allheads.errors import AllHeadsError
+from allheads import AllHeadsError, TwinBridge
 from allheads.models.attention import Attention, read_attention
-from allheads.models.bridge import TwinBridge
 from allheads.models.wiring import Wiring, read_wiring
 from allheads.twin.heads import head
 from allheads.twin.labels import Label

@@ -18,11 +18,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from allheads import AllHeadsError, TwinBridge
 from allheads.attribution.forward_cache import Run
 from allheads.attribution.metrics import position_in, token_ids, token_names
-from allheads.errors import AllHeadsError
 from allheads.models.attention import read_attention
-from allheads.models.bridge import TwinBridge
 from allheads.models.norms import Norm
 from allheads.models.wiring import Wiring, read_wiring
 from allheads.twin.heads import head

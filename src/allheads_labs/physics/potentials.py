@@ -9,11 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from allheads import AllHeadsError, TwinBridge
 from allheads.attribution.metrics import token_ids
-from allheads.errors import AllHeadsError
 from allheads.heads.bank import HeadBank
 from allheads.models.attention import read_attention
-from allheads.models.bridge import TwinBridge
 from allheads.twin.heads import Head, head
 from allheads.twin.labels import Label
 from allheads_labs.physics.fields import Field, HeadField, NeuronField
