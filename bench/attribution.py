@@ -20,7 +20,7 @@ from resident import Peak, resident
 import allheads as ah
 
 TOKENS, ROUNDS = 128, 7
-RULES = ("frozen", "gate", "half")
+RULES = ("value", "gate", "half")
 
 
 def main() -> None:

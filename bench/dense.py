@@ -29,8 +29,8 @@ def main() -> None:
     draw = np.random.default_rng(0)
     x = draw.normal(size=(TOKENS, D_MODEL))
     W_in, W_out = draw.normal(size=(D_MODEL, NEURONS)) / 8, draw.normal(size=(NEURONS, D_MODEL))
-    arguments = torch.from_numpy(W_in), torch.from_numpy(W_out), ah.gates.approximate("silu")
-    banks = {name: HeadBank(*arguments, evaluation=name) for name in ("slots", "closed", "attention")}
+    tensors = {"W_in": torch.from_numpy(W_in), "W_out": torch.from_numpy(W_out)}
+    banks = {name: HeadBank(tensors, ah.gates.approximate("silu"), name) for name in ("slots", "closed", "attention")}
     stream = torch.from_numpy(x)[None]
     runs = {
         "dense": lambda: dense(x, W_in, W_out, row_by_row),

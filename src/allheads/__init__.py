@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from allheads import weights as weights
     from allheads.attribution.attribute import attribute as attribute
     from allheads.attribution.attribute_pattern import attribute_pattern as attribute_pattern
-    from allheads.attribution.confirm import confirm as confirm
     from allheads.attribution.freezing import frozen as frozen
     from allheads.attribution.graph import graph as graph
     from allheads.attribution.interventions import ablate as ablate
@@ -30,14 +29,12 @@ if TYPE_CHECKING:
     from allheads.attribution.interventions import pin as pin
     from allheads.attribution.rules import Rule as Rule
     from allheads.errors import AllHeadsError as AllHeadsError
-    from allheads.models.bridge import TwinBridge as TwinBridge
     from allheads.store.load import load as load
     from allheads.store.save import save as save
     from allheads.twin.convert import convert as convert
     from allheads.twin.cost import cost as cost
-    from allheads.twin.heads import head as head
-    from allheads.twin.heads import heads as heads
     from allheads.twin.labels import Label as Label
+    from allheads.twin.twin import TwinBridge as TwinBridge
     from allheads.verification.verify import verify as verify
 
 __version__ = "0.1.0"
@@ -53,18 +50,15 @@ _HOME = {
     "attribute": "attribution.attribute",
     "attribute_pattern": "attribution.attribute_pattern",
     "graph": "attribution.graph",
-    "confirm": "attribution.confirm",
     "frozen": "attribution.freezing",
     "ablate": "attribution.interventions",
     "patch": "attribution.interventions",
     "pin": "attribution.interventions",
     # What is passed around.
-    "TwinBridge": "models.bridge",
+    "TwinBridge": "twin.twin",
     "Rule": "attribution.rules",
     "Label": "twin.labels",
     "AllHeadsError": "errors",
-    "head": "twin.heads",
-    "heads": "twin.heads",
     # Namespaces.
     "weights": "",
     "corpus": "",

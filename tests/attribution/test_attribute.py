@@ -12,7 +12,7 @@ from allheads.attribution import attribute as backward
 from allheads.attribution.rules import RULES, rule_named
 from allheads_labs import zoo
 
-COMPLETE = ["frozen", "gate", "half"]
+COMPLETE = ["value", "gate", "half"]
 FAMILIES = [
     "LlamaForCausalLM",  # gated, RMSNorm, grouped keys
     "GPT2LMHeadModel",  # plain, biases everywhere, learned positions
@@ -124,13 +124,13 @@ def test_all_direct_parts_sum_to_the_target(twins, name):
     """Without constants: everything that is written into the stream, counted once."""
     twin, ids = twins(name)
     found = ah.attribute(twin, ids, 7)
-    embedded = backward.Run(twin)
-    with torch.enable_grad(), backward.holding(twin, RULES["frozen"]):
-        with embedded.watching():
+    embedded = backward.ForwardCache(twin)
+    with torch.enable_grad(), backward.freezing(twin, RULES["value"]):
+        with embedded.recording():
             value = twin(ids)[0, -1, 7]
-        end = embedded.seen[f"blocks.{len(twin.banks) - 1}.hook_resid_post"]
+        end = embedded.activations[f"blocks.{len(twin.banks) - 1}.hook_resid_post"]
         (gradient,) = torch.autograd.grad(value, [end])
-    start = float((gradient * embedded.seen["blocks.0.hook_resid_pre"].detach()).sum())
+    start = float((gradient * embedded.activations["blocks.0.hook_resid_pre"].detach()).sum())
     parts = float(found.heads_direct.sum() + found.neurons_direct.sum())
     assert start + parts == pytest.approx(found.target_value, abs=1e-11)
 
@@ -138,10 +138,11 @@ def test_all_direct_parts_sum_to_the_target(twins, name):
 @pytest.mark.parametrize("name", ["LlamaForCausalLM", "GPT2LMHeadModel", "OPTForCausalLM"])
 def test_sources_sum_to_the_head(twins, name):
     twin, ids = twins(name)
-    found = ah.attribute(twin, ids, 7, sources=True)
-    assert found.sources.shape == (*found.heads.shape, ids.shape[1])
-    assert torch.allclose(found.sources.sum(-1), found.heads, atol=1e-12)
-    assert not found.sources[0, 0].triu(1).any()
+    found = ah.attribute(twin, ids, 7)
+    sources = found.by_source()
+    assert sources.shape == (*found.heads.shape, ids.shape[1])
+    assert torch.allclose(sources.sum(-1), found.heads, atol=1e-12)
+    assert not sources[0, 0].triu(1).any()
 
 
 def test_shares_are_mixed_linearly(twins):
@@ -219,7 +220,7 @@ def test_nothing_of_the_twin_is_changed(twins):
         ah.attribute(twin, ids, 7)  # gradients are taken where a user has switched them off
     assert {name: (p.requires_grad, p.grad) for name, p in twin.original_model.named_parameters()} == before
     assert sum(len(point.fwd_hooks) for point in twin.hook_dict.values()) == hooks
-    assert all(bank.held is None for bank in twin.banks)
+    assert all(bank.frozen is None for bank in twin.banks)
     assert torch.equal(twin(ids), own)
 
 
@@ -233,8 +234,8 @@ def test_what_cannot_be_read(twins):
         f"a position from -{length} to {length - 1}": lambda: ah.attribute(twin, ids, 3, position=length),
         "a rule out of": lambda: ah.attribute(twin, ids, 3, rule="best"),
         "a rule, by name or a Rule": lambda: ah.attribute(twin, ids, 3, rule=replace(RULES["half"], gate_share=2.0)),
-        r"one prompt of 1 to n_ctx": lambda: ah.attribute(twin, ids.repeat(2, 1), 3),
-        r"tokens, got ids of shape \(1, 0\)": lambda: ah.attribute(twin, ids[:, :0], 3),
+        "one text, got 2": lambda: ah.attribute(twin, ids.repeat(2, 1), 3),
+        "at least one token": lambda: ah.attribute(twin, ids[:, :0], 3),
         "ids from 0 to": lambda: ah.attribute(twin, ids + d_vocab, 3),
         "token ids, got text": lambda: ah.attribute(twin, "Mary", 3),
         "an attention-only twin": lambda: ah.attribute(zoo.build("LlamaForCausalLM").bridge, ids, 3),
@@ -289,7 +290,8 @@ def test_relative_to_means(twins, name, by_position):
     twin, ids = twins(name)
     other = ids.flip(1)
     means = ah.corpus.means(twin, [ids, other], by_position=by_position)
-    plain, relative = ah.attribute(twin, ids, 7), ah.attribute(twin, ids, 7, baseline=means)
+    plain = ah.attribute(twin, ids, 7)
+    relative = plain.relative_to(means)
     assert relative.baseline != 0.0
     assert relative.total == pytest.approx(plain.target_value, abs=1e-11)
     assert relative.completeness_error < 1e-12
@@ -317,7 +319,7 @@ def test_means_that_do_not_fit(twins):
     twin, ids = twins("LlamaForCausalLM")
     short = ah.corpus.means(twin, [ids[:, :4]], by_position=True)
     with pytest.raises(ah.AllHeadsError, match="or by position"):
-        ah.attribute(twin, ids, 7, baseline=short)
+        ah.attribute(twin, ids, 7).relative_to(short)
     with pytest.raises(ah.AllHeadsError, match="prompts of 12 tokens each, got one of 4"):
         ah.corpus.means(twin, [ids, ids[:, :4]], by_position=True)
 

@@ -12,7 +12,7 @@ import allheads as ah
 from allheads.attribution import graph_builder as growing
 from allheads.attribution.attribution_graph import AttributionGraph
 from allheads.attribution.edges import edges
-from allheads.attribution.metrics import make_target
+from allheads.attribution.question import Question
 from allheads.attribution.rules import RULES
 from allheads_labs import zoo
 
@@ -36,7 +36,7 @@ def twins():
 @pytest.mark.parametrize(
     ("name", "rule"),
     [
-        *((name, rule) for name in FAMILIES + NORMS_AFTER for rule in ("frozen", "relp")),
+        *((name, rule) for name in FAMILIES + NORMS_AFTER for rule in ("value", "relp")),
         *(("LlamaForCausalLM", rule) for rule in ("gate", "half", "live")),
     ],
 )
@@ -46,7 +46,7 @@ def test_edges_sum_to_effects_on_both_ends(twins, name, rule):
     found = ah.attribute(twin, ids, 7, rule=rule)
     layers, heads, pos = found.heads.shape
     neurons = found.neurons.shape[2]
-    with edges(twin, ids, make_target(twin, 7, -1, pos), RULES[rule]) as flows:
+    with edges(Question.of(twin, ids, 7, rule, -1)) as flows:
         target = flows.into_target()
         out = target.heads.clone(), target.neurons.clone(), target.embeddings.clone()
         constants = target.constants
@@ -81,7 +81,7 @@ def test_edges_sum_to_effects_on_both_ends(twins, name, rule):
 def test_queries_and_keys_have_edges_where_patterns_are_not_held(twins):
     """Both sides of a score sum to the same; without them, effects are those of the held patterns."""
     twin, ids = twins("LlamaForCausalLM")
-    with edges(twin, ids, make_target(twin, 7, -1, 6), RULES["live"]) as flows:
+    with edges(Question.of(twin, ids, 7, "live", -1)) as flows:
         for _, (value, query, key) in flows.into_heads(1, [(0, 5), (3, 5)]):
             assert query.total == pytest.approx(key.total, abs=1e-12)
             assert query.total != pytest.approx(0.0, abs=1e-6)
@@ -89,7 +89,7 @@ def test_queries_and_keys_have_edges_where_patterns_are_not_held(twins):
 
 
 @pytest.mark.parametrize("name", ["LlamaForCausalLM", "GPT2LMHeadModel"])
-@pytest.mark.parametrize("rule", ["frozen", "live"])
+@pytest.mark.parametrize("rule", ["value", "live"])
 def test_nothing_is_hidden(twins, name, rule):
     twin, ids = twins(name)
     found = ah.graph(twin, ids, 7, rule=rule, budget=20)
@@ -133,7 +133,7 @@ def test_growth_is_by_size_and_stops(twins):
     small, large = ah.graph(twin, ids, 7, budget=32), ah.graph(twin, ids, 7, budget=64)
     assert {node.name for node in small.parts} < {node.name for node in large.parts}
     assert small.coverage < large.coverage
-    some = ah.graph(twin, ids, 7, budget=10**6, coverage=0.5)
+    some = direct.graph(budget=10**6, coverage=0.5)
     assert 0.5 <= some.coverage < 0.9
 
 
@@ -178,8 +178,8 @@ def test_files(twins, tmp_path):
 @pytest.mark.parametrize("name", [*FAMILIES, "Olmo2ForCausalLM"])
 def test_predictions_come_true_in_the_held_twin(twins, name):
     twin, ids = twins(name)
-    for rule in ("frozen", "half"):
-        found = ah.confirm(twin, ids, (7, 3), ah.graph(twin, ids, (7, 3), rule=rule, budget=40), k=40)
+    for rule in ("value", "half"):
+        found = ah.graph(twin, ids, (7, 3), rule=rule, budget=40).confirm(40)
         assert len(found.names) == 40
         assert found.frozen_error < 1e-8
         assert not torch.allclose(found.live, found.predicted, rtol=1e-3)
@@ -188,7 +188,7 @@ def test_predictions_come_true_in_the_held_twin(twins, name):
 def test_the_live_twin_is_what_ablation_gives(twins):
     twin, ids = twins("LlamaForCausalLM")
     made = ah.attribute(twin, ids, 7, rule="relp")
-    found = ah.confirm(twin, ids, 7, made, k=10)
+    found = made.confirm(10)
     assert found.frozen is None
     assert math.isnan(found.frozen_error)
     with torch.no_grad():
@@ -203,20 +203,27 @@ def test_the_live_twin_is_what_ablation_gives(twins):
     assert f"correlation {found.correlation:.2f}" in str(found)
 
 
-def test_what_cannot_be_graphed(twins):
+def test_what_cannot_be_graphed(twins, tmp_path):
     twin, ids = twins("LlamaForCausalLM")
     made = ah.graph(twin, ids, 7, budget=2)
     cases = {
-        "a rule that holds norms and gates, got 'gradient'": lambda: ah.graph(twin, ids, 7, rule="gradient"),
+        "a rule that freezes norms and gates, got 'gradient'": lambda: ah.graph(twin, ids, 7, rule="gradient"),
         "a budget from 1": lambda: ah.graph(twin, ids, 7, budget=0),
-        r"a coverage in \(0, 1\]": lambda: ah.graph(twin, ids, 7, coverage=1.5),
+        r"a coverage in \(0, 1\]": lambda: ah.attribute(twin, ids, 7).graph(coverage=1.5),
         "a node of this graph": lambda: made["L0.A0@77"],
-        "the prompt and target of this result": lambda: ah.confirm(twin, ids, 8, made),
-        "the prompt and target of": lambda: ah.confirm(twin, ids[:, :3], 7, made),
         "an attention-only twin": lambda: ah.graph(zoo.build("LlamaForCausalLM").bridge, ids, 7),
     }
     for message, call in cases.items():
         with pytest.raises(ah.AllHeadsError, match=message):
             call()
+    read = AttributionGraph.load(made.save(tmp_path / "graph.json"))
+    with pytest.raises(ah.AllHeadsError, match="a graph that knows its twin, got one read from a file"):
+        read.confirm()
+    bank = ah.convert(zoo.build("LlamaForCausalLM", dtype=torch.float64).bridge)
+    edited = ah.attribute(bank, ids, 7, rule="relp")
+    with bank.banks[1].edit() as heads:
+        heads.W_O *= 2.0
+    with pytest.raises(ah.AllHeadsError, match=r"a twin whose 7 is .*, as when it was asked"):
+        edited.confirm()
     with torch.inference_mode(), pytest.raises(ah.AllHeadsError, match="inference_mode"):
         ah.graph(twin, ids, 7)

@@ -46,7 +46,7 @@ def test_zero_is_without_the_weights(twin, sample, ids):
     with ah.ablate(twin, ["L0.A1"]):
         without = _with(twin, ids, "blocks.0.attn.hook_z", "blocks.0.attn.hook_out")
     assert not without["blocks.0.attn.hook_out"].isnan().any()
-    W_O = ah.head(twin, "L0.A1")[0].W_O
+    W_O = twin.head("L0.A1").W_O
     z = _with(twin, ids, "blocks.0.attn.hook_z", "blocks.0.attn.hook_out")
     missing = z["blocks.0.attn.hook_out"] - without["blocks.0.attn.hook_out"]
     assert torch.allclose(missing, z["blocks.0.attn.hook_z"][:, :, 1] @ W_O, atol=1e-5)
@@ -84,7 +84,7 @@ def test_means(twin, ids):
         rows = torch.cat([cache[name][0, 1:] for cache in caches]).double()
         assert torch.allclose(average.of(name), rows.mean(0), atol=1e-7)
     assert ah.corpus.means(twin, texts, skip_first=False).count == average.count + 3
-    with ah.ablate(twin, ["L1.N3", "L1.N9", "L0.A2"], "mean", means=average):
+    with ah.ablate(twin, ["L1.N3", "L1.N9", "L0.A2"], means=average):
         seen = _with(twin, ids, "blocks.1.mlp.hook_post", "blocks.0.attn.hook_z")
     assert torch.allclose(
         seen["blocks.1.mlp.hook_post"][0, :, [3, 9]].double(),
@@ -100,7 +100,7 @@ def test_resample(twin, ids):
     other = ids.flip(1)
     names = ("blocks.0.mlp.hook_post", "blocks.0.attn.hook_z")
     there = _with(twin, other, *names)
-    with ah.ablate(twin, ["L0.N7", "L0.A3"], "resample", tokens=other):
+    with ah.ablate(twin, ["L0.N7", "L0.A3"], resample=other):
         seen = _with(twin, ids, *names)
     assert torch.equal(seen[names[0]][:, :, 7], there[names[0]][:, :, 7])
     assert torch.equal(seen[names[1]][:, :, 3], there[names[1]][:, :, 3])
@@ -111,7 +111,7 @@ def test_resample(twin, ids):
     everything += [f"L1.A{head}" for head in range(4)]
     start = _with(twin, other, "blocks.0.hook_resid_pre")["blocks.0.hook_resid_pre"]
     with (
-        ah.ablate(twin, everything, "resample", tokens=other),
+        ah.ablate(twin, everything, resample=other),
         twin.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda x, hook: start)]),
     ):
         assert torch.allclose(_logits(twin, ids), _logits(twin, other), atol=1e-5)
@@ -148,7 +148,7 @@ def test_every_family_has_labels(name):
     sample = zoo.build(name)
     twin = ah.convert(sample.bridge)
     own = sample.run(twin)
-    chosen = {str(each.label.neuron) for each in ah.heads(twin) if each.label.index == 1}
+    chosen = {str(each.label.neuron) for each in twin.heads() if each.label.index == 1}
     for label in sorted(chosen):
         with ah.ablate(twin, [label]):
             assert not torch.equal(sample.run(twin), own), label
@@ -173,10 +173,10 @@ def test_bad_input(twin, ids):
         "a list of labels": lambda: ah.ablate(twin, "L0.A1"),
         "a head of this twin": lambda: ah.ablate(twin, ["L9.A1"]),
         "a label such as": lambda: ah.ablate(twin, ["nine"]),
-        "Give means=": lambda: ah.ablate(twin, ["L0.A1"], "mean"),
-        "Give tokens=": lambda: ah.ablate(twin, ["L0.A1"], "resample"),
-        "how='zero', 'mean' or 'resample', got 'half'. Choose": lambda: ah.ablate(twin, ["L0.A1"], "half"),
-        "a hook point with a mean": lambda: ah.ablate(twin, ["L0.N1.0"], "mean", means=ah.corpus.means(twin, [ids])),
+        "means, or a prompt to resample from, got both": lambda: ah.ablate(
+            twin, ["L0.A1"], means=ah.corpus.means(twin, [ids]), resample=ids
+        ),
+        "a hook point with a mean": lambda: ah.ablate(twin, ["L0.N1.0"], means=ah.corpus.means(twin, [ids])),
         "a position to average over": lambda: ah.corpus.means(twin, [ids[:, :1]]),
     }
     for message, call in before.items():
@@ -186,7 +186,7 @@ def test_bad_input(twin, ids):
         "positions from -12 to 11, got 12": ah.ablate(twin, ["L0.A1"], positions=[12]),
         r"values that broadcast to \(1, 12, 8\)": ah.patch(twin, {"L0.A1": torch.zeros(7)}),
         r"values that broadcast to \(1, 12, 12\)": ah.pin(twin, {"L0.A1": torch.zeros(3, 3)}),
-        r"broadcast to \(1, 12, 1, 8\)": ah.ablate(twin, ["L0.A1"], "resample", tokens=ids[:, :5]),
+        r"broadcast to \(1, 12, 1, 8\)": ah.ablate(twin, ["L0.A1"], resample=ids[:, :5]),
     }
     for message, context in inside.items():
         with pytest.raises(ah.AllHeadsError, match=message), context:

@@ -41,7 +41,7 @@ def _cache(twin, ids, *names):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_preactivations(twins, name):
     twin, ids = twins(name)
-    why = ah.attribute_pattern(twin, ids, "L1.N3", -2)
+    why = ah.attribute_pattern(twin, ids, "L1.N3@-2")
     (pre, gates) = _cache(twin, ids, "blocks.1.mlp.hook_pre", "blocks.1.mlp.hook_pattern_self")
     at = ids.shape[1] - 2
     assert why.score == pytest.approx(float(pre[at, 3]), abs=1e-6)  # some norms work in float32
@@ -53,7 +53,7 @@ def test_preactivations(twins, name):
     assert (why.position, why.source, why.key, why.label) == (at, at, None, "L1.N3")
     assert not why.query.heads[:, :, at + 1 :].any() or name == "BertForMaskedLM"
     assert not why.query.neurons[1].any()  # a layer's neurons do not read each other
-    one = ah.attribute_pattern(twin, ids, "L1.N3.0", -2)
+    one = ah.attribute_pattern(twin, ids, "L1.N3.0@-2")
     assert one.label == "L1.N3.0"
     assert one.pattern.tolist() == pytest.approx([float(why.pattern[0])])
 
@@ -61,7 +61,7 @@ def test_preactivations(twins, name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_scores(twins, name):
     twin, ids = twins(name)
-    why = ah.attribute_pattern(twin, ids, "L1.A3", -2, source=1, versus=2)
+    why = ah.attribute_pattern(twin, ids, "L1.A3@-2", (1, 2))
     (pattern,) = _cache(twin, ids, "blocks.1.attn.hook_pattern")
     at = ids.shape[1] - 2
     # A pattern is a softmax: differences of scores are differences of logs.
@@ -74,7 +74,7 @@ def test_scores(twins, name):
         assert (side.intercept != 0.0) == (name in NOT_LINEAR)
     assert why.key.total - why.key_versus.total == pytest.approx(why.score, abs=1e-11)
     assert not torch.allclose(why.query.embeddings, why.key.embeddings, atol=1e-6)
-    most = ah.attribute_pattern(twin, ids, "L1.A3", -2)
+    most = ah.attribute_pattern(twin, ids, "L1.A3@-2")
     assert most.source == int(pattern[3, at].argmax())
     assert most.key_versus is None
     assert most.query.total == pytest.approx(most.key.total, abs=1e-11)
@@ -84,7 +84,7 @@ def test_each_side_predicts_interventions(twins):
     """With the key held and norms frozen, taking a neuron away changes the score by what the query side says."""
     twin, ids = twins("LlamaForCausalLM")
     at = ids.shape[1] - 1
-    why = ah.attribute_pattern(twin, ids, "L1.A3", at, source=1, rule="frozen")
+    why = ah.attribute_pattern(twin, ids, "L1.A3", 1, rule="value")
     points = [f"blocks.{layer}.attn.hook_{name}" for layer in (0, 1) for name in "qk"]
     for letter, side in (("q", why.query), ("k", why.key)):
         held = dict(zip(points, _cache(twin, ids, *points), strict=True))
@@ -93,11 +93,11 @@ def test_each_side_predicts_interventions(twins):
         def holder(name, held=held):
             return lambda value, hook: held[name].expand_as(value)
 
-        from allheads.attribution.freezing import holding
+        from allheads.attribution.freezing import freezing
         from allheads.attribution.rules import RULES
 
         scores = []
-        with torch.no_grad(), holding(twin, RULES["frozen"], [f"blocks.1.attn.hook_{letter}"]):
+        with torch.no_grad(), freezing(twin, RULES["value"], (f"blocks.1.attn.hook_{letter}",)):
             twin(ids)
             for label in (None, "L0.N3", "L0.A1"):
                 with ah.ablate(twin, [] if label is None else [label]):
@@ -111,8 +111,8 @@ def test_each_side_predicts_interventions(twins):
 def test_relative_to_means(twins):
     twin, ids = twins("LlamaForCausalLM")
     means = ah.corpus.means(twin, [ids])
-    plain = ah.attribute_pattern(twin, ids, "L1.N3", 4)
-    relative = ah.attribute_pattern(twin, ids, "L1.N3", 4, baseline=means)
+    plain = ah.attribute_pattern(twin, ids, "L1.N3@4")
+    relative = plain.relative_to(means)
     assert relative.query.total == pytest.approx(plain.score, abs=1e-11)
     assert relative.query.baseline != 0.0
     assert not torch.allclose(relative.query.heads, plain.query.heads)
@@ -121,14 +121,13 @@ def test_relative_to_means(twins):
 def test_what_has_no_cause(twins):
     twin, ids = twins("LlamaForCausalLM")
     cases = {
-        "a head of this twin": lambda: ah.attribute_pattern(twin, ids, "L7.A1", 3),
-        "a position from": lambda: ah.attribute_pattern(twin, ids, "L1.A1", 99),
-        "different sources that L1.A1 sees from 3, got 5": lambda: ah.attribute_pattern(
-            twin, ids, "L1.A1", 3, source=5
-        ),
-        "different sources": lambda: ah.attribute_pattern(twin, ids, "L1.A1", 3, source=1, versus=1),
-        "without source and versus": lambda: ah.attribute_pattern(twin, ids, "L1.N1", 3, source=1),
-        "a rule that holds everything, got 'live'": lambda: ah.attribute_pattern(twin, ids, "L1.N1", 3, rule="live"),
+        "a head of this twin": lambda: ah.attribute_pattern(twin, ids, "L7.A1@3"),
+        "a position from": lambda: ah.attribute_pattern(twin, ids, "L1.A1@99"),
+        "different sources that L1.A1 sees from 3, got 5": lambda: ah.attribute_pattern(twin, ids, "L1.A1@3", 5),
+        "different sources": lambda: ah.attribute_pattern(twin, ids, "L1.A1@3", (1, 1)),
+        "a neuron without a source": lambda: ah.attribute_pattern(twin, ids, "L1.N1@3", 1),
+        "a rule that freezes everything, got 'live'": lambda: ah.attribute_pattern(twin, ids, "L1.N1", rule="live"),
+        "a head and a position, such as": lambda: ah.attribute_pattern(twin, ids, "L1.N1@x"),
     }
     for message, call in cases.items():
         with pytest.raises(ah.AllHeadsError, match=message):

@@ -10,7 +10,7 @@ import allheads as ah
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 PAIR = (" Mary", " John")
 #: What the second " John" is worth, by who gets the credit of a gated neuron; the whole is 6.1196 for all.
-SECOND_JOHN = {"frozen": 2.39, "gate": 1.25, "half": 1.65}
+SECOND_JOHN = {"value": 2.39, "gate": 1.25, "half": 1.65}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_a_graph_of_the_indirect_object(twin):
     found = ah.graph(twin, PROMPT, PAIR, budget=20)
     assert found.into("target")[0].source == "L23.A3@13"
     assert len(found.parts) == 20
-    confirmed = ah.confirm(twin, PROMPT, PAIR, found)
+    confirmed = found.confirm()
     assert confirmed.frozen_error < 1e-4
     assert confirmed.correlation > 0.6
     assert found["target"].inflow["V"].total == pytest.approx(6.1196, abs=1e-3)
@@ -79,7 +79,7 @@ def test_a_graph_of_the_indirect_object(twin):
 
 def test_why_a_name_mover_attends(twin):
     """The score of the largest head on the first name, over the second, splits to the last digit."""
-    why = ah.attribute_pattern(twin, PROMPT, "L23.A3", -1, source=1, versus=3)
+    why = ah.attribute_pattern(twin, PROMPT, "L23.A3", (1, 3))
     pattern = twin.run_with_cache(PROMPT, names_filter=["blocks.23.attn.hook_pattern"])[1][
         "blocks.23.attn.hook_pattern"
     ]

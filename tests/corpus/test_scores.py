@@ -59,7 +59,7 @@ def test_copying_is_what_the_values_write(small_twin):
     with torch.no_grad():
         cache = small_twin.run_with_cache(tokens)[1]
         values = cache["blocks.1.attn.hook_v"][0, 1:6, 3 // 2]
-        written = values @ ah.head(small_twin, "L1.A3")[0].W_O
+        written = values @ small_twin.head("L1.A3").W_O
         gain = small_twin.original_model.model.norm.weight
         logits = (written * gain) @ small_twin.W_U[:, tokens[0, 1:6]]
     wins = [float(logits[i, i] > logits[j, i]) for i in range(5) for j in range(5) if i != j]

@@ -176,7 +176,7 @@ def test_files_that_are_no_sweep(tmp_path):
     path.write_bytes(b"nothing")
     with pytest.raises(ah.AllHeadsError, match=r"a file that ah.corpus.sweep has written"):
         ah.corpus.Sweep.load(path)
-    with pytest.raises(ah.AllHeadsError, match="a place to write"):
+    with pytest.raises(ah.AllHeadsError, match="a folder that exists"):
         disk.write(tmp_path / "no" / "where", {}, {}, 0)
 
 

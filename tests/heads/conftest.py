@@ -41,15 +41,13 @@ def bank() -> Callable[..., HeadBank]:
 
         gates = ah.gates.approximate(activation, gated=gated, domain=64.0 if gated or activation == "relu2" else None)
         gate = {"W_gate": normal(d_model, d_mlp), "b_gate": normal(d_mlp)} if gated else {}
-        return HeadBank(
-            normal(d_model, d_mlp),
-            normal(d_mlp, d_model, scale=0.3),
-            gates,
-            b_in=normal(d_mlp),
-            b_out=normal(d_model),
-            evaluation=evaluation,
-            **gate,
-        )
+        tensors = {
+            "W_in": normal(d_model, d_mlp),
+            "W_out": normal(d_mlp, d_model, scale=0.3),
+            "b_in": normal(d_mlp),
+            "b_out": normal(d_model),
+        }
+        return HeadBank(tensors | gate, gates, evaluation)
 
     return make
 

@@ -27,7 +27,7 @@ def test_orientations(bank):
 
 def test_weights_are_views_of_the_source():
     W_in, W_out = torch.randn(4, 6, generator=torch.manual_seed(0)), torch.randn(6, 4)
-    made = HeadBank(W_in, W_out, ah.gates.approximate("silu"))
+    made = HeadBank({"W_in": W_in, "W_out": W_out}, ah.gates.approximate("silu"))
     assert made.W_Q.data_ptr() == W_in.data_ptr()
     assert made.W_O.data_ptr() == W_out.data_ptr()
     made.double()
@@ -74,7 +74,7 @@ def test_shared_weights_refuse_writes(bank):
 def test_an_edit_copies_first_and_counts(bank, stream, name, evaluation):
     source = bank("silu", True)
     W_in, W_gate, W_out = (t.detach() for t in (source.W_in, source.W_gate, source.W_out))
-    made = HeadBank(W_in, W_out, source.gates, W_gate=W_gate)
+    made = HeadBank({"W_in": W_in, "W_out": W_out, "W_gate": W_gate}, source.gates)
     x, kept = stream(), [t.clone() for t in (W_in, W_gate, W_out)]
     made.evaluation = "slots"
     before = made(x)
@@ -105,12 +105,12 @@ def test_casting_keeps_the_gates_coefficients(bank):
     with made.edit() as heads:
         exact = heads.bias_offsets.clone()
     made.to(torch.bfloat16)
-    assert made.own.W_Q.dtype == torch.bfloat16
-    assert torch.equal(made.own.bias_offsets, exact)
+    assert made.edited.W_Q.dtype == torch.bfloat16
+    assert torch.equal(made.edited.bias_offsets, exact)
 
 
 def test_masking_one_bias_token_leaves_the_others():
-    made = HeadBank(torch.eye(1), torch.eye(1), ah.gates.approximate("silu"), evaluation="slots")
+    made = HeadBank({"W_in": torch.eye(1), "W_out": torch.eye(1)}, ah.gates.approximate("silu"), "slots")
     doubled = replace(made.gates, gates=(ah.gates.Gate((0.0, 0.0), (1.0, 1.0)),))
     made.gates = doubled
     with made.edit() as heads:
@@ -133,3 +133,20 @@ def test_gates_of_the_other_kind_are_refused(bank):
         bank("silu", False).gates = ah.gates.approximate("silu", gated=True)
     with pytest.raises(ah.AllHeadsError, match=r"\[batch pos d_model\]"):
         bank("silu", False)(torch.zeros(3, 12))
+
+
+def test_a_bank_is_shared_edited_or_frozen_and_never_two_at_once(bank, stream):
+    made = bank("silu", False)
+    made.freeze()
+    with pytest.raises(ah.AllHeadsError, match="frozen gates"), made.edit():
+        pass
+    with pytest.raises(ah.AllHeadsError, match="frozen gates without a scale"):
+        made(stream(), torch.ones(stream().shape[:2]))
+    made.unfreeze()
+    made.require_shared("neurons", "L0")
+    with made.edit():
+        pass
+    with pytest.raises(ah.AllHeadsError, match=r"Expected neurons, got edited heads in L0. Do it before the edit."):
+        made.require_shared("neurons", "L0")
+    with pytest.raises(ah.AllHeadsError, match=r"edited heads. Use rule='gradient'"):
+        made.freeze()

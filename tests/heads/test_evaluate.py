@@ -92,7 +92,7 @@ def test_every_shape(batch, pos, d_model, d_mlp, gated, biases, seed):
     if biases:
         extra |= {"b_in": torch.randn(d_mlp, generator=g, dtype=torch.float64)}
         extra |= {"b_out": torch.randn(d_model, generator=g, dtype=torch.float64)}
-    made = HeadBank(W_in, W_out, ah.gates.approximate("silu", gated=gated), **extra)
+    made = HeadBank({"W_in": W_in, "W_out": W_out, **extra}, ah.gates.approximate("silu", gated=gated))
     x = torch.randn(batch, pos, d_model, generator=g, dtype=torch.float64)
     hooks, weights = HeadHooks(), _exact(made)
     by_slots = slots(weights, x, hooks, torch.float64)
@@ -147,7 +147,7 @@ def test_the_bound_survives_hard_input(bank):
 
 def test_the_bound_holds_for_a_self_key_at_the_edge():
     """A large score on self with a bias token just below it: the softmax must not lose what lies between."""
-    made = HeadBank(torch.eye(1), torch.eye(1), ah.gates.approximate("silu"), evaluation="slots")
+    made = HeadBank({"W_in": torch.eye(1), "W_out": torch.eye(1)}, ah.gates.approximate("silu"), "slots")
     with made.edit() as heads:
         heads.W_K[:] = 2.0**17
         heads.bias_keys[:] = 2.0**17 - 5.0

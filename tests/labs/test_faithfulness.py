@@ -39,11 +39,11 @@ def _value(twin, case):
 
 def test_the_ladder_is_mean_ablation(twin, case):
     """The first rungs, by hand: everything at its mean but one part, but four."""
-    found = ah.attribute(twin, case.ids, case.weights, baseline=case.means)
+    found = ah.attribute(twin, case.ids, case.weights).relative_to(case.means)
     curve = recovered(twin, case, Scores(found.heads, found.neurons), "size")
     everything = [f"L{layer}.A{head}" for layer in (0, 1) for head in range(4)]
     everything += [f"L{layer}.N{n}" for layer in (0, 1) for n in range(twin.banks[0].d_mlp)]
-    with ah.ablate(twin, everything, "mean", means=case.means):
+    with ah.ablate(twin, everything, means=case.means):
         nothing = _value(twin, case)
     full = _value(twin, case)
     for rung, k in enumerate((1, 4)):
@@ -69,7 +69,7 @@ def test_the_ladder_is_mean_ablation(twin, case):
 
 def test_orders(twin, case):
     """By sign, what is against the answer comes last: leaving it out overshoots."""
-    found = ah.attribute(twin, case.ids, case.weights, baseline=case.means)
+    found = ah.attribute(twin, case.ids, case.weights).relative_to(case.means)
     scores = Scores(found.heads, found.neurons)
     size, sign = (recovered(twin, case, scores, by) for by in ORDERS)
     assert float(sign.max()) > 1.0
@@ -134,9 +134,9 @@ def test_integrated_gradients_are_those_of_their_steps(twin, case):
 
 
 def test_rules_and_chance(twin, case):
-    for name in ("frozen", "relp", "gradient"):
+    for name in ("value", "relp", "gradient"):
         found = METHODS[name](twin, case)
-        plain = ah.attribute(twin, case.ids, case.weights, rule=name, baseline=case.means)
+        plain = ah.attribute(twin, case.ids, case.weights, rule=name).relative_to(case.means)
         assert torch.equal(found.heads, plain.heads)
     once, again = (METHODS["chance"](twin, case) for _ in range(2))
     assert torch.equal(once.neurons, again.neurons)
@@ -194,7 +194,7 @@ def test_what_cannot_be_benched(smollm_twin, twin):
 
 def test_a_small_run(smollm_twin, monkeypatch):
     """Two prompts, two methods, the real model: frozen attribution finds more than chance."""
-    monkeypatch.setattr("allheads_labs.faithfulness.bench.METHODS", {k: METHODS[k] for k in ("frozen", "chance")})
+    monkeypatch.setattr("allheads_labs.faithfulness.bench.METHODS", {k: METHODS[k] for k in ("value", "chance")})
     found = {(row.method, row.order): row for row in outcomes(smollm_twin, "objects", 2)}
     assert all(len(row.areas) == 2 for row in found.values())
-    assert min(found["frozen", "sign"].areas) > max(found["chance", "sign"].areas) + 0.2
+    assert min(found["value", "sign"].areas) > max(found["chance", "sign"].areas) + 0.2

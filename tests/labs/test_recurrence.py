@@ -126,7 +126,7 @@ def test_a_twin_that_looks_elsewhere_is_seen(monkeypatch):
     def moved(source):
         twin = convert(source)
         with twin.banks[0].edit(), torch.no_grad():
-            twin.banks[0].own.W_O *= 1.5
+            twin.banks[0].edited.W_O *= 1.5
         return twin
 
     convert = twins.ah.convert

@@ -56,9 +56,9 @@ def test_all_forms_start_alike_and_are_trained_apart(form):
 def test_untied_heads_learn_queries_and_values_apart():
     layer = hidden_layer("untied", start())
     layer(X).square().sum().backward()
-    learned = {name for name, p in layer.bank.own.named_parameters() if p.grad is not None}
+    learned = {name for name, p in layer.bank.edited.named_parameters() if p.grad is not None}
     assert learned == {"W_Q", "b_Q", "W_V", "b_V", "W_O", "b_O"}
-    assert not torch.allclose(layer.bank.own.W_Q.grad, layer.bank.own.W_V.grad)
+    assert not torch.allclose(layer.bank.edited.W_Q.grad, layer.bank.edited.W_V.grad)
 
 
 def means(layer, draws: int = 4000):

@@ -9,9 +9,9 @@ from torch import nn
 import allheads as ah
 from allheads.gates.activations import ACTIVATIONS
 from allheads.models.bridge import share
-from allheads.models.formulas import find_roles
+from allheads.models.formulas import find_formula
 from allheads.models.mlps import recognise
-from allheads.models.read_mlps import read_units
+from allheads.models.read_mlps import read_mlps
 
 #: gelu_fast is gelu_tanh with a constant rounded to ten digits: nothing in float32 tells them apart.
 DISTINCT = sorted(set(ACTIVATIONS) - {"gelu_fast", "linear"})
@@ -50,10 +50,10 @@ class Odd(nn.Module):
 @pytest.mark.parametrize("name", DISTINCT)
 def test_roles_are_found_without_names(name):
     f = ACTIVATIONS[name]
-    plain = find_roles(Odd(False, False, lambda t, _: f(t)), 16)
-    gated = find_roles(Odd(True, False, lambda g, u: f(g) * u), 16)
-    swapped = find_roles(Odd(True, False, lambda u, g: f(g) * u), 16)
-    joint = find_roles(Odd(True, True, lambda g, u: f(g) * u), 16)
+    plain = find_formula(Odd(False, False, lambda t, _: f(t)), 16)
+    gated = find_formula(Odd(True, False, lambda g, u: f(g) * u), 16)
+    swapped = find_formula(Odd(True, False, lambda u, g: f(g) * u), 16)
+    joint = find_formula(Odd(True, True, lambda g, u: f(g) * u), 16)
     assert (plain.activation.name, plain.gate, plain.value.name) == (name, None, "alpha")
     assert (gated.activation.name, gated.gate.name, gated.value.name) == (name, "alpha", "beta")
     assert (swapped.activation.name, swapped.gate.name, swapped.value.name) == (name, "beta", "alpha")
@@ -62,7 +62,7 @@ def test_roles_are_found_without_names(name):
 
 def test_factors_are_measured():
     module = Odd(True, False, lambda g, u: ACTIVATIONS["silu"](0.3 * g) * u).double()
-    roles = find_roles(module, 16)
+    roles = find_formula(module, 16)
     assert (roles.scale_in, roles.scale_out) == (pytest.approx(0.3, abs=1e-12), 1.0)
 
 
@@ -78,16 +78,16 @@ def test_factors_are_measured():
     ],
 )
 def test_clamps_shifts_and_sparsity_are_not_taken_for_a_known_kind(arithmetic):
-    assert find_roles(Odd(True, False, arithmetic), 16) is None
+    assert find_formula(Odd(True, False, arithmetic), 16) is None
 
 
 def test_what_is_done_to_the_output_is_seen():
     module = Odd(False, False, lambda t, _: torch.relu(t))
     forward = module.forward
     module.forward = lambda x: 1.5 * forward(x)
-    assert find_roles(module, 16).scale_out == pytest.approx(1.5)
+    assert find_formula(module, 16).scale_out == pytest.approx(1.5)
     module.forward = lambda x: forward(x) + x
-    assert find_roles(module, 16) is None
+    assert find_formula(module, 16) is None
 
 
 @pytest.mark.parametrize(
@@ -95,10 +95,10 @@ def test_what_is_done_to_the_output_is_seen():
 )
 def test_reading(tiny, kind, activation, gated):
     source = tiny(kind)
-    for unit in read_units(source, share(source)):
+    for unit in read_mlps(source, share(source)):
         (mlp,) = unit.mlps
         assert (mlp.activation.name, mlp.gated) == (activation, gated)
-        bridge = source.blocks[mlp.place.layer].mlp
+        bridge = source.blocks[mlp.location.layer].mlp
         assert torch.equal(mlp.tensors["W_in"], bridge.W_in)
         assert torch.equal(mlp.tensors["W_out"], bridge.W_out)
         assert mlp.tensors["W_in"].data_ptr() == bridge.W_in.data_ptr()

@@ -13,7 +13,7 @@ import allheads as ah
 
 @pytest.fixture(scope="module")
 def found(twin, ids):
-    return ah.attribute(twin, ids, (3, 5), rule="frozen")
+    return ah.attribute(twin, ids, (3, 5), rule="value")
 
 
 @pytest.fixture(scope="module")

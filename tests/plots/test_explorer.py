@@ -73,9 +73,9 @@ def test_of_a_long_text_the_last_predictions_are_explained(twin, ids, monkeypatc
     [
         (lambda twin, ids: ah.plots.explore(twin, ids, position=40), "a position from -23 to 22"),
         (lambda twin, ids: ah.plots.explore(twin, ids, rule="magic"), "magic"),
-        (lambda twin, ids: ah.plots.explore(twin, ids, rule="gradient"), "a rule that holds norms and gates"),
+        (lambda twin, ids: ah.plots.explore(twin, ids, rule="gradient"), "a rule that freezes norms and gates"),
         (lambda twin, ids: ah.plots.explore(twin, ids, budget=0), "a budget from 1"),
-        (lambda twin, ids: ah.plots.explore(twin, ids[:, :0]), "one prompt of 1 to n_ctx"),
+        (lambda twin, ids: ah.plots.explore(twin, ids[:, :0]), "at least one token"),
     ],
 )
 def test_requests_that_make_no_sense(twin, ids, call, words):

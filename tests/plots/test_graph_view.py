@@ -59,7 +59,7 @@ def test_a_heads_card_is_what_it_wrote(twin, ids):
     card = cards(twin, ids, {"L2.A1": 9})["L2.A1"]
     with torch.no_grad():
         cache = twin.run_with_cache(ids, names_filter=["blocks.2.attn.hook_z"])[1]
-        written = cache["blocks.2.attn.hook_z"][0, 9, 1] @ ah.head(twin, "L2.A1")[0].W_O
+        written = cache["blocks.2.attn.hook_z"][0, 9, 1] @ twin.head("L2.A1").W_O
     assert card["size"] == pytest.approx(float(written.norm()), rel=1e-5) and card["at"] == 9 and card["bound"] == 0
     gain = twin.ln_final.original_component.weight
     logits = (written * gain) @ twin.W_U

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import allheads as ah
-from allheads.pure import export, exporter, run, runner
+from allheads.pure import export, run, runner
 
 KINDS = ("gpt2", "opt", "llama")
 
@@ -220,12 +220,15 @@ def test_an_interrupted_export_leaves_nothing(tiny, tmp_path, monkeypatch):
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(exporter, "save_file", interrupted)
+    monkeypatch.setattr("safetensors.torch.save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export(ah.convert(tiny("gpt2")), tmp_path / "x.safetensors")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_folder_is_refused(tiny, tmp_path):
-    with pytest.raises(ah.AllHeadsError, match="existing folder"):
+def test_a_missing_folder_and_a_device_are_refused(tiny, tmp_path):
+    with pytest.raises(ah.AllHeadsError, match="a folder that exists"):
         export(ah.convert(tiny("gpt2")), tmp_path / "no" / "x.safetensors")
+    with pytest.raises(ah.AllHeadsError, match="a device, pipe or socket"):
+        export(ah.convert(tiny("gpt2")), "/dev/null")
+    assert Path("/dev/null").is_char_device()

@@ -70,7 +70,7 @@ def test_the_bridge_does_not_show_in_names(any_kind):
     assert names - {n for n in names if n.startswith("blocks.")} <= set(state(source))
     with twin.banks[1].edit():
         pass
-    assert {"blocks.1.mlp.own.W_Q", "blocks.0.mlp.W_in"} <= set(state(twin))
+    assert {"blocks.1.mlp.edited.W_Q", "blocks.0.mlp.W_in"} <= set(state(twin))
     assert "blocks.1.mlp.W_in" not in state(twin)
 
 

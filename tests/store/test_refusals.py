@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 
 import allheads as ah
 from allheads.gates.activations import Activation
-from allheads.models import from_config as blank
+from allheads.models import from_config as network_from_config
 from allheads.store import record
 
 
@@ -181,8 +181,8 @@ def test_files_elsewhere_are_not_read(saved):
         (lambda c: c.pop("tolerance"), "other entries .KeyError: 'tolerance'"),
         (lambda c: c["source"].update(colour="red"), "other entries"),
         (lambda c: c["banks"].pop(), "a source with 1 MLPs, got one with blocks.1.mlp"),
-        (lambda c: c["banks"][1].update(place="blocks.7.mlp"), "an MLP at blocks.7.mlp, got one with blocks.1.mlp"),
-        (lambda c: c["banks"][1].update(edited=False), "one without blocks.1.mlp.own"),
+        (lambda c: c["banks"][1].update(location="blocks.7.mlp"), "an MLP at blocks.7.mlp, got one with blocks.1.mlp"),
+        (lambda c: c["banks"][1].update(edited=False), "one without blocks.1.mlp.edited"),
         (lambda c: c["source"]["sha256"].popitem(), "got one with lm_head.*beside it"),
         (lambda c: c["source"].update(name="nobody-here"), None),
     ],
@@ -299,7 +299,7 @@ def test_standalone_folders_that_cannot_be_built(any_kind, tmp_path, monkeypatch
     refused("a network of a class in transformers, got Modelling", ah.load, path)
     rewritten(path, lambda content: content["source"].update(network="LlamaConfig"))
     refused("a network of a class in transformers, got LlamaConfig", ah.load, path)
-    monkeypatch.setattr(blank, "AutoConfig", None)
+    monkeypatch.setattr(network_from_config, "AutoConfig", None)
     refused("a configuration and a tokenizer in", ah.load, path)
 
 

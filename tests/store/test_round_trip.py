@@ -1,4 +1,4 @@
-"""A twin comes back as it was: logits to the last bit, banks, gates, places, domains, edits."""
+"""A twin comes back as it was: logits to the last bit, banks, gates, locations, domains, edits."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ KINDS = ["llama", "gpt2", "opt", "t5", "bart", "mixtral", "falcon_h1"]
 def same(a, b):
     """Everything that makes a twin, hooks excepted."""
     assert type(b) is ah.TwinBridge
-    assert (b.tolerance, b.places, b.domains, b.rest) == (a.tolerance, a.places, a.domains, a.rest)
+    assert (b.tolerance, b.untouched) == (a.tolerance, a.untouched)
+    assert [(layer.location, layer.domain) for layer in b.layers] == [
+        (layer.location, layer.domain) for layer in a.layers
+    ]
     for one, other in zip(a.banks, b.banks, strict=True):
         assert (one.gates, one.evaluation, one.pattern_dtype) == (other.gates, other.evaluation, other.pattern_dtype)
-        assert (one.own is None) == (other.own is None)
+        assert (one.edited is None) == (other.edited is None)
     assert not b.original_model.training
     theirs = state(b)
     assert theirs.keys() == state(a).keys()
@@ -69,7 +72,7 @@ def test_dtypes(dtype, standalone, any_kind, run, tmp_path, source_of):
     given = {} if standalone else {"source": source_of("llama", dtype)}
     again = ah.load(tmp_path / "twin", dtype=dtype, **given)
     assert same(twin, again)
-    assert again.banks[-1].own.bias_offsets.dtype == torch.float64
+    assert again.banks[-1].edited.bias_offsets.dtype == torch.float64
     assert torch.equal(run(again), run(twin))
 
 

@@ -108,7 +108,7 @@ def test_every_layer_is_on_its_domain_by_theorem(tiny):
     source = tiny("llama")
     twin = ah.convert(source)
     generator = torch.Generator().manual_seed(0)
-    for layer, (bank, domain) in enumerate(zip(twin.banks, twin.domains, strict=True)):
+    for layer, (bank, domain) in enumerate((layer.bank, layer.domain) for layer in twin.layers):
         assert domain.by_theorem
         assert domain.limit <= bank.gates.domain
         x = source.blocks[layer].ln2(100 * torch.randn(500, source.cfg.d_model, generator=generator))

@@ -72,7 +72,7 @@ def test_cross_attention_finds_the_mirrored_token(reverser):
     inputs = {"input": ids, "decoder_input": _shifted(ids)}
     report = ah.verify(source, twin, inputs)
     assert report.passed, report.failures
-    name = ah.head(twin, "DL0.X0")[0].hook_prefix + "hook_pattern"
+    name = twin.head("DL0.X0").hook_prefix + "hook_pattern"
     assert name == "decoder_blocks.0.cross_attn.hook_pattern"
     mirrored = torch.arange(LENGTH).flip(0)
     patterns = []
@@ -89,7 +89,7 @@ def test_cross_attention_finds_the_mirrored_token(reverser):
 
 def test_three_kinds_of_attention_have_labels_of_their_own(reverser):
     twin = ah.convert(reverser[0])
-    found = {str(head.label): head for head in ah.heads(twin) if head.label.kind != "N"}
+    found = {str(head.label): head for head in twin.heads() if head.label.kind != "N"}
     assert sorted(found) == ["DL0.A0", "DL0.A1", "DL0.X0", "DL0.X1", "EL0.A0", "EL0.A1"]
     assert {head.hook_prefix for head in found.values()} == {
         "encoder_blocks.0.attn.",
@@ -97,9 +97,9 @@ def test_three_kinds_of_attention_have_labels_of_their_own(reverser):
         "decoder_blocks.0.cross_attn.",
     }
     assert all(head.hook_prefix + "hook_pattern" in twin.hook_dict for head in found.values())
-    neuron = ah.head(twin, "EL0.N3")[0]
+    neuron = twin.neuron("EL0.N3")[0]
     assert neuron.hook_prefix + "hook_pattern_self" in twin.hook_dict
-    assert len({str(head) for head in ah.heads(twin)}) == len(list(ah.heads(twin)))
+    assert len({str(head) for head in twin.heads()}) == len(list(twin.heads()))
 
 
 def test_a_decoder_without_input_is_an_error(reverser):

@@ -102,7 +102,7 @@ def _kinds(twin):
 
 def test_every_pair_is_the_dense_one(twin):
     dense = Dense(twin)
-    labels = {str(each.label.neuron): each.label.neuron for each in ah.heads(twin)}
+    labels = {str(each.label.neuron): each.label.neuron for each in twin.heads()}
     for kind in _kinds(twin):
         writer, reader = ("A" if side == "head" or side in "QKV" else "N" for side in kind.split("->"))
         expected = {

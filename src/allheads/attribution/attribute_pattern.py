@@ -1,29 +1,32 @@
 """attribute_pattern: why a head attends, or a gate opens, split over everything that was written before.
 
-A neuron's preactivation is linear in the stream, with norm scales held: ``t = w . norm(x) + b``. The score of an
-ordinary head is ``q . k / sqrt(d_head)``: linear in the stream at the destination with the key held, and linear in the
-stream at the source with the query held. Each side sums to the whole score; neither says what it would be without the
-other.
+A neuron's preactivation is linear in the stream, with norm scales frozen: ``t = w . norm(x) + b``. The score of an
+ordinary head is ``q . k / sqrt(d_head)``: linear in the stream at the destination with the key frozen, and linear in
+the stream at the source with the query frozen. Each side sums to the whole score; neither says what it would be without
+the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from allheads.attribution.attribute import contributions
+from allheads.attribution.attribute import answer
 from allheads.attribution.attribution import Attribution
-from allheads.attribution.metrics import position_in, token_ids
-from allheads.attribution.rules import DEFAULT, Rule, rule_named
+from allheads.attribution.metric import Metric
+from allheads.attribution.question import Question
+from allheads.attribution.rules import DEFAULT, Rule
 from allheads.corpus.averages import Means
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge
-from allheads.twin.heads import Head, head
+from allheads.twin.capture import captured
+from allheads.twin.heads import Head
 from allheads.twin.labels import Label
+from allheads.twin.prompt import Texts, position_in
+from allheads.twin.twin import TwinBridge
 
 
 @dataclass(frozen=True)
@@ -42,48 +45,38 @@ class PatternAttribution:
     score: float
     pattern: Float[Tensor, " head"]
     query: Attribution
-    key: Attribution | None
-    #: With ``versus``, the key side of the score there.
-    key_versus: Attribution | None
+    key: Attribution | None = None
+    #: Compared with another source, the key side of the score there.
+    key_versus: Attribution | None = None
 
-
-@dataclass(frozen=True)
-class Read:
-    """A number inside a layer, made of what passes some hook points."""
-
-    name: str
-    position: int
-    layer: int
-    watched: tuple[str, ...]
-    value: Callable[[Mapping[str, Tensor]], Tensor]
-
-    def of(self, logits: Tensor, seen: Mapping[str, Tensor]) -> Float[Tensor, ""]:
-        """Its value."""
-        return self.value(seen)
+    def relative_to(self, means: Means) -> PatternAttribution:
+        """The same, with embeddings, heads and neurons less their means; see `Attribution.relative_to`."""
+        return replace(
+            self,
+            query=self.query.relative_to(means),
+            key=self.key and self.key.relative_to(means),
+            key_versus=self.key_versus and self.key_versus.relative_to(means),
+        )
 
 
 def attribute_pattern(
     twin: TwinBridge,
-    tokens: str | Tensor,
-    label: str,
-    position: int,
+    tokens: Texts,
+    head: str,
+    source: int | tuple[int | None, int] | None = None,
     *,
-    source: int | None = None,
-    versus: int | None = None,
     rule: str | Rule = DEFAULT,
-    baseline: Means | None = None,
 ) -> PatternAttribution:
     r"""Which tokens, heads and neurons make a head attend.
 
     Args:
         twin: from `ah.convert`.
         tokens: a prompt, or its ids ``[pos]``.
-        label: an ordinary head (``L3.A5``), a neuron or one of its heads (``L3.N812``).
-        position: the destination: where it attends from.
-        source: which position it attends to; where its pattern is largest if None. Neurons attend to their own token.
-        versus: compare with the score of this source: a pattern answers to differences.
-        rule: for everything before, as in `ah.attribute`; one that holds everything.
-        baseline: from `ah.corpus.means`.
+        head: an ordinary head (``L3.A5``), a neuron or one of its heads (``L3.N812``), and the destination, from where
+            it attends: ``L3.A5@7``, as nodes of a graph are named; the last position if it is left out.
+        source: which position it attends to; where its pattern is largest if None. A pair compares the scores of two
+            sources: a pattern answers to differences. Neurons attend to their own token.
+        rule: for everything before, as in `ah.attribute`; one that freezes everything.
 
     Returns:
         A `PatternAttribution`: ``query.total`` is the score, ``key.total`` too, within rounding, and so is every cut up
@@ -91,95 +84,93 @@ def attribute_pattern(
 
     Raises:
         AllHeadsError: an unknown label, a position outside the prompt, a source that cannot be seen, a rule that does
-            not hold everything, or edited heads.
+            not freeze everything, or edited heads.
 
-    >>> why = attribute_pattern(twin, "Mary and John", "L3.N812", -1)  # doctest: +SKIP
+    >>> why = attribute_pattern(twin, "Mary and John", "L3.N812")  # doctest: +SKIP
     >>> why.query.top(3)  # doctest: +SKIP
     """
-    chosen = rule_named(rule)
-    if not chosen.complete:
-        raise AllHeadsError("a rule that holds everything", repr(chosen.name), "Use frozen, gate or half.")
-    ids = token_ids(twin, tokens)
-    found = head(twin, label)
-    at = position_in(ids.shape[1], position)
-    if found[0].label.kind == "N":
-        if source is not None or versus is not None:
-            raise AllHeadsError("a neuron without source and versus", f"{source}, {versus}", "It attends to its token.")
-        return _of_neuron(twin, ids, str(Label.parse(label)), found, at, chosen, baseline)
-    return _of_head(twin, ids, found[0], at, chosen, baseline, source, versus)
+    name, _, at = head.partition("@")
+    if at and not at.lstrip("-").isdigit():
+        raise AllHeadsError("a head and a position, such as L3.A5@7", repr(head), "Leave out @ for the last position.")
+    question = Question.of(twin, tokens, _nothing, rule, int(at) if at else -1)
+    if not question.rule.complete:
+        raise AllHeadsError("a rule that freezes everything", repr(question.rule.name), "Use value, gate or half.")
+    heads = twin.index.heads(name)
+    if heads[0].of_neuron:
+        if source is not None:
+            raise AllHeadsError("a neuron without a source", f"{source}", "It attends to its own token.")
+        return _of_neuron(question, name, heads)
+    return _of_head(question, heads[0], source)
 
 
-def _of_neuron(
-    twin: TwinBridge, ids: Tensor, name: str, parts: list[Head], at: int, rule: Rule, baseline: Means | None
-) -> PatternAttribution:
-    label = parts[0].label
-    point = f"{parts[0].hook_prefix}hook_pre"
-    read = Read(f"preactivation of {name}", at, label.layer, (point,), lambda seen: seen[point][0, at, label.index])
-    result = contributions(twin, ids, read, rule, baseline=baseline)
-    gate = f"{parts[0].hook_prefix}hook_pattern_self"
-    gates = _seen(twin, ids, gate)[gate][0, [part.number for part in parts], at]
-    return PatternAttribution(name, at, at, None, result.target_value, gates, result, None, None)
+def _nothing(logits: Tensor) -> Tensor:
+    """The metric of a question whose own metrics come later."""
+    return logits.new_zeros(())
 
 
-def _of_head(
-    twin: TwinBridge,
-    ids: Tensor,
-    which: Head,
-    at: int,
-    rule: Rule,
-    baseline: Means | None,
-    source: int | None,
-    versus: int | None,
-) -> PatternAttribution:
-    points = tuple(f"{which.hook_prefix}hook_{name}" for name in ("pattern", "attn_scores", "q", "k"))
-    seen = _seen(twin, ids, *points)
-    pattern = seen[points[0]][0, which.number, at]
-    scores = _scores_of(which, seen, points, at, pattern, twin.cfg.architecture)
-    to = int(pattern.argmax()) if source is None else position_in(ids.shape[1], source)
-    other = None if versus is None else position_in(ids.shape[1], versus)
-    if to == other or any(pattern[each] == 0.0 for each in (to, other) if each is not None):
-        raise AllHeadsError(f"different sources that {which} sees from {at}", f"{to} and {other}", "Name others.")
-    name = f"score of {which} from {at} to {to}" + ("" if other is None else f", less that to {other}")
+def _of_neuron(question: Question, name: str, heads: list[Head]) -> PatternAttribution:
+    label, prefix, at = heads[0].label, heads[0].hook_prefix, question.metric.position
+    point, gate = f"{prefix}hook_pre", f"{prefix}hook_pattern_self"
 
-    def side(letter: str, where: int, first: int, second: int | None) -> Attribution:
-        def value(seen: Mapping[str, Tensor]) -> Tensor:
-            row = scores(seen)
-            return row[first] if second is None else row[first] - row[second]
+    def preactivation(logits: Tensor, activations: Mapping[str, Tensor]) -> Tensor:
+        return activations[point][0, at, label.index]
 
-        read = Read(f"{name}: {letter}", where, which.label.layer, points[1:], value)
-        moving = [f"{which.hook_prefix}hook_{letter}"]
-        return contributions(twin, ids, read, rule, baseline=baseline, moving=moving)
+    result = answer(question.about(Metric(f"preactivation of {name}", at, preactivation, label.layer, (point,))))
+    gates = captured(question.twin, question.ids, [gate])[gate][0, [head.number for head in heads], at]
+    return PatternAttribution(str(Label.parse(name)), at, at, None, result.target_value, gates, result)
 
-    query = side("q", at, to, other)
-    key, key_versus = side("k", to, to, None), None if other is None else side("k", other, other, None)
-    gate = pattern[to : to + 1]
-    return PatternAttribution(str(which), at, to, other, query.target_value, gate, query, key, key_versus)
+
+def _of_head(question: Question, head: Head, source: int | tuple[int | None, int] | None) -> PatternAttribution:
+    at, length = question.metric.position, question.ids.shape[1]
+    points = {name: f"{head.hook_prefix}hook_{name}" for name in ("pattern", "attn_scores", "q", "k")}
+    activations = captured(question.twin, question.ids, points.values())
+    pattern = activations[points["pattern"]][0, head.number, at]
+    scores = _scores_of(question, head, activations)
+    first, second = source if isinstance(source, tuple) else (source, None)
+    to = int(pattern.argmax()) if first is None else position_in(length, first)
+    other = None if second is None else position_in(length, second)
+    if to == other or any(pattern[position] == 0.0 for position in (to, other) if position is not None):
+        raise AllHeadsError(f"different sources that {head} sees from {at}", f"{to} and {other}", "Name others.")
+    name = f"score of {head} from {at} to {to}" + ("" if other is None else f", less that to {other}")
+
+    def side(letter: str, where: int, plus: int, minus: int | None) -> Attribution:
+        def score(logits: Tensor, activations: Mapping[str, Tensor]) -> Tensor:
+            row = scores(activations)
+            return row[plus] if minus is None else row[plus] - row[minus]
+
+        hook_points = tuple(points[name] for name in ("attn_scores", "q", "k"))
+        metric = Metric(f"{name}: {letter}", where, score, head.label.layer, hook_points)
+        return answer(question.about(metric, unfrozen=(points[letter],)))
+
+    query, key = side("q", at, to, other), side("k", to, to, None)
+    key_versus = None if other is None else side("k", other, other, None)
+    weight = pattern[to : to + 1]
+    return PatternAttribution(str(head), at, to, other, query.target_value, weight, query, key, key_versus)
 
 
 def _scores_of(
-    which: Head, seen: Mapping[str, Tensor], points: tuple[str, ...], at: int, pattern: Tensor, architecture: str | None
+    question: Question, head: Head, activations: Mapping[str, Tensor]
 ) -> Callable[[Mapping[str, Tensor]], Tensor]:
     """How a head's scores are read: shown as such, or the product of queries and keys, whichever makes its pattern."""
-    _, shown, q, k = points
+    at = question.metric.position
+    shown, q, k = (f"{head.hook_prefix}hook_{name}" for name in ("attn_scores", "q", "k"))
 
-    def product(seen: Mapping[str, Tensor]) -> Tensor:
-        keys = seen[k][0]
-        group = which.number * keys.shape[1] // seen[q].shape[2]
-        return keys[:, group] @ seen[q][0, at, which.number] / keys.shape[-1] ** 0.5
+    def as_shown(activations: Mapping[str, Tensor]) -> Tensor:
+        return activations[shown][0, head.number, at]
 
+    def as_product(activations: Mapping[str, Tensor]) -> Tensor:
+        keys = activations[k][0]
+        group = head.number * keys.shape[1] // activations[q].shape[2]
+        return keys[:, group] @ activations[q][0, at, head.number] / keys.shape[-1] ** 0.5
+
+    pattern = activations[f"{head.hook_prefix}hook_pattern"][0, head.number, at]
     visible = pattern > 0
-    for scores in (lambda seen: seen[shown][0, which.number, at], product):
-        row = scores(seen).detach()
+    for scores in (as_shown, as_product):
+        row = scores(activations).detach()
         if torch.allclose(row[visible].softmax(0), pattern[visible], atol=1e-4):
             return scores
     raise AllHeadsError(
-        f"a head whose scores are shown at {shown}", str(architecture), "Its pattern has another cause."
+        f"a head whose scores are shown at {shown}",
+        str(question.twin.cfg.architecture),
+        "Its pattern has another cause.",
     )
-
-
-def _seen(twin: TwinBridge, ids: Tensor, *names: str) -> Mapping[str, Tensor]:
-    missing = [name for name in names if name not in twin.hook_dict]
-    if missing:
-        raise AllHeadsError("a head that shows queries, keys and scores", f"none at {missing[0]}", "Choose another.")
-    with torch.no_grad():
-        return twin.run_with_cache(ids, names_filter=list(names))[1].cache_dict

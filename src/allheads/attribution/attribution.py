@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from allheads.attribution.metrics import Asked
+from allheads.attribution.confirm import Confirmation, confirm
+from allheads.attribution.metric import Metric
+from allheads.attribution.question import Question
 from allheads.attribution.rules import Rule
+from allheads.corpus.averages import Means
 from allheads.errors import AllHeadsError
 from allheads.twin.labels import Kind, Label
 
 if TYPE_CHECKING:
     import pandas
+
+    from allheads.attribution.attribution_graph import AttributionGraph
 
 
 @dataclass(frozen=True)
@@ -39,9 +45,7 @@ class Attribution:
     All numbers are in units of the target (logits).
     """
 
-    rule: Rule
-    target: Asked
-    tokens: list[str]
+    question: Question
     #: The target in the twin, and what the rule does not attribute; 0 for a linear target under a complete rule.
     target_value: float
     intercept: float
@@ -56,10 +60,66 @@ class Attribution:
     neurons_direct: Float[Tensor, "layer d_mlp"]
     #: Contribution of the stream before each layer up to the one that reads the target, and after the last.
     stream: Float[Tensor, "cut pos"]
-    #: For each layer the contribution of what a head carried from each source, if it was asked for.
-    sources: Float[Tensor, "layer head destination source"] | None = None
-    #: What the mean embeddings contribute, if contributions are relative to means.
+    #: What contributions are relative to, and what the mean embeddings contribute.
+    means: Means | None = None
     baseline: float = 0.0
+
+    @property
+    def rule(self) -> Rule:
+        """What is frozen."""
+        return self.question.rule
+
+    @property
+    def target(self) -> Metric:
+        """What is explained; it has a ``name`` and a ``position``."""
+        return self.question.metric
+
+    @cached_property
+    def tokens(self) -> list[str]:
+        """What the tokens of the prompt say."""
+        return self.question.tokens
+
+    def graph(self, *, budget: int = 100, coverage: float = 1.0) -> AttributionGraph:
+        """Which parts write into which, on the way to this target; see `ah.graph`.
+
+        Args:
+            budget: heads and neurons that are kept at most.
+            coverage: stop when this share of absolute edge weight into kept nodes is kept.
+
+        Raises:
+            AllHeadsError: a budget below 1, a coverage outside (0, 1], rule='gradient', a target inside the network.
+
+        >>> found.graph(budget=500).save("graph.json")  # doctest: +SKIP
+        """
+        # Imported here: making a graph, or asking again, uses what makes this result.
+        from allheads.attribution.graph import grow
+
+        return grow(self.question, budget, coverage)
+
+    def confirm(self, k: int = 100) -> Confirmation:
+        """Take the k largest parts away, one by one, and compare with their effects; see
+        `allheads.attribution.confirm`.
+
+        >>> print(found.confirm())  # doctest: +SKIP
+        """
+        return confirm(self.question, self.top(k), self.target_value)
+
+    def by_source(self) -> Float[Tensor, "layer head destination source"]:
+        """The effect of every ordinary head, split by the position that it carried from; runs the twin once more."""
+        from allheads.attribution.attribute import by_source
+
+        return by_source(self.question)
+
+    def relative_to(self, means: Means) -> Attribution:
+        """The same question with contributions ``(a - mean) W_O . G``: embeddings, heads and neurons less their means.
+
+        Raises `AllHeadsError` for means of another twin, or by position on prompts of another length.
+
+        >>> found.relative_to(ah.corpus.means(twin, texts)).top(3)  # doctest: +SKIP
+        """
+        from allheads.attribution.attribute import answer
+
+        return answer(self.question, means)
 
     @property
     def total(self) -> float:
@@ -76,7 +136,7 @@ class Attribution:
         if layer == 0:
             stream = float(self.embeddings.sum()) + (0.0 if self.positions is None else float(self.positions.sum()))
             return stream + sum(value for value, _ in self.constants.values()) + self.intercept + self.baseline
-        after = sum(value for value, place in self.constants.values() if place >= layer)
+        after = sum(value for value, at in self.constants.values() if at >= layer)
         return float(self.stream[layer].sum()) + after + self.intercept
 
     @property
@@ -88,7 +148,7 @@ class Attribution:
             if layer == 0:
                 size = float(self.embeddings.abs().sum())
                 size += abs(self.baseline) + (0.0 if self.positions is None else float(self.positions.abs().sum()))
-            size += sum(abs(value) for value, place in self.constants.values() if place >= layer or layer == 0)
+            size += sum(abs(value) for value, at in self.constants.values() if at >= layer or layer == 0)
             gaps.append(abs(self.cut(layer) - self.target_value) / max(size, abs(self.target_value), 1e-300))
         return max(gaps)
 
@@ -142,7 +202,7 @@ class Attribution:
         return (self._at(number, kinds) for number in range(self.heads.numel() + self.neurons.numel()))
 
     def _at(self, number: int, kinds: list[str]) -> Contribution:
-        """The contribution at this place among all of these kinds, one after the other."""
+        """The contribution with this number among all of these kinds, one after the other."""
         for kind in kinds:
             layers, count, length = (self.heads if kind == "A" else self.neurons.transpose(1, 2)).shape
             if number < layers * count * length:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from allheads.attribution.confirm import Confirmation, confirm
 from allheads.attribution.edges import Side
+from allheads.attribution.question import Question
 from allheads.disk import checked_path, write_whole
 from allheads.errors import AllHeadsError
 
@@ -64,7 +66,8 @@ class AttributionGraph:
     """Nodes with the target first, in the order in which they were found, and the edges between them.
 
     For each node and side, edges kept and left out sum to the whole: through values, to the node's effect.
-    ``coverage`` is the share of absolute edge weight into kept nodes that is kept.
+    ``coverage`` is the share of absolute edge weight into kept nodes that is kept. ``question`` is what was asked; a
+    graph that was read from a file has none.
     """
 
     rule: str
@@ -74,6 +77,21 @@ class AttributionGraph:
     nodes: list[Node]
     edges: list[Edge]
     coverage: float
+    question: Question | None = field(default=None, compare=False, repr=False)
+
+    def confirm(self, k: int = 100) -> Confirmation:
+        """Take its k largest parts away, one by one, and compare with their effects; see
+        `allheads.attribution.confirm`.
+
+        Raises `AllHeadsError` for a graph without heads or neurons, and for one that was read from a file.
+
+        >>> print(ah.graph(twin, prompt, pair).confirm())  # doctest: +SKIP
+        """
+        if self.question is None:
+            raise AllHeadsError(
+                "a graph that knows its twin", "one read from a file", "Make it again: ah.graph(twin, prompt, target)."
+            )
+        return confirm(self.question, self.parts[:k], self.target_value)
 
     def __getitem__(self, name: str) -> Node:
         """A node by name. Raises `AllHeadsError` if it is not kept."""
@@ -119,7 +137,9 @@ class AttributionGraph:
         if target.suffix not in (".json", ".graphml"):
             raise AllHeadsError("a file that ends in .json or .graphml", target.name, "Name it so.")
         if target.suffix == ".json":
-            write_whole(target, json.dumps({"format": _VERSION, **asdict(self)}, indent=1))
+            facts = asdict(replace(self, question=None))
+            del facts["question"]
+            write_whole(target, json.dumps({"format": _VERSION, **facts}, indent=1))
         else:
             import networkx
 

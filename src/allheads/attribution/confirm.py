@@ -1,4 +1,4 @@
-"""Proof by intervention: take each part away, in the held twin and in the live one, and compare with its effect."""
+"""Proof by intervention: take each part away, in the frozen twin and in the live one, and compare with its effect."""
 
 from __future__ import annotations
 
@@ -11,21 +11,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from allheads.attribution.attribution import Attribution
-from allheads.attribution.attribution_graph import AttributionGraph
-from allheads.attribution.freezing import frozen
-from allheads.attribution.metrics import Target, TargetLike, make_target, token_ids
-from allheads.attribution.rules import rule_named
+from allheads.attribution.freezing import freezing
+from allheads.attribution.question import Question
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge
 from allheads.progress import bar
-from allheads.twin.heads import head
 from allheads.twin.labels import Label
+from allheads.twin.twin import TwinBridge
 
 if TYPE_CHECKING:
     import pandas
 
-#: Logits that are held at a time, and the change in the held network that is aimed at, in units of the target.
+#: Logits that are computed at a time, and the change in the frozen network that is aimed at, in units of the target.
 _ENTRIES, _CHANGE = 2**25, 10.0
 
 
@@ -34,7 +30,7 @@ class Part(Protocol):
 
     @property
     def label(self) -> str:
-        """As in `ah.heads`."""
+        """As in `twin.heads`."""
 
     @property
     def position(self) -> int:
@@ -49,7 +45,8 @@ class Part(Protocol):
 class Confirmation:
     """Effects as predicted, and as measured by writing zero instead, one part at a time; in units of the target.
 
-    ``frozen`` is measured in the held twin (None for rules that do not hold everything), ``live`` in the twin as it is.
+    ``frozen`` is measured in the frozen twin (None for rules that do not freeze everything), ``live`` in the twin as it
+    is.
     """
 
     names: list[str]
@@ -59,7 +56,7 @@ class Confirmation:
 
     @property
     def frozen_error(self) -> float:
-        """The largest error of a prediction in the held twin, relative to the prediction; nan if it was not asked."""
+        """The largest error of a prediction in the frozen twin, relative to the prediction; nan if it was not asked."""
         if self.frozen is None:
             return float("nan")
         return float(((self.frozen - self.predicted).abs() / self.predicted.abs().clamp_min(1e-300)).max())
@@ -83,86 +80,80 @@ class Confirmation:
         """A row for each part: name, predicted, frozen, live."""
         import pandas
 
-        held = [float("nan")] * len(self.names) if self.frozen is None else self.frozen.tolist()
-        columns = {"name": self.names, "predicted": self.predicted.tolist(), "frozen": held, "live": self.live.tolist()}
+        frozen = [float("nan")] * len(self.names) if self.frozen is None else self.frozen.tolist()
+        columns = {
+            "name": self.names,
+            "predicted": self.predicted.tolist(),
+            "frozen": frozen,
+            "live": self.live.tolist(),
+        }
         return pandas.DataFrame(columns)
 
     def __str__(self) -> str:
-        held = "" if self.frozen is None else f"held twin: relative error at most {self.frozen_error:.1e}; "
+        frozen = "" if self.frozen is None else f"frozen twin: relative error at most {self.frozen_error:.1e}; "
         return (
-            f"{len(self.names)} parts; {held}live twin: correlation {self.correlation:.2f}, "
+            f"{len(self.names)} parts; {frozen}live twin: correlation {self.correlation:.2f}, "
             f"slope {self.slope:.2f}, {self.signs:.0%} of signs"
         )
 
 
-def confirm(
-    twin: TwinBridge, tokens: str | Tensor, target: TargetLike, found: Attribution | AttributionGraph, *, k: int = 100
-) -> Confirmation:
+def confirm(question: Question, parts: Sequence[Part], target_value: float) -> Confirmation:
     """Take away, one by one, what an attribution or a graph says has an effect.
 
-    In the held twin the prediction is exact for changes of any size, so parts are changed enough to measure: by a
+    In the frozen twin the prediction is exact for changes of any size, so parts are changed enough to measure: by a
     multiple of what they write that moves the target by 10. In the live twin they write zero; patterns, gates and norms
     answer to that, and how well the prediction holds is the honest limit of the rule.
 
-    Args:
-        twin: that ``found`` was made from.
-        tokens: the prompt that it was made from.
-        target: what it was asked.
-        found: its largest ``k`` parts are tried; of a graph, its nodes.
-        k: how many.
-
-    Raises:
-        AllHeadsError: prompt or target are not those of ``found``, or it has no heads or neurons.
-
-    >>> print(confirm(twin, prompt, pair, ah.graph(twin, prompt, pair)))  # doctest: +SKIP
+    Raises `AllHeadsError` if there are no parts, if the target is inside the network, or if the twin has changed since:
+    its target is not ``target_value`` any more.
     """
-    ids, rule = token_ids(twin, tokens), rule_named(found.rule)
-    parts: Sequence[Part] = found.parts[:k] if isinstance(found, AttributionGraph) else found.top(k)
-    position = found.nodes[0].position if isinstance(found, AttributionGraph) else found.target.position
-    asked = make_target(twin, target, min(position, ids.shape[1] - 1), ids.shape[1])
-    own = float(_values(twin, ids, asked)[0])
-    if abs(own - found.target_value) > 1e-3 * max(1.0, abs(own)) or position >= ids.shape[1]:
-        raise AllHeadsError(
-            f"the prompt and target of this result, at {found.target_value:.4f}",
-            f"{asked.name} at {own:.4f}",
-            "Pass what it was made from.",
-        )
+    if question.metric.layer is not None:
+        raise AllHeadsError("a target made of the logits", question.metric.name, "Confirm ah.attribute's results.")
     if not parts:
         raise AllHeadsError("a result with heads or neurons", "none", "Give the graph a larger budget.")
+    now = float(_values(question, question.ids)[0])
+    if abs(now - target_value) > 1e-3 * max(1.0, abs(now)):
+        raise AllHeadsError(
+            f"a twin whose {question.metric.name} is {target_value:.4f}, as when it was asked",
+            f"{now:.4f}",
+            "It was edited, or has hooks: ask again.",
+        )
     predicted = torch.tensor([part.effect for part in parts], dtype=torch.float64)
     factors = (_CHANGE / predicted.abs().clamp_min(1e-12)).clamp_min(1.0)
-    held = None
-    if rule.complete:
-        with frozen(twin, ids, rule=rule):
-            held = _measured(twin, ids, asked, parts, factors)
-    live = _measured(twin, ids, asked, parts, torch.ones_like(factors))
-    return Confirmation([f"{part.label}@{part.position}" for part in parts], predicted, held, live)
+    frozen = None
+    if question.rule.complete:
+        with freezing(question.twin, question.rule):
+            _values(question, question.ids)
+            frozen = _measured(question, parts, factors)
+    live = _measured(question, parts, torch.ones_like(factors))
+    return Confirmation([f"{part.label}@{part.position}" for part in parts], predicted, frozen, live)
 
 
-def _measured(twin: TwinBridge, ids: Tensor, asked: Target, parts: Sequence[Part], factors: Tensor) -> Tensor:
+def _measured(question: Question, parts: Sequence[Part], factors: Tensor) -> Tensor:
     """What the target loses for each part when ``factor`` times what it writes is taken away, divided by ``factor``."""
+    twin, ids = question.twin, question.ids
     rows = max(1, _ENTRIES // (ids.shape[1] * twin.cfg.d_vocab_out))
-    own = _values(twin, ids, asked)[0]
-    lost = []
-    with bar("Interventions", total=len(parts)) as shown:
+    whole = _values(question, ids)[0]
+    losses = []
+    with bar("Interventions", total=len(parts)) as progress:
         for start in range(0, len(parts), rows):
             chunk, factor = parts[start : start + rows], factors[start : start + rows]
             with twin.hooks(fwd_hooks=list(_changes(twin, chunk, factor))):
-                lost.append((own - _values(twin, ids.expand(len(chunk), -1), asked)) / factor)
-            shown.update(len(chunk))
-    return torch.cat(lost)
+                losses.append((whole - _values(question, ids.expand(len(chunk), -1))) / factor)
+            progress.update(len(chunk))
+    return torch.cat(losses)
 
 
 def _changes(twin: TwinBridge, parts: Sequence[Part], factors: Tensor) -> Iterator[tuple[str, Callable[..., Tensor]]]:
     """Hooks under which each row has another part changed."""
-    places: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
+    entries: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
     for row, part in enumerate(parts):
         label = Label.parse(part.label)
-        prefix = head(twin, label)[0].hook_prefix
+        prefix = twin.index.heads(label)[0].hook_prefix
         name = "hook_z" if label.kind == "A" else "hook_post"
-        places[prefix + name].append((row, part.position, label.index))
-    for name, found in places.items():
-        at = tuple(torch.tensor(column) for column in zip(*found, strict=True))
+        entries[prefix + name].append((row, part.position, label.index))
+    for name, columns in entries.items():
+        at = tuple(torch.tensor(column) for column in zip(*columns, strict=True))
 
         def change(value: Tensor, hook: object, at: tuple[Tensor, ...] = at) -> Tensor:
             value = value.clone()
@@ -173,7 +164,7 @@ def _changes(twin: TwinBridge, parts: Sequence[Part], factors: Tensor) -> Iterat
         yield name, change
 
 
-def _values(twin: TwinBridge, ids: Tensor, asked: Target) -> Tensor:
+def _values(question: Question, ids: Tensor) -> Tensor:
     with torch.no_grad():
-        logits = twin(ids)
-    return torch.stack([asked.of(row[None], {}) for row in logits]).double().cpu()
+        logits = question.twin(ids)
+    return torch.stack([question.metric.of(row[None], {}) for row in logits]).double().cpu()

@@ -1,4 +1,4 @@
-"""What a held network adds whatever comes in: biases, shifts of norms, constants of plain neurons."""
+"""What a frozen network adds whatever comes in: biases, shifts of norms, constants of plain neurons."""
 
 from __future__ import annotations
 
@@ -8,30 +8,33 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from allheads.attribution.forward_cache import Run
-from allheads.attribution.freezing import Holding
-from allheads.models.bridge import TwinBridge
+from allheads.attribution.forward_cache import ForwardCache
+from allheads.attribution.freezing import FrozenParts
+from allheads.models.compat import network_path
+from allheads.twin.twin import TwinBridge
 
 
-def constants(held: Holding) -> dict[str, tuple[nn.Module, Tensor]]:
+def constants(parts: FrozenParts) -> dict[str, tuple[nn.Module, Tensor]]:
     """Every constant by name, with the module that adds it; to be asked after the run."""
-    found = {name: (module, tensor) for name, module, tensor in held.constants()}
-    return found | {name: (module, bias) for name, module, bias in _biases(held.twin, set(held.norms))}
+    found = {name: (module, tensor) for name, module, tensor in parts.constants()}
+    return found | {name: (module, bias) for name, module, bias in _biases(parts.twin, set(parts.norms))}
 
 
-def places(run: Run, found: dict[str, tuple[nn.Module, Tensor]]) -> dict[str, int]:
+def layers_of(cache: ForwardCache, found: dict[str, tuple[nn.Module, Tensor]]) -> dict[str, int]:
     """The layer of every constant: -1 if the stream begins with it, n_layers if it comes after the last layer."""
     inside = {
-        id(module): layer for layer in run.layers for module in run.twin.blocks[layer].original_component.modules()
+        id(module): layer for layer in cache.layers for module in cache.twin.blocks[layer].original_component.modules()
     }
     known = {name: inside[id(module)] for name, (module, _) in found.items() if id(module) in inside}
     outside = [name for name in found if name not in known]
     if outside:
-        first = run.seen[run.streams[0]]
+        first = cache.activations[cache.streams[0]]
         reach = torch.autograd.grad(
             first.sum(), [found[name][1] for name in outside], retain_graph=True, allow_unused=True
         )
-        known |= {name: len(run.layers) if each is None else -1 for name, each in zip(outside, reach, strict=True)}
+        known |= {
+            name: len(cache.layers) if gradient is None else -1 for name, gradient in zip(outside, reach, strict=True)
+        }
     return known
 
 
@@ -53,7 +56,7 @@ def _biases(twin: TwinBridge, norms: set[str]) -> Iterator[tuple[str, nn.Module,
     """Every bias of the network that is used outside of norms, once, with the module that has it."""
     seen: set[int] = set()
     for path, module in twin.original_model.named_modules():
-        clean = ".".join(part for part in path.split(".") if part != "_original_component")
+        clean = network_path(path)
         for leaf, parameter in module._parameters.items():
             if parameter is None or id(parameter) in seen or clean in norms:
                 continue

@@ -1,8 +1,9 @@
-"""Direct effects between parts: the held network, with everything that heads and neurons write cut from what they read.
+"""Direct effects between parts: the frozen network, with everything that heads and neurons write cut from what they
+read.
 
 The contribution of part j is ``c_j = G_j . a_j``. What it reads is linear in the parts before it,
 ``a_j = sum_i J_ji a_i + const``, with J along the stream only. The edge from i to j is ``G_j . J_ji a_i``, and with the
-constant's share the edges into j sum to c_j. Where patterns are not held, queries and keys have edges of their own:
+constant's share the edges into j sum to c_j. Where patterns are not frozen, queries and keys have edges of their own:
 to first order the share of ``sum_s (dy/dscore_s) score_s``, to which queries and keys each sum.
 """
 
@@ -17,27 +18,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from allheads.attribution.attribute import require_gradients
 from allheads.attribution.constants import constants, only_biases_differ
-from allheads.attribution.forward_cache import Run
-from allheads.attribution.freezing import holding
-from allheads.attribution.metrics import Target
-from allheads.attribution.rules import Rule
+from allheads.attribution.forward_cache import ForwardCache
+from allheads.attribution.freezing import freezing, require_gradients
+from allheads.attribution.question import Question
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge
 
-#: Through values, or where patterns are not held also through queries and keys.
+#: Through values, or where patterns are not frozen also through queries and keys.
 Side = Literal["V", "Q", "K"]
-#: A head or neuron of a layer, and a position.
-Place = tuple[int, int]
+#: The number of a head or neuron in its layer, and a position.
+Entry = tuple[int, int]
 
-#: Entries of gradients that are held at a time.
+#: Entries of gradients that are kept at a time.
 _ENTRIES = 2**24
 
 
 @dataclass(frozen=True)
-class Incoming:
-    """Edges into one part through one side: ``V``, or ``Q`` and ``K`` where patterns are not held.
+class IncomingEdges:
+    """Edges into one part through one side: ``V``, or ``Q`` and ``K`` where patterns are not frozen.
 
     ``from`` positions that begin with ``first``: neurons read at one only.
     """
@@ -53,45 +51,45 @@ class Incoming:
 
 @dataclass
 class Edges:
-    """A prompt's held network, ready to say what goes into any part: `edges` makes one."""
+    """A prompt's frozen network, ready to say what goes into any part: `edges` makes one."""
 
-    rule: Rule
-    cut: Run
-    zero: Run
+    question: Question
+    cut: ForwardCache
+    zero: ForwardCache
     gradients: dict[str, Tensor]
     value: Tensor
     #: What embeddings at each position and all constants contribute over all paths.
     embeddings: Float[Tensor, " pos"]
     constants: float
 
-    def into_target(self) -> Incoming:
+    def into_target(self) -> IncomingEdges:
         """What is written straight into the target; its constants are what remains of it."""
         parts = self._parts(self.value, torch.ones_like(self.value)[None])
         heads, neurons, embeddings = (each[0] for each in parts)
         total = float(self.value.detach())
         rest = total - sum(float(each.sum()) for each in (heads, neurons, embeddings))
-        return Incoming("V", total, heads, neurons, embeddings, rest)
+        return IncomingEdges("V", total, heads, neurons, embeddings, rest)
 
-    def into_heads(self, layer: int, places: Sequence[Place]) -> Iterator[tuple[Place, list[Incoming]]]:
+    def into_heads(self, layer: int, entries: Sequence[Entry]) -> Iterator[tuple[Entry, list[IncomingEdges]]]:
         """Edges into heads ``(head, position)`` of a layer, side by side."""
         name = self.cut.heads[layer]
-        read, gradient = self.cut.reads[name], self.gradients[name]
-        sides: tuple[Side, ...] = ("V",) if self.rule.patterns else ("V", "Q", "K")
-        tensors = [self.cut.seen[f"blocks.{layer}.attn.hook_{side.lower()}"] for side in sides]
-        zeros = [self.zero.seen[f"blocks.{layer}.attn.hook_{side.lower()}"] for side in sides]
-        for chunk in _chunks(places, self._rows):
+        read, gradient = self.cut.uncut[name], self.gradients[name]
+        sides: tuple[Side, ...] = ("V",) if self.question.rule.patterns else ("V", "Q", "K")
+        tensors = [self.cut.activations[f"blocks.{layer}.attn.hook_{side.lower()}"] for side in sides]
+        zeros = [self.zero.activations[f"blocks.{layer}.attn.hook_{side.lower()}"] for side in sides]
+        for chunk in _chunks(entries, self._rows):
             seeds = torch.zeros(len(chunk), *read.shape, dtype=read.dtype, device=read.device)
             for row, (head, position) in enumerate(chunk):
                 seeds[row, 0, position, head] = gradient[0, position, head]
             backs = torch.autograd.grad(read, tensors, seeds, is_grads_batched=True, retain_graph=True)
             found = [self._sums(*each) for each in zip(sides, tensors, backs, zeros, strict=True)]
-            yield from ((place, [side[row] for side in found]) for row, place in enumerate(chunk))
+            yield from ((entry, [side[row] for side in found]) for row, entry in enumerate(chunk))
 
-    def into_neurons(self, layer: int, places: Sequence[Place]) -> Iterator[tuple[Place, list[Incoming]]]:
+    def into_neurons(self, layer: int, entries: Sequence[Entry]) -> Iterator[tuple[Entry, list[IncomingEdges]]]:
         """Edges into neurons ``(neuron, position)`` of a layer. Neurons at several positions share a row."""
         name = self.cut.neurons[layer]
-        read, gradient, zero = self.cut.reads[name], self.gradients[name], self.zero.reads[name]
-        for chunk in _rows_of_positions(places, self._rows):
+        read, gradient, zero = self.cut.uncut[name], self.gradients[name], self.zero.uncut[name]
+        for chunk in _rows_of_positions(entries, self._rows):
             seeds = torch.zeros(len(chunk), *read.shape, dtype=read.dtype, device=read.device)
             for row, members in enumerate(chunk):
                 for neuron, position in members:
@@ -99,20 +97,20 @@ class Edges:
             heads, neurons, embeddings = self._parts(read, seeds)
             for row, members in enumerate(chunk):
                 for neuron, position in members:
-                    at, worth = slice(position, position + 1), gradient[0, position, neuron]
-                    total, constant = (float(worth * each[0, position, neuron].detach()) for each in (read, zero))
+                    at, slope = slice(position, position + 1), gradient[0, position, neuron]
+                    total, constant = (float(slope * value[0, position, neuron].detach()) for value in (read, zero))
                     here = (heads[row, ..., at], neurons[row, :, at], embeddings[row, at])
-                    yield (neuron, position), [Incoming("V", total, *here, constant, position)]
+                    yield (neuron, position), [IncomingEdges("V", total, *here, constant, position)]
 
     @property
     def _rows(self) -> int:
         return max(1, _ENTRIES // sum(self.cut.leaves[name].numel() for name in self.cut.neurons))
 
-    def _sums(self, side: Side, tensor: Tensor, back: Tensor, zero: Tensor) -> list[Incoming]:
+    def _sums(self, side: Side, tensor: Tensor, back: Tensor, zero: Tensor) -> list[IncomingEdges]:
         heads, neurons, embeddings = self._parts(tensor, back)
         totals, constants = ((back * each.detach()).flatten(1).sum(1).tolist() for each in (tensor, zero))
         rows = zip(totals, heads, neurons, embeddings, constants, strict=True)
-        return [Incoming(side, *row) for row in rows]
+        return [IncomingEdges(side, *row) for row in rows]
 
     def _parts(self, read: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``seeds . J_i a_i`` for each row of seeds and every head, neuron and embedding i at each position."""
@@ -139,47 +137,49 @@ class Edges:
 
 
 @contextmanager
-def edges(twin: TwinBridge, ids: Tensor, asked: Target, rule: Rule) -> Iterator[Edges]:
+def edges(question: Question) -> Iterator[Edges]:
     """Run the network as it is, cut, and cut with nothing in it: what it then reads are the constants.
 
-    Raises `AllHeadsError` for a rule that does not hold norms and gates.
+    Raises `AllHeadsError` for a rule that does not freeze norms and gates.
     """
     require_gradients()
+    twin, ids, metric, rule = question.twin, question.ids, question.metric, question.rule
     if not (rule.norms and rule.gates):
-        raise AllHeadsError("a rule that holds norms and gates", repr(rule.name), "Use frozen, half, live or relp.")
-    sides = tuple(f"blocks.{layer}.attn.hook_{side}" for layer in range(len(twin.banks)) for side in "qkv")
-    with torch.enable_grad(), only_biases_differ(twin), holding(twin, rule) as held:
-        whole = Run(twin)
-        with whole.watching():
-            value = asked.of(twin(ids), whole.seen)
-        tensors = {name: whole.seen[name] for name in (*whole.heads, *whole.neurons, *whole.embeddings)}
-        tensors |= {name: tensor for name, (_, tensor) in constants(held).items()}
-        grads = torch.autograd.grad(value, list(tensors.values()), allow_unused=True)
+        raise AllHeadsError("a rule that freezes norms and gates", repr(rule.name), "Use value, half, live or relp.")
+    sides = tuple(f"blocks.{layer}.attn.hook_{side}" for layer in range(len(twin.layers)) for side in "qkv")
+    points = (*metric.hook_points, *sides)
+    with torch.enable_grad(), only_biases_differ(twin), freezing(twin, rule, question.unfrozen) as frozen:
+        whole = ForwardCache(twin, metric.hook_points)
+        with whole.recording():
+            value = metric.of(twin(ids), whole.activations)
+        tensors = {name: whole.activations[name] for name in (*whole.heads, *whole.neurons, *whole.embeddings)}
+        tensors |= {name: tensor for name, (_, tensor) in constants(frozen).items()}
+        found = torch.autograd.grad(value, list(tensors.values()), allow_unused=True)
         gradients = {
-            name: torch.zeros_like(tensor) if grad is None else grad
-            for (name, tensor), grad in zip(tensors.items(), grads, strict=True)
+            name: torch.zeros_like(tensor) if gradient is None else gradient
+            for (name, tensor), gradient in zip(tensors.items(), found, strict=True)
         }
         effects = {name: (gradients[name] * tensor).detach() for name, tensor in tensors.items()}
-        zero = Run(twin, sides, cut=True, empty=True)
-        with torch.no_grad(), zero.watching():
+        zero = ForwardCache(twin, points, cut=True, empty=True)
+        with torch.no_grad(), zero.recording():
             twin(ids)
-        cut = Run(twin, sides, cut=True)
-        with cut.watching():
-            value = asked.of(twin(ids), cut.seen)
-        begun = torch.stack([effects[name][0].sum(-1) for name in whole.embeddings]).sum(0)
-        fixed = sum(float(effects[name].sum()) for name in constants(held))
-        yield Edges(rule, cut, zero, gradients, value, begun, fixed)
+        cut = ForwardCache(twin, points, cut=True)
+        with cut.recording():
+            value = metric.of(twin(ids), cut.activations)
+        embeddings = torch.stack([effects[name][0].sum(-1) for name in whole.embeddings]).sum(0)
+        fixed = sum(float(effects[name].sum()) for name in constants(frozen))
+        yield Edges(question, cut, zero, gradients, value, embeddings, fixed)
 
 
-def _chunks(places: Sequence[Place], rows: int) -> Iterator[Sequence[Place]]:
-    return (places[start : start + rows] for start in range(0, len(places), rows))
+def _chunks(entries: Sequence[Entry], rows: int) -> Iterator[Sequence[Entry]]:
+    return (entries[start : start + rows] for start in range(0, len(entries), rows))
 
 
-def _rows_of_positions(places: Sequence[Place], rows: int) -> Iterator[list[list[Place]]]:
+def _rows_of_positions(entries: Sequence[Entry], rows: int) -> Iterator[list[list[Entry]]]:
     """Rows of neurons at different positions, some rows at a time."""
-    found: list[list[Place]] = []
+    found: list[list[Entry]] = []
     filled: dict[int, int] = {}
-    for neuron, position in places:
+    for neuron, position in entries:
         row = filled[position] = filled.get(position, -1) + 1
         if row == len(found):
             found.append([])

@@ -1,4 +1,4 @@
-"""One forward pass that keeps what contributions are read from."""
+"""One forward pass whose activations are kept in the graph, so that gradients at them can be taken."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge
 from allheads.twin.capture import EMBEDDINGS
+from allheads.twin.twin import TwinBridge
 
 
 @dataclass
-class Run:
-    """The tensors of one forward pass, by hook point.
+class ForwardCache:
+    """The tensors of one forward pass, by hook point: ``activations``.
 
     Embeddings are leaves of its graph. Where it is ``cut``, heads and neurons are too: what they write is a leaf, and
-    what they would have written, as a function of the leaves before them, is among ``reads``. A gradient then knows
+    what they would have written, as a function of the leaves before them, is among ``uncut``. A gradient then knows
     direct paths only: along the stream, through no other head or neuron. Where it is ``empty``, leaves are zero.
     """
 
@@ -28,13 +28,13 @@ class Run:
     cut: bool = False
     empty: bool = False
     leaves: dict[str, Tensor] = field(default_factory=dict)
-    reads: dict[str, Tensor] = field(default_factory=dict)
-    seen: dict[str, Tensor] = field(default_factory=dict)
+    uncut: dict[str, Tensor] = field(default_factory=dict)
+    activations: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def layers(self) -> range:
         """Numbers of the layers."""
-        return range(len(self.twin.banks))
+        return range(len(self.twin.layers))
 
     @property
     def embeddings(self) -> dict[str, Tensor]:
@@ -70,7 +70,7 @@ class Run:
         return [f"blocks.{layer}.hook_{part}_out" for part in ("attn", "mlp") for layer in self.layers]
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def recording(self) -> Iterator[None]:
         """Keep what passes the hook points.
 
         Raises `AllHeadsError` for a network without one of them in every layer.
@@ -84,20 +84,19 @@ class Run:
                 f"{self.twin.cfg.architecture} without {missing[0]}",
                 "Its layers are of another kind: attribution does not read them yet.",
             )
-        watched = dict.fromkeys([*(name for name in EMBEDDINGS if name in known), *needed])
-        with self.twin.hooks(fwd_hooks=[(name, self._keeper(name)) for name in watched]):
+        names = dict.fromkeys([*(name for name in EMBEDDINGS if name in known), *needed])
+        with self.twin.hooks(fwd_hooks=[(name, self._recorder(name)) for name in names]):
             yield
 
-    def _keeper(self, name: str) -> Callable[..., Tensor]:
-        writes = name in (*self.heads, *self.neurons)
-        leaf = name in EMBEDDINGS or (self.cut and writes)
+    def _recorder(self, name: str) -> Callable[..., Tensor]:
+        leaf = name in EMBEDDINGS or (self.cut and name in (*self.heads, *self.neurons))
 
-        def keep(value: Tensor, hook: object) -> Tensor:
+        def record(value: Tensor, hook: object) -> Tensor:
             if leaf and value.is_floating_point():
-                self.reads[name] = value
+                self.uncut[name] = value
                 value = torch.zeros_like(value) if self.empty else value.detach().requires_grad_()
                 self.leaves[name] = value
-            self.seen[name] = value
+            self.activations[name] = value
             return value
 
-        return keep
+        return record

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from allheads.corpus.averages import Means
 from allheads.errors import AllHeadsError
-from allheads.heads.bank import HeadBank
-from allheads.models.bridge import TwinBridge
-from allheads.twin.heads import Head, head
+from allheads.twin.capture import captured
+from allheads.twin.heads import Head
 from allheads.twin.labels import Label
+from allheads.twin.twin import TwinBridge, require_twin
 
-How = Literal["zero", "mean", "resample"]
 #: Positions in a prompt; all of them if None.
 Positions = Sequence[int] | None
 
@@ -28,46 +27,40 @@ Positions = Sequence[int] | None
 def ablate(
     twin: TwinBridge,
     labels: Iterable[str],
-    how: How = "zero",
     *,
     positions: Positions = None,
     means: Means | None = None,
-    tokens: str | Tensor | None = None,
+    resample: str | Tensor | None = None,
 ) -> AbstractContextManager[TwinBridge]:
-    """Take away what heads and neurons say, for a while.
+    """Take away what heads and neurons say, for a while: write zero, a mean, or what they write on another prompt.
 
     Args:
         twin: from `ah.convert`.
-        labels: as in `ah.heads`: ``L3.A5``, ``L10.N77``, ``L10.N77.0``.
-        how: write ``zero``; the ``mean`` over a corpus, from `ah.corpus.means`; or ``resample``: what is written on
-            other ``tokens`` of the same length.
+        labels: as in `twin.heads`: ``L3.A5``, ``L10.N77``, ``L10.N77.0``.
         positions: where; everywhere if None.
-        means: for ``mean``.
-        tokens: for ``resample``.
+        means: write these, from `ah.corpus.means`, instead of zero.
+        resample: another prompt of the same length: write what is written there.
 
     Raises:
-        AllHeadsError: an unknown label or way, or one without what it needs; inside, a position outside the prompt.
+        AllHeadsError: an unknown label, or both means and another prompt; inside, a position outside the prompt.
 
     >>> with ablate(twin, ["L3.A5", "L10.N77"]):  # doctest: +SKIP
     ...     logits = twin("Mary and John")
     """
+    if means is not None and resample is not None:
+        raise AllHeadsError("means, or a prompt to resample from", "both", "Give one of them, or none for zero.")
     found = _points(twin, labels)
-    if how == "zero":
-        values = {name: torch.zeros(()) for name in found}
-    elif how == "mean" and means is not None:
+    if means is not None:
         axes = {name: -1 if name.endswith("hook_post") else -2 for name in found}
         values = {
             name: means.of(name).index_select(axes[name], torch.tensor(found[name], device=means.of(name).device))
             for name in found
         }
-    elif how == "resample" and tokens is not None:
-        seen = _seen(twin, found, tokens)
-        values = {name: seen[name][:, :, indices] for name, indices in found.items()}
+    elif resample is not None:
+        activations = captured(twin, resample, found)
+        values = {name: activations[name][:, :, indices] for name, indices in found.items()}
     else:
-        need = {"mean": "means=ah.corpus.means(twin, texts)", "resample": "tokens=another prompt of the same length"}
-        raise AllHeadsError(
-            "how='zero', 'mean' or 'resample'", repr(how), f"Give {need[how]}." if how in need else "Choose one."
-        )
+        values = {name: torch.zeros(()) for name in found}
     return _hooked(twin, [(name, _writer(found[name], values[name], positions)) for name in found])
 
 
@@ -110,9 +103,9 @@ def pin(
     """
     hooks: list[tuple[str, Callable[..., Tensor]]] = []
     for label, pattern in patterns.items():
-        for each in head(twin, label):
-            name = "hook_pattern_self" if isinstance(each.module, HeadBank) else "hook_pattern"
-            hooks.append((f"{each.hook_prefix}{name}", _pinner(each, torch.as_tensor(pattern), positions)))
+        for head in require_twin(twin).index.heads(label):
+            name = "hook_pattern_self" if head.of_neuron else "hook_pattern"
+            hooks.append((f"{head.hook_prefix}{name}", _pinner(head, torch.as_tensor(pattern), positions)))
     return _hooked(twin, hooks)
 
 
@@ -123,30 +116,16 @@ def _points(twin: TwinBridge, labels: Iterable[str]) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for label in labels:
         whole = Label.parse(label).part is None
-        for each in head(twin, label):
+        for head in require_twin(twin).index.heads(label):
             # Edited heads have no activation in common.
-            if whole and isinstance(each.module, HeadBank) and each.module.own is None:
-                entries = found.setdefault(f"{each.hook_prefix}hook_post", [])
-                number = each.label.index
+            if whole and head.of_neuron and head.module.edited is None:
+                entries = found.setdefault(f"{head.hook_prefix}hook_post", [])
+                number = head.label.index
             else:
-                entries, number = found.setdefault(f"{each.hook_prefix}hook_z", []), each.number
+                entries, number = found.setdefault(f"{head.hook_prefix}hook_z", []), head.number
             if number not in entries:
                 entries.append(number)
     return found
-
-
-def _seen(twin: TwinBridge, names: Iterable[str], tokens: str | Tensor) -> dict[str, Tensor]:
-    seen: dict[str, Tensor] = {}
-
-    def keeper(name: str) -> Callable[..., None]:
-        def keep(value: Tensor, hook: object) -> None:
-            seen[name] = value.detach()
-
-        return keep
-
-    with torch.no_grad(), twin.hooks(fwd_hooks=[(name, keeper(name)) for name in names]):
-        twin(tokens)
-    return seen
 
 
 def _writer(indices: list[int], new: Tensor, positions: Positions) -> Callable[..., Tensor]:
@@ -176,10 +155,10 @@ def _setter(index: int, new: Tensor, positions: Positions, of_neuron: bool) -> C
     return write
 
 
-def _pinner(each: Head, pattern: Tensor, positions: Positions) -> Callable[..., Tensor]:
+def _pinner(head: Head, pattern: Tensor, positions: Positions) -> Callable[..., Tensor]:
     def write(value: Tensor, hook: Any) -> Tensor:
         value = value.clone()
-        there = value[:, each.number]
+        there = value[:, head.number]
         at = _at(positions, there.shape[1])
         there[:, at] = _fitting(pattern.to(value), there, hook)[:, at]
         return value

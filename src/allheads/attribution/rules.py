@@ -1,9 +1,9 @@
-"""Linearisations by name: what is held at its value, and who gets the credit of a product.
+"""Linearisations by name: what is frozen at its value, and who gets the credit of a product.
 
-A transformer is not linear, and every attribution by one backward pass says, openly or not, what it holds fixed. Under
-a rule that holds norm scales, attention patterns and gates, the twin is a linear map from embeddings to logits, up to
+A transformer is not linear, and every attribution by one backward pass says, openly or not, what it freezes. Under
+a rule that freezes norm scales, attention patterns and gates, the twin is a linear map from embeddings to logits, up to
 constants: contributions then sum to the logit without a remainder, for whatever share of credit. That does not make
-them unique, and what is held gets no credit.
+them unique, and what is frozen gets no credit.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from allheads.errors import AllHeadsError
 class Rule:
     """A named linearisation.
 
-    ``norms``, ``patterns`` and ``gates`` are held at their values if True. Of a gated neuron's product ``f(g) u``, with
-    its gate held, the fraction ``gate_share`` goes to what made g and the rest to what made u.
+    ``norms``, ``patterns`` and ``gates`` are frozen at their values if True. Of a gated neuron's product ``f(g) u``,
+    with its gate frozen, the fraction ``gate_share`` goes to what made g and the rest to what made u.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Rule:
 
 _RULES = (
     Rule(
-        "frozen",
+        "value",
         True,
         True,
         True,
@@ -52,7 +52,7 @@ _RULES = (
         True,
         1.0,
         "What opened the gates that let the logit through?",
-        "What the gated neurons were given to pass on; and patterns, as under frozen.",
+        "What the gated neurons were given to pass on; and patterns, as under value.",
     ),
     Rule(
         "half",
@@ -61,7 +61,7 @@ _RULES = (
         True,
         0.5,
         "Both at once: a gated neuron is a product, and each factor gets half of it.",
-        "Patterns, as under frozen. Halves are a convention: nothing singles them out.",
+        "Patterns, as under value. Halves are a convention: nothing singles them out.",
     ),
     Rule(
         "live",
@@ -87,7 +87,7 @@ _RULES = (
         False,
         False,
         0.0,
-        "What would a small change do? Gradient times activation, with nothing held.",
+        "What would a small change do? Gradient times activation, with nothing frozen.",
         "The sum, and large changes: shut gates and saturated softmaxes have no gradient.",
     ),
 )
@@ -110,5 +110,5 @@ def rule_named(rule: str | Rule) -> Rule:
             raise AllHeadsError(f"a rule out of {', '.join(RULES)}", repr(rule), "See allheads.attribution.rules.")
         return RULES[rule]
     if not isinstance(rule, Rule) or not 0.0 <= rule.gate_share <= 1.0:
-        raise AllHeadsError("a rule, by name or a Rule with a share in [0, 1]", repr(rule), "Try rule='frozen'.")
+        raise AllHeadsError("a rule, by name or a Rule with a share in [0, 1]", repr(rule), "Try rule='value'.")
     return rule

@@ -19,7 +19,7 @@ def attribute(
     prompt: Annotated[str, typer.Argument(help="Text whose next token is asked about.")],
     target: Annotated[str, typer.Option(help="The token to explain, with its space: ' Mary'.")],
     versus: Annotated[str | None, typer.Option(help="A token it is compared with.")] = None,
-    rule: Annotated[str, typer.Option(help="What is held: frozen, gate, half, live, relp or gradient.")] = "half",
+    rule: Annotated[str, typer.Option(help="What is frozen: value, gate, half, live, relp or gradient.")] = "half",
     model: Annotated[str, typer.Option(help="A model's name, folder, .gguf file, saved twin or hub id.")] = (
         "smollm2-135m"
     ),
@@ -41,7 +41,7 @@ def attribute(
             found = ah.attribute(twin, prompt, asked, rule=rule, position=position)
         if report is not None:
             with step(f"Writing {report}"):
-                flows = ah.graph(twin, prompt, asked, rule=rule, position=position, budget=budget)
+                flows = found.graph(budget=budget)
                 ah.plots.write_attribution(found, flows, report, model=model)
     if as_json:
         typer.echo(json.dumps(_facts(found, top)))

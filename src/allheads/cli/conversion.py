@@ -13,7 +13,7 @@ from allheads.cli.console import explained, results, step
 from allheads.errors import AllHeadsError
 
 if TYPE_CHECKING:
-    from allheads.models.bridge import TwinBridge
+    from allheads.twin.twin import TwinBridge
     from allheads.verification.report import Report
 
 

@@ -19,7 +19,7 @@ def explore(
         "When Mary and John went to the store, John gave a drink to"
     ),
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("explore.html"),
-    rule: Annotated[str, typer.Option(help="What is held: frozen, gate, half, live or relp.")] = "half",
+    rule: Annotated[str, typer.Option(help="What is frozen: value, gate, half, live or relp.")] = "half",
     position: Annotated[int, typer.Option(help="After which token the prediction is whose graph is drawn.")] = -1,
     budget: Annotated[int, typer.Option(min=1, help="Heads and neurons in that graph.")] = 60,
 ) -> None:

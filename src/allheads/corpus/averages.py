@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
-from allheads.models.attention import attending
-from allheads.models.bridge import TwinBridge
+from allheads.models.attention import attention_layers
 from allheads.progress import bar
 from allheads.twin.capture import EMBEDDINGS
+from allheads.twin.twin import TwinBridge, require_twin
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ def means(
 
     >>> average = means(twin, ["Mary and John", "went to the store"])  # doctest: +SKIP
     """
-    if not isinstance(twin, TwinBridge):
-        raise AllHeadsError("an attention-only twin", type(twin).__name__, "Make one with ah.convert(source).")
+    require_twin(twin)
     items = [texts] if isinstance(texts, (str, Tensor)) else list(texts)
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
@@ -78,9 +77,8 @@ def means(
 
 def _measured(twin: TwinBridge) -> list[str]:
     names = [name for name in EMBEDDINGS if name in twin.hook_dict]
-    names += [f"{each.place.prefix}hook_z" for each in attending(twin)]
-    for place, bank in zip(twin.places, twin.banks, strict=True):
-        if bank.own is not None:
-            raise AllHeadsError("neurons with one activation each", f"edited heads in {place.stem}", "Measure before.")
-        names.append(f"{place.prefix}hook_post")
+    names += [f"{layer.location.prefix}hook_z" for layer in attention_layers(twin)]
+    for layer in twin.layers:
+        layer.bank.require_shared("neurons with one activation each", layer.location.stem)
+        names.append(f"{layer.location.prefix}hook_post")
     return names

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from allheads.disk import write_tensors
 from allheads.errors import AllHeadsError
 
 #: The one entry of the file's metadata: more would come in a random order, and equal sweeps are equal files.
@@ -18,20 +18,10 @@ KEY, VERSION = "allheads.sweep", 1
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], done: int) -> Path:
-    """Write beside the file and rename: whoever is killed here leaves the old file."""
+    """Write the sweep so far: whoever is killed here leaves the old file."""
     target = path.expanduser().resolve()
-    scratch = target.with_name(f".{target.name}.unfinished")
     about = json.dumps({"version": VERSION, "done": done, "settings": settings})
-    try:
-        scratch.touch()
-        usual = scratch.stat().st_mode  # safetensors lets nobody else read what it writes
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, scratch, {KEY: about})
-        scratch.chmod(usual)
-        scratch.replace(target)
-    except (OSError, SafetensorError) as cause:
-        raise AllHeadsError(f"a place to write {target} to", str(cause), "Make room, or name another file.") from cause
-    finally:
-        scratch.unlink(missing_ok=True)
+    write_tensors(target, {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {KEY: about})
     return target
 
 

@@ -14,9 +14,8 @@ from torch.nn import functional as F
 from allheads.corpus.head_roles import destinations, role_masks, role_sums
 from allheads.corpus.running_statistics import PLACES, SHOWN, Tally
 from allheads.corpus.texts import Batch
-from allheads.errors import AllHeadsError
-from allheads.models.attention import attending
-from allheads.models.bridge import TwinBridge
+from allheads.models.attention import attention_layers
+from allheads.twin.twin import TwinBridge, require_twin
 
 
 @dataclass(frozen=True)
@@ -31,20 +30,16 @@ class Points:
     @classmethod
     def of(cls, twin: TwinBridge) -> Points:
         """All of them. Raises `AllHeadsError` for anything but a twin of one stack with shared projections."""
-        if not isinstance(twin, TwinBridge):
-            raise AllHeadsError("an attention-only twin", type(twin).__name__, "Make one with ah.convert(source).")
+        require_twin(twin)
         twin.require_one_stack("count what its parts do")
-        for place, bank in zip(twin.places, twin.banks, strict=True):
-            if bank.own is not None:
-                raise AllHeadsError(
-                    "neurons with one activation each", f"edited heads in {place.stem}", "Do it before."
-                )
-        layers = attending(twin)
+        for layer in twin.layers:
+            layer.bank.require_shared("neurons with one activation each", layer.location.stem)
+        attention = attention_layers(twin)
         return cls(
-            _spans({f"{each.place.prefix}hook_pattern": each.n_heads for each in layers}),
-            _spans({place.prefix: bank.d_mlp for place, bank in zip(twin.places, twin.banks, strict=True)}),
-            [f"{each.place.stem}.{each.kind}{head}" for each in layers for head in range(each.n_heads)],
-            [(place.stem, bank.d_mlp) for place, bank in zip(twin.places, twin.banks, strict=True)],
+            _spans({f"{each.location.prefix}hook_pattern": each.n_heads for each in attention}),
+            _spans({layer.location.prefix: layer.bank.d_mlp for layer in twin.layers}),
+            [f"{each.location.stem}.{each.kind}{head}" for each in attention for head in range(each.n_heads)],
+            [(layer.location.stem, layer.bank.d_mlp) for layer in twin.layers],
         )
 
 

@@ -1,15 +1,15 @@
 r"""What ordinary heads do on random tokens that come twice, where nothing but position and repetition can help.
 
 A prompt is a row of distinct random tokens, then the same row again, behind a beginning-of-sequence token where the
-model's tokenizer adds one. With pattern p, length L, and s the place where the first copy starts,
+model's tokenizer adds one. With pattern p, length L, and s the position where the first copy starts,
 
     induction  = mean over i < L of  p[s + L + i, s + i + 1]    the token that came after this one
     duplicate  = mean over i < L of  p[s + L + i, s + i]        this token, where it was first
     previous   = mean over q > 0 of  p[q, q - 1]                the token before
-    copying    = P( logit of x_i from value i  >  logit of x_i from value j ),  i and j random places, i != j
+    copying    = P( logit of x_i from value i  >  logit of x_i from value j ),  i and j random positions, i != j
 
 The first three are `allheads.corpus.head_roles` on these prompts. Copying is what a head would do if it attended there:
-its own value at place i, written through W_O and the final norm's gain into the logits, is compared with its values
+its own value at position i, written through W_O and the final norm's gain into the logits, is compared with its values
 elsewhere: the chance is 1/2, a head that takes away what it attends to is below. Values are those of a run, not
 ``W_E W_V``: what the first layers make of a token is far from its embedding, so eigenvalues of ``W_E W_V W_O W_U``
 (Elhage et al. 2021) say little of later layers.
@@ -30,9 +30,9 @@ from allheads.corpus.counting import Points
 from allheads.corpus.head_roles import ROLES, destinations, role_masks, role_sums
 from allheads.corpus.texts import opening
 from allheads.errors import AllHeadsError
-from allheads.models.attention import attending, read_attention, read_ends
-from allheads.models.bridge import TwinBridge
+from allheads.models.attention import attention_layers, read_attention, read_embeddings
 from allheads.models.norms import known_norm
+from allheads.twin.twin import TwinBridge
 
 Kind = Literal["induction", "duplicate", "previous", "copying"]
 KINDS: tuple[Kind, ...] = ("induction", "duplicate", "previous", "copying")
@@ -80,7 +80,7 @@ def head_scores(twin: TwinBridge, *, length: int = 64, batch: int = 4, seed: int
     tokens = repeated_tokens(twin, length, batch, seed)
     masks = role_masks(tokens)
     counts = destinations(masks).double()
-    layers = attending(twin)
+    layers = attention_layers(twin)
     # A head can be anything at the first position of all, where others rest.
     first = tokens.shape[1] - 2 * length
     once = slice(max(1, first), first + length)
@@ -102,12 +102,12 @@ def head_scores(twin: TwinBridge, *, length: int = 64, batch: int = 4, seed: int
 
     hooks = [(name, role(name)) for name in points.patterns]
     for each in layers:
-        hooks.append((f"{each.place.prefix}hook_v", copy(each.place.prefix, each.place.layer)))
+        hooks.append((f"{each.location.prefix}hook_v", copy(each.location.prefix, each.location.layer)))
     with torch.no_grad(), twin.hooks(fwd_hooks=hooks):
         twin(tokens)
     found = torch.stack([roles[name] for name in points.patterns]).cpu()
     by_role = {name: found[:, ROLES.index(name)] for name in ("induction", "duplicate", "previous")}
-    copied = torch.stack([copying[each.place.prefix] for each in layers]).cpu()
+    copied = torch.stack([copying[each.location.prefix] for each in layers]).cpu()
     return HeadScores([points.heads[span] for span in points.patterns.values()], copying=copied, **by_role)
 
 
@@ -144,7 +144,7 @@ def _copying(
 
 def _readout(twin: TwinBridge, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
     """The stream's direction that makes the logit of each token, behind the final norm with its scale left out."""
-    W = read_ends(twin).W_U.T[tokens].double()
+    W = read_embeddings(twin).W_U.T[tokens].double()
     end = getattr(twin, "ln_final", None)
     norm = None if end is None else known_norm(end.original_component, W.shape[-1])
     if norm is None:

@@ -26,9 +26,9 @@ from allheads.corpus.running_statistics import Tally, token_groups
 from allheads.corpus.sweep_result import Sweep, require_same
 from allheads.corpus.texts import Batch, Survey, Texts, batches, opening, survey, windows
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge
-from allheads.models.origin import TURNED, fingerprint, state
+from allheads.models.origin import TRANSPOSED, fingerprint, state
 from allheads.progress import bar
+from allheads.twin.twin import TwinBridge
 
 
 def sweep(
@@ -126,7 +126,7 @@ def _settings(twin: TwinBridge, points: Points, read: Survey, sizes: dict[str, i
     for name, tensor in state(twin).items():
         # Buffers may depend on what was run before.
         if isinstance(tensor, nn.Parameter):
-            digest.update(f"{name} {fingerprint(tensor).removesuffix(TURNED)} ".encode())
+            digest.update(f"{name} {fingerprint(tensor).removesuffix(TRANSPOSED)} ".encode())
     batches_in_all = -(-read.windows // sizes["batch"])
     return {
         "model": str(twin.cfg.model_name),

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge
+from allheads.twin.twin import TwinBridge
 
 #: Characters of a file that are read at a time; the line that is cut there is read to its end, if it is not longer.
 PIECE = 2**16

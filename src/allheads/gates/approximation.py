@@ -32,6 +32,7 @@ GELU_FAST_GAP = 1.1e-12
 SCALING_MARGIN = 1e-12
 
 
+# More than five arguments: each is one wish about the gates, and may be left out.
 def approximate(
     activation: str | Activation,
     *,

@@ -1,17 +1,17 @@
-"""The committed table of fits, ``fits.json``: reading, writing, and turning entries into gate sums."""
+"""The committed table of fits, ``fits.json``: reading and writing."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-from allheads.gates.activations import activation_named
-from allheads.gates.gates import Gate, GateSum
+from allheads.gates import serialization
+from allheads.gates.gates import GateSum
 
 TABLE = "fits.json"
 
@@ -34,36 +34,14 @@ class Fit:
         return self.gate_sum.heads + sum(self.gate_sum.bias_tokens)
 
 
-def to_json(fit: Fit) -> dict[str, object]:
-    """A row of the table as it is written."""
-    s = fit.gate_sum
-    return {
-        "activation": s.activation.name,
-        "gated": s.gated,
-        "domain": s.domain if math.isfinite(s.domain) else None,
-        "family": fit.family,
-        "max_error": s.max_error,
-        "amplification": fit.amplification,
-        "heads": [
-            {"alpha": a, "delta": d, "offsets": list(gate.offsets), "slopes": list(gate.slopes)}
-            for gate, a, d in zip(s.gates, s.alpha, s.delta, strict=True)
-        ],
-    }
+def to_json(fit: Fit) -> dict[str, Any]:
+    """A row of the table as it is written: the gate sum's, with family and amplification."""
+    return {"family": fit.family, "amplification": fit.amplification, **serialization.to_json(fit.gate_sum)}
 
 
-def from_json(row: dict) -> Fit:
+def from_json(row: dict[str, Any]) -> Fit:
     """A row of the table as it was written."""
-    heads = row["heads"]
-    gate_sum = GateSum(
-        activation=activation_named(row["activation"]),
-        gated=row["gated"],
-        gates=tuple(Gate(tuple(head["offsets"]), tuple(head["slopes"])) for head in heads),
-        alpha=tuple(head["alpha"] for head in heads),
-        delta=tuple(head["delta"] for head in heads),
-        max_error=row["max_error"],
-        domain=math.inf if row["domain"] is None else row["domain"],
-    )
-    return Fit(row["family"], gate_sum, row["amplification"])
+    return Fit(row["family"], serialization.from_json(row), row["amplification"])
 
 
 @cache

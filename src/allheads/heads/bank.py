@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast, get_args
 
@@ -13,33 +13,36 @@ from torch import Tensor, nn
 from allheads.errors import AllHeadsError
 from allheads.gates.gates import GateSum
 from allheads.heads import evaluate
-from allheads.heads.edited import OwnHeads
+from allheads.heads.edited import EditedHeads
 from allheads.heads.evaluate import Evaluation
-from allheads.heads.frozen import Held, linear
+from allheads.heads.frozen import FrozenGates
 from allheads.heads.guard import SharedWeight
 from allheads.heads.hooks import HeadHooks
 from allheads.heads.weights import HeadWeights
 
+#: What a source model shares with a bank.
+_SHARED = ("W_in", "b_in", "W_gate", "b_gate", "W_out", "b_out")
 
-class _PerHead:
-    """An attribute of a bank that holds one weight of every head."""
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
+def _per_head(name: str) -> Any:
+    """An attribute of a bank that holds one weight of every head, to read, in the dtype of the model.
 
-    def __get__(self, bank: HeadBank | None, owner: type) -> Any:
-        """To read, in the dtype of the model: a guarded view, or a guarded copy where a factor is folded in."""
-        if bank is None:
-            return self
-        layout = dict(bank.own.named_parameters()) if bank.own is not None else OwnHeads.layout(bank.weights())
-        return layout[self.name].detach().to(bank.dtype).as_subclass(SharedWeight)
+    It is a guarded view, or a guarded copy where a factor is folded in.
+    """
 
-    def __set__(self, bank: HeadBank, value: Tensor) -> None:
+    def read(bank: HeadBank) -> Tensor:
+        edited = bank.edited
+        layout = EditedHeads.layout(bank.weights()) if edited is None else dict(edited.named_parameters())
+        return layout[name].detach().to(bank.dtype).as_subclass(SharedWeight)
+
+    def refuse(bank: HeadBank, value: Tensor) -> None:
         raise AllHeadsError(
             "an edit of a head's weights in place",
-            f"an assignment to {self.name}",
-            f"Write `with bank.edit() as heads: heads.{self.name}[...] = ...`.",
+            f"an assignment to {name}",
+            f"Write `with bank.edit() as heads: heads.{name}[...] = ...`.",
         )
+
+    return property(read, refuse)
 
 
 class HeadBank(nn.Module):
@@ -49,15 +52,19 @@ class HeadBank(nn.Module):
     ``F(g) u W_out[n]`` with ``g = x W_gate[:, n] + b_gate[n]`` and ``u = x W_in[:, n] + b_in[n]``. F is ``gates``.
     Head ``part * d_mlp + n`` is part ``part`` of neuron ``n``.
 
-    The weights are views of the tensors given, in the orientations of TransformerLens: ``W_in [d_model d_mlp]``,
-    ``W_out [d_mlp d_model]``. Seen as heads they are ``W_Q, W_K, W_V [head d_model d_head]``,
+    The weights are views of ``tensors``, in the orientations of TransformerLens: ``W_in [d_model d_mlp]``,
+    ``W_out [d_mlp d_model]``, for gated neurons ``W_gate [d_model d_mlp]``, and ``b_in``, ``b_out`` and ``b_gate``
+    where the MLP has them. Seen as heads they are ``W_Q, W_K, W_V [head d_model d_head]``,
     ``W_O [head d_head d_model]``, ``b_Q, b_K, b_V [head d_head]``, ``b_O [d_model]``,
     ``bias_keys [head token d_head]`` and ``bias_offsets [head token]`` with d_head = 1, to read; `edit` hands them over
     for writing.
 
+    The weights are *shared* with the source until `edit` gives the bank *edited* ones. While a bank of shared weights
+    is *frozen* (`freeze`), it is a linear map.
+
     >>> from allheads.gates.approximation import approximate
     >>> W = torch.eye(2)
-    >>> bank = HeadBank(W, W, approximate("silu"), evaluation="slots")
+    >>> bank = HeadBank({"W_in": W, "W_out": W}, approximate("silu"), "slots")
     >>> x = torch.tensor([[[1.0, -1.0]]])
     >>> torch.allclose(bank(x), torch.nn.functional.silu(x))
     True
@@ -69,41 +76,25 @@ class HeadBank(nn.Module):
     b_gate: Tensor | None
     W_out: Tensor
     b_out: Tensor | None
-    W_Q, b_Q, W_K, b_K = _PerHead(), _PerHead(), _PerHead(), _PerHead()
-    W_V, b_V, W_O, b_O = _PerHead(), _PerHead(), _PerHead(), _PerHead()
-    bias_keys, bias_offsets = _PerHead(), _PerHead()
+    edited: EditedHeads | None
+    frozen: FrozenGates | None
+    W_Q, b_Q, W_K, b_K = map(_per_head, ("W_Q", "b_Q", "W_K", "b_K"))
+    W_V, b_V, W_O, b_O = map(_per_head, ("W_V", "b_V", "W_O", "b_O"))
+    bias_keys, bias_offsets = map(_per_head, ("bias_keys", "bias_offsets"))
 
-    def __init__(
-        self,
-        W_in: Float[Tensor, "d_model d_mlp"],
-        W_out: Float[Tensor, "d_mlp d_model"],
-        gates: GateSum,
-        *,
-        b_in: Float[Tensor, " d_mlp"] | None = None,
-        b_out: Float[Tensor, " d_model"] | None = None,
-        W_gate: Float[Tensor, "d_model d_mlp"] | None = None,
-        b_gate: Float[Tensor, " d_mlp"] | None = None,
-        evaluation: Evaluation = "closed",
-    ) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], gates: GateSum, evaluation: Evaluation = "closed") -> None:
         super().__init__()
-        self.gated = W_gate is not None
+        self.gated = "W_gate" in tensors
         self._tables: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
         self.gates = gates
-        self.d_mlp = W_in.shape[1]
+        self.d_mlp = tensors["W_in"].shape[1]
         self.hooks = HeadHooks()
         self.evaluation = evaluation
         self.pattern_dtype: torch.dtype | None = None
-        self.own: OwnHeads | None = None
-        self.held: Held | None = None
-        shared = {
-            "W_in": W_in,
-            "b_in": b_in,
-            "W_gate": W_gate,
-            "b_gate": b_gate,
-            "W_out": W_out,
-            "b_out": b_out,
-        }
-        for name, tensor in shared.items():
+        self.edited = None
+        self.frozen = None
+        for name in _SHARED:
+            tensor = tensors.get(name)
             # Parameters of its own over the same memory: casting or moving the bank leaves the source alone.
             view = None if tensor is None else nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
             self.register_parameter(name, view)
@@ -124,7 +115,7 @@ class HeadBank(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the residual stream the weights are made for."""
-        return self.W_in.dtype if self.own is None else self.own.W_Q.dtype
+        return self.W_in.dtype if self.edited is None else self.edited.W_Q.dtype
 
     @property
     def evaluation(self) -> Evaluation:
@@ -142,15 +133,16 @@ class HeadBank(nn.Module):
     ) -> Float[Tensor, "batch pos d_model"]:
         """The MLP's output, by the chosen evaluation, or by ``slots`` where a hook needs the heads one by one.
 
-        While ``held`` is set it is a linear map, see `allheads.heads.frozen`.
-        ``scale`` multiplies all values, see `allheads.heads.evaluate`.
+        While the bank is frozen it is a linear map, see `allheads.heads.frozen`.
+        ``scale`` multiplies all values, see `allheads.heads.evaluate`. Raises `AllHeadsError` for a frozen bank's.
         """
         if x.ndim != 3:
             raise AllHeadsError("a residual stream [batch pos d_model]", f"shape {tuple(x.shape)}", "Add a batch axis.")
-        if self.held is not None:
-            closed = self.evaluation == "closed"
-            return linear(self.weights(), x, self.hooks, self.held, self.gates, closed)
-        if self.evaluation == "closed" and self.own is None and not self.hooks.watched(*HeadHooks.PER_HEAD):
+        if self.frozen is not None:
+            if scale is not None:
+                raise AllHeadsError("frozen gates without a scale", "a scale for each row", "Unfreeze the bank first.")
+            return self.frozen.output(self.weights(), x, self.hooks, self.evaluation == "closed")
+        if self.evaluation == "closed" and self.edited is None and not self.hooks.watched(*HeadHooks.PER_HEAD):
             return evaluate.closed(self.weights(), x, self.hooks, self.gates.activation, scale)
         pattern_dtype = self._pattern_dtype(x.dtype)
         if self.evaluation == "attention" and not self.hooks.watched(*HeadHooks.PER_HEAD):
@@ -158,12 +150,12 @@ class HeadBank(nn.Module):
         return evaluate.slots(self.weights(), x, self.hooks, pattern_dtype, scale)
 
     def weights(self, gate_dtype: torch.dtype | None = None) -> HeadWeights:
-        """What the bank computes with: the shared views, or its own heads once edited.
+        """What the bank computes with: the shared views, or the edited heads.
 
         ``gate_dtype`` is the precision of the gates' coefficients, that of the patterns unless said.
         """
-        if self.own is not None:
-            return self.own.weights(self.gates.heads)
+        if self.edited is not None:
+            return self.edited.weights(self.gates.heads)
         query_weight, query_bias = (self.W_gate, self.b_gate) if self.gated else (self.W_in, self.b_in)
         keys, offsets, alpha, delta = self._gate_tables(gate_dtype or self._pattern_dtype(self.dtype))
         return HeadWeights(
@@ -182,11 +174,11 @@ class HeadBank(nn.Module):
         )
 
     @contextmanager
-    def edit(self) -> Iterator[OwnHeads]:
+    def edit(self) -> Iterator[EditedHeads]:
         """Give the bank its own copy of every head, and hand it over for writing.
 
         >>> from allheads.gates.approximation import approximate
-        >>> bank = HeadBank(torch.eye(2), torch.eye(2), approximate("silu"))
+        >>> bank = HeadBank({"W_in": torch.eye(2), "W_out": torch.eye(2)}, approximate("silu"))
         >>> with bank.edit() as heads:
         ...     heads.W_O[0] *= 2
         >>> bank(torch.ones(1, 1, 2))[0, 0].tolist() == [2 * bank(torch.ones(1, 1, 2))[0, 0, 1].item()] + [
@@ -194,17 +186,36 @@ class HeadBank(nn.Module):
         ... ]
         True
         """
-        if self.own is None:
-            self.own = OwnHeads(self.weights(torch.float64))
-            for name in ("W_in", "b_in", "W_gate", "b_gate", "W_out", "b_out"):
+        if self.frozen is not None:
+            raise AllHeadsError("a bank whose gates may change", "frozen gates", "Edit it before or after.")
+        if self.edited is None:
+            self.edited = EditedHeads(self.weights(torch.float64))
+            for name in _SHARED:
                 self._parameters[name] = None
         with torch.no_grad():
-            yield self.own
+            yield self.edited
+
+    def freeze(self, gate_share: float = 0.0) -> None:
+        """Keep the patterns that the next run has, until `unfreeze`; see `allheads.heads.frozen`.
+
+        Raises `AllHeadsError` for edited heads.
+        """
+        self.require_shared("banks whose heads share their neuron's weights", remedy="Use rule='gradient'.")
+        self.frozen = FrozenGates(self.gates.activation, gate_share)
+
+    def unfreeze(self) -> None:
+        """Let the patterns follow the input again."""
+        self.frozen = None
+
+    def require_shared(self, needed: str, where: str = "", remedy: str = "Do it before the edit.") -> None:
+        """Raise `AllHeadsError` if the heads were edited: ``needed`` says what the caller reads."""
+        if self.edited is not None:
+            raise AllHeadsError(needed, f"edited heads in {where}" if where else "edited heads", remedy)
 
     def head(self, number: int) -> dict[str, Tensor]:
         """The weights of one head by name, without expanding those of all the others."""
         part, neuron = divmod(number, self.d_mlp)
-        layout = OwnHeads.layout(self.weights(torch.float64).only(neuron))
+        layout = EditedHeads.layout(self.weights(torch.float64).only(neuron))
         return {name: tensor if name == "b_O" else tensor[part].to(self.dtype) for name, tensor in layout.items()}
 
     def _pattern_dtype(self, stream: torch.dtype) -> torch.dtype:

@@ -12,7 +12,7 @@ from allheads.heads.weights import HeadWeights
 _EXACT = ("W_V", "b_V", "bias_keys", "bias_offsets")
 
 
-class OwnHeads(nn.Module):
+class EditedHeads(nn.Module):
     """``W_Q, W_K, W_V [head d_model d_head]``, ``W_O [head d_head d_model]``, biases and bias tokens, to write to.
 
     What carries a coefficient of the gates, ``W_V, b_V, bias_keys`` and ``bias_offsets``, is kept in float64, so that
@@ -36,7 +36,7 @@ class OwnHeads(nn.Module):
         for name, tensor in self.layout(shared).items():
             self.register_parameter(name, nn.Parameter(tensor.detach().clone(), requires_grad=trained))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OwnHeads:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EditedHeads:
         """Move with the model, and keep the gates' coefficients in float64 when the model is cast."""
         exact = {name: getattr(self, name).data for name in _EXACT}
         super()._apply(fn, recurse)

@@ -1,20 +1,21 @@
-"""A bank with its gates held: a linear map of the stream, up to a constant.
+"""A bank with its gates frozen: a linear map of the stream, up to a constant.
 
-With patterns P held at those of one input, a plain neuron's heads write ``sum_h P_h (alpha_h t + delta_h)``, and a
+With patterns P frozen at those of one input, a plain neuron's heads write ``sum_h P_h (alpha_h t + delta_h)``, and a
 gated one's ``sum_h P_h delta_h u``: a slope times the preactivation t (or the value input u), and a constant. At that
 input this is the bank's own output. A gated neuron is a product, and may share its credit otherwise: with the
-fraction ``gate_share`` = c it writes ``(1 - c) F_0 u + c (u_0 F_0 / g_0) g``, where 0 marks what is held.
+fraction ``gate_share`` = c it writes ``(1 - c) F_0 u + c (u_0 F_0 / g_0) g``, where 0 marks what is frozen.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from allheads.gates.gates import GateSum
+from allheads.gates.activations import Activation
 from allheads.heads.evaluate import patterns_on_self, projections, written
 from allheads.heads.hooks import HeadHooks
 from allheads.heads.weights import HeadWeights
@@ -23,69 +24,57 @@ from allheads.heads.weights import HeadWeights
 _NEAR, _STEP = 1e-12, 1e-4
 
 
-@dataclass(frozen=True)
-class Slopes:
-    """What neurons are, per unit of what they read, at the input that is held.
+@dataclass
+class FrozenGates:
+    """What neurons are, per unit of what they read, at the input of the first run, which records it.
 
     A plain neuron is ``value * t + constant``. A gated one is ``value * u``, or ``gate * g`` where ``gate`` is
-    ``u_0 F_0 / g_0``.
+    ``u_0 F_0 / g_0``, in the shares ``1 - gate_share`` and ``gate_share``.
     """
 
-    value: Float[Tensor, "batch pos d_mlp"]
-    constant: Float[Tensor, "batch pos d_mlp"] | None
-    gate: Float[Tensor, "batch pos d_mlp"] | None
-
-
-@dataclass
-class Held:
-    """What a bank holds: a share of credit, and slopes that are recorded when it first runs."""
-
+    activation: Activation
     gate_share: float = 0.0
-    slopes: Slopes | None = None
+    value: Float[Tensor, "batch pos d_mlp"] | None = None
+    constant: Float[Tensor, "batch pos d_mlp"] | None = None
+    gate: Float[Tensor, "batch pos d_mlp"] | None = None
+
+    def output(
+        self, heads: HeadWeights, x: Float[Tensor, "batch pos d_model"], at: HeadHooks, closed: bool
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The bank's output; where ``closed``, it is that of the activation itself at the first input."""
+        t, u = (projected[..., 0, :] for projected in projections(heads, x, at))
+        if self.value is None:
+            self._record(heads, t.detach(), u.detach(), closed)
+            if self.constant is not None and torch.is_grad_enabled():
+                self.constant.requires_grad_()
+        value = cast(Tensor, self.value)
+        if self.constant is not None:
+            post = value * t + self.constant
+        elif self.gate is None:
+            post = value * u
+        elif self.gate_share == 1.0:
+            post = self.gate * t
+        else:
+            post = (1.0 - self.gate_share) * (value * u) + self.gate_share * (self.gate * t)
+        return written(heads, at.hook_post(post.to(x.dtype)), None)
+
+    @torch.no_grad()
+    def _record(self, heads: HeadWeights, t: Tensor, u: Tensor, closed: bool) -> None:
+        if heads.W_V is None:
+            self.value, constant = _weighted(heads, t)
+            self.constant = self.activation(t) - self.value * t if closed else constant
+            return
+        self.value = self.activation(t) if closed else _weighted(heads, t)[0]
+        if self.gate_share > 0:
+            near = t.abs() < _NEAR
+            at_zero = self.activation(torch.full_like(t, _STEP)) / _STEP
+            self.gate = u * torch.where(near, at_zero, self.value / torch.where(near, 1.0, t))
 
 
-def linear(
-    heads: HeadWeights, x: Float[Tensor, "batch pos d_model"], at: HeadHooks, held: Held, gates: GateSum, closed: bool
-) -> Float[Tensor, "batch pos d_model"]:
-    """The bank's output with its gates held; where ``closed``, it is that of the activation itself at the reference."""
-    t, u = (projected[..., 0, :] for projected in projections(heads, x, at))
-    if held.slopes is None:
-        held.slopes = _slopes(heads, x.detach(), t.detach(), u.detach(), gates, closed, held.gate_share > 0)
-        if held.slopes.constant is not None and torch.is_grad_enabled():
-            held.slopes.constant.requires_grad_()
-    slopes, share = held.slopes, held.gate_share
-    if slopes.constant is not None:
-        post = slopes.value * t + slopes.constant
-    elif slopes.gate is None:
-        post = slopes.value * u
-    elif share == 1.0:
-        post = slopes.gate * t
-    else:
-        post = (1.0 - share) * (slopes.value * u) + share * (slopes.gate * t)
-    return written(heads, at.hook_post(post.to(x.dtype)), None)
-
-
-@torch.no_grad()
-def _slopes(
-    heads: HeadWeights, x: Tensor, t: Tensor, u: Tensor, gates: GateSum, closed: bool, through_gates: bool
-) -> Slopes:
-    gated = heads.W_V is not None
-    if gated:
-        value = gates.activation(t) if closed else _weighed(heads, x, t)[0]
-        return Slopes(value, None, u * _per_unit(value, t, gates) if through_gates else None)
-    value, constant = _weighed(heads, x, t)
-    return Slopes(value, gates.activation(t) - value * t if closed else constant, None)
-
-
-def _weighed(heads: HeadWeights, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def _weighted(heads: HeadWeights, t: Tensor) -> tuple[Tensor, Tensor]:
     """``sum_h P_h alpha_h`` and ``sum_h P_h delta_h``. For gated neurons the first has what multiplies u."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    pattern = patterns_on_self(heads, x, t[..., None, :].to(dtype))
+    dtype = torch.promote_types(t.dtype, torch.float32)
+    # Heads that share their neuron's weights have no key that depends on the stream: only queries matter.
+    pattern = patterns_on_self(heads, t, t[..., None, :].to(dtype))
     alpha, delta = ((pattern * table.to(dtype)[:, None]).sum(2) for table in (heads.alpha, heads.delta))
     return alpha, delta
-
-
-def _per_unit(value: Tensor, t: Tensor, gates: GateSum) -> Tensor:
-    near = t.abs() < _NEAR
-    at_zero = gates.activation(torch.full_like(t, _STEP)) / _STEP
-    return torch.where(near, at_zero, value / torch.where(near, 1.0, t))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
@@ -44,8 +43,8 @@ class SharedWeight(Tensor):
             )
         if name in ("numpy", "__array__", "__dlpack__"):
             args = (args[0].as_subclass(Tensor).clone(), *args[1:])
-        with torch._C.DisableTorchFunctionSubclass():
-            return _marked(func(*args, **kwargs), args, cls)
+        # Tensor's own dispatch, without the guard among the types, computes with guarded weights as with plain ones.
+        return _marked(Tensor.__torch_function__(func, (), args, kwargs), args, cls)
 
 
 def _marked(result: Any, args: Any, guard: type[Tensor]) -> Any:
@@ -56,4 +55,4 @@ def _marked(result: Any, args: Any, guard: type[Tensor]) -> Any:
         return result
     memory = result.untyped_storage().data_ptr()
     shared = any(isinstance(a, guard) and a.untyped_storage().data_ptr() == memory for a in args)
-    return result.as_subclass(guard if shared else Tensor)
+    return Tensor.__torch_function__(Tensor.as_subclass, (), (result, guard if shared else Tensor), {})

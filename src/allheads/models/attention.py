@@ -11,29 +11,31 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components import AttentionBridge
 
 from allheads.errors import AllHeadsError
-from allheads.models.find_mlps import components
-from allheads.models.locations import Place
+from allheads.models.compat import named_components
+from allheads.models.locations import Location
 
 
 @dataclass(frozen=True)
-class Attending:
+class AttentionLayer:
     """An attention component of a bridge: where, whether it looks at its own stack or across, and how many heads."""
 
-    place: Place
+    location: Location
     kind: Literal["A", "X"]
     n_heads: int
     module: Any
 
 
-def attending(model: TransformerBridge) -> list[Attending]:
+def attention_layers(model: TransformerBridge) -> list[AttentionLayer]:
     """Every ordinary attention component, in the order of the layers.
 
-    Patterns are at ``place.prefix + "hook_pattern"``: ``blocks.3.attn.``, ``encoder_blocks.3.attn.``,
+    Patterns are at ``location.prefix + "hook_pattern"``: ``blocks.3.attn.``, ``encoder_blocks.3.attn.``,
     ``decoder_blocks.3.self_attn.`` and ``decoder_blocks.3.cross_attn.``, ``[batch head destination source]``.
     """
     return [
-        Attending(Place.at(name), "X" if name.endswith("cross_attn") else "A", _n_heads(model, component), component)
-        for name, component in components(model)
+        AttentionLayer(
+            Location.at(name), "X" if name.endswith("cross_attn") else "A", _n_heads(model, component), component
+        )
+        for name, component in named_components(model)
         if isinstance(component, AttentionBridge)
     ]
 
@@ -99,7 +101,7 @@ def read_attention(model: TransformerBridge, layer: int) -> Attention:
 
 
 @dataclass(frozen=True)
-class Ends:
+class Embeddings:
     """Where tokens enter and logits leave: ``W_E``, learned positions, ``W_U`` and its bias."""
 
     W_E: Float[Tensor, "d_vocab d_model"]
@@ -108,11 +110,11 @@ class Ends:
     b_U: Float[Tensor, " d_vocab"] | None
 
 
-def read_ends(model: TransformerBridge) -> Ends:
+def read_embeddings(model: TransformerBridge) -> Embeddings:
     """The embedding, learned positions if there are any, and the unembedding."""
     learned = model.cfg.positional_embedding_type == "standard"
     bias = model.b_U.detach()
-    return Ends(
+    return Embeddings(
         model.W_E.detach(),
         model.W_pos.detach()[: model.cfg.n_ctx] if learned else None,
         model.W_U.detach(),

@@ -40,7 +40,7 @@ def routed(module: nn.Module) -> bool:
 
 def read_experts(site: Site, module: nn.Module) -> Unit:
     """Every expert of a stack as an MLP of its own, over slices of the stack's weights."""
-    check_finite(module, site.place)
+    check_finite(module, site.location)
     first, _ = _weights(module)
     exact = in_dtype(module, torch.promote_types(first.dtype, torch.float32))
     layout = next((each for each in _layouts(module) if _fits(each, exact, 0)), None)
@@ -48,7 +48,7 @@ def read_experts(site: Site, module: nn.Module) -> Unit:
     if layout is None or wrong is not None:
         raise AllHeadsError(
             "experts that compute out(f(gate(x)) * in(x)) or out(f(in(x)))",
-            f"{type(module).__name__} in {site.place.stem}, whose expert {wrong} fits no such formula"
+            f"{type(module).__name__} in {site.location.stem}, whose expert {wrong} fits no such formula"
             " (a clamp, a shifted value, or another activation)",
             "This kind of expert is not supported yet.",
         )
@@ -60,8 +60,8 @@ def _expert(site: Site, module: nn.Module, layout: Layout, number: int) -> MLP:
         copied = _copied(module, dtype)
         return lambda x: run_expert(copied, number, x)
 
-    place = replace(site.place, name=f"{site.place.name}.{number}", expert=number)
-    return MLP(place, _tensors(module, layout, number), layout.activation, reference)
+    location = replace(site.location, name=f"{site.location.name}.{number}", expert=number)
+    return MLP(location, _tensors(module, layout, number), layout.activation, reference)
 
 
 @lru_cache(maxsize=1)

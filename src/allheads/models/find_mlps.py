@@ -20,10 +20,9 @@ from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components import AttentionBridge, MLPBridge, MoEBridge
 
+from allheads.models.compat import named_components, network_path
 from allheads.models.formulas import computes_mlp, is_projection
-from allheads.models.locations import Place, numbered, told_apart
-
-_WRAPPED = "_original_component"
+from allheads.models.locations import Location, numbered, tower_names
 
 
 @dataclass(frozen=True)
@@ -34,16 +33,16 @@ class Site:
     ``path``, under these names for ``in`` and ``out``.
     """
 
-    place: Place
+    location: Location
     path: str
     experts: bool = False
     inside: tuple[str, str] | None = None
 
 
-def find_sites(source: TransformerBridge, body: nn.Module) -> list[Site]:
+def locate_mlps(source: TransformerBridge, body: nn.Module) -> list[Site]:
     """Every MLP and every stack of experts, in the order of the network; ``body`` is it without a bridge."""
-    paths = {id(module): _clean(path) for path, module in source.original_model.named_modules()}
-    known = {name: component for name, component in components(source) if id(component) in paths}
+    paths = {id(module): network_path(path) for path, module in source.original_model.named_modules()}
+    known = {name: component for name, component in named_components(source) if id(component) in paths}
     names = {paths[id(component)]: name for name, component in known.items()}
     sites = _of_bridge(source, body, paths)
     sites += _elsewhere(sites, names, body, is_experts)
@@ -51,8 +50,8 @@ def find_sites(source: TransformerBridge, body: nn.Module) -> list[Site]:
     sites += _elsewhere(sites, names, body, computes_mlp, attention)
     order = {path: number for number, (path, _) in enumerate(body.named_modules())}
     sites.sort(key=lambda site: order[site.path])
-    towers = told_apart(site.place for site in sites)
-    return [replace(site, place=numbered(site.place, towers)) for site in sites]
+    towers = tower_names(site.location for site in sites)
+    return [replace(site, location=numbered(site.location, towers)) for site in sites]
 
 
 def is_experts(module: nn.Module) -> bool:
@@ -61,29 +60,20 @@ def is_experts(module: nn.Module) -> bool:
     return len(weights) == 2 and "hidden_states" in inspect.signature(module.forward).parameters
 
 
-def components(bridge: nn.Module, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Modules of a bridge by name; what they wrap is left out."""
-    for name, child in bridge.named_children():
-        if name not in (_WRAPPED, "original_model", "_container_state_owners"):
-            path = f"{prefix}{name}"
-            yield path, child
-            yield from components(child, f"{path}.")
-
-
 def _of_bridge(source: TransformerBridge, body: nn.Module, paths: dict[int, str]) -> list[Site]:
     """What the bridge calls an MLP or a mixture."""
     sites: list[Site] = []
-    for name, component in components(source):
-        if not isinstance(component, (MLPBridge, MoEBridge)) or any(_covers(s.place.name, name) for s in sites):
+    for name, component in named_components(source):
+        if not isinstance(component, (MLPBridge, MoEBridge)) or any(_covers(s.location.name, name) for s in sites):
             continue
         if component.name is None:
             parent = source.get_submodule(name.rpartition(".")[0])
             inside = (str(component.submodules["in"].name), str(component.submodules["out"].name))
-            sites.append(Site(Place.at(name), paths[id(parent)], inside=inside))
+            sites.append(Site(Location.at(name), paths[id(parent)], inside=inside))
         elif isinstance(component, MoEBridge) and not component.bound_dense:
             sites += _mixture(name, paths[id(component)], body)
         elif id(component) in paths:
-            sites.append(Site(Place.at(name), paths[id(component)]))
+            sites.append(Site(Location.at(name), paths[id(component)]))
     return sites
 
 
@@ -92,12 +82,12 @@ def _mixture(name: str, path: str, body: nn.Module) -> list[Site]:
     found = []
     for inner, module in body.get_submodule(path).named_modules():
         if inner and is_experts(module):
-            found.append(Site(Place.at(f"{name}.{inner}"), f"{path}.{inner}", experts=True))
+            found.append(Site(Location.at(f"{name}.{inner}"), f"{path}.{inner}", experts=True))
         elif sum(is_projection(child) for child in module.children()) >= 2:
             expert = re.search(r"expert\w*?[._](\d+)$", inner)
             number = int(expert[1]) if expert else None
-            place = Place.at(f"{name}.{inner}".rstrip("."), expert=number, shared="shared" in inner)
-            found.append(Site(place, f"{path}.{inner}".rstrip(".")))
+            location = Location.at(f"{name}.{inner}".rstrip("."), expert=number, shared="shared" in inner)
+            found.append(Site(location, f"{path}.{inner}".rstrip(".")))
     return found
 
 
@@ -112,12 +102,8 @@ def _elsewhere(
             parent = next((outer for outer in _upwards(path) if outer in names), None)
             name = path if parent is None else f"{names[parent]}{path.removeprefix(parent)}"
             expert = "shared" in path.rpartition(".")[2]
-            found.append(Site(Place.at(name, shared=expert), path, experts=wanted is is_experts))
+            found.append(Site(Location.at(name, shared=expert), path, experts=wanted is is_experts))
     return found
-
-
-def _clean(path: str) -> str:
-    return ".".join(part for part in path.split(".") if part != _WRAPPED)
 
 
 def _covers(outer: str, inner: str) -> bool:

@@ -78,7 +78,7 @@ class Trace:
         return [Trace(x, [each[n] for each in projections], out) for n, (x, out) in enumerate(parts)]
 
 
-def find_roles(module: nn.Module, d_model: int, known: Sequence[Roles] = ()) -> Roles | None:
+def find_formula(module: nn.Module, d_model: int, known: Sequence[Roles] = ()) -> Roles | None:
     """The roles in ``module``, those ``known`` tried first; None if it computes something else."""
     residual = takes_residual(module)
     traces = _spanning(module, d_model, residual)
@@ -97,7 +97,7 @@ def computes_mlp(module: nn.Module) -> bool:
         return False
     dtype = torch.promote_types(next(module.parameters()).dtype, torch.float32)
     try:
-        return find_roles(in_dtype(module, dtype), input_size(projections[0])) is not None
+        return find_formula(in_dtype(module, dtype), input_size(projections[0])) is not None
     except Exception:
         # Whatever cannot be called with a stream alone, for whatever reason, is something else.
         return False

@@ -14,16 +14,14 @@ from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from allheads.errors import AllHeadsError
+from allheads.models.compat import attention_kernel, experts_kernel, make_network
 from allheads.models.origin import state
 from allheads.models.reading import explained, no_progress_bars
 
 #: What a configuration says about the file that it came from, and not about the network.
 _INCIDENTAL = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
-#: What a configuration does not keep, and roundings depend on.
-_KERNELS = ("attn_implementation", "experts_implementation")
 _OTHERS = "Save without standalone=True, and give the source: ah.load(folder, source=...)."
 _TOKENIZER, _GENERATION = "tokenizer_config.json", "generation_config.json"
 
@@ -35,7 +33,7 @@ def describe(model: TransformerBridge) -> dict[str, Any]:
         "architecture": model.cfg.architecture,
         "network": type(model.original_model).__name__,
         "model_name": model.cfg.model_name,
-        "kernels": {kernel: getattr(config, f"_{kernel}", None) for kernel in _KERNELS},
+        "kernels": {"attn_implementation": attention_kernel(config), "experts_implementation": experts_kernel(config)},
         "prepends_bos": bool(model.cfg.default_prepend_bos),
         "config": _plain(config),
     }
@@ -71,7 +69,7 @@ def write_network(model: TransformerBridge, folder: Path) -> None:
         model.tokenizer.save_pretrained(folder)
 
 
-def blank(
+def network_from_config(
     folder: Path,
     device: str | torch.device,
     *,
@@ -90,8 +88,7 @@ def blank(
         config = AutoConfig.from_pretrained(folder, **safe)
         tokenizer = AutoTokenizer.from_pretrained(folder, **safe) if (folder / _TOKENIZER).exists() else None
         options = {name: kernel for name, kernel in kernels.items() if kernel is not None}
-        with no_init_weights(), torch.random.fork_rng(devices=[]):
-            model = _class(network)._from_config(config, dtype=dtype, **options)
+        model = make_network(_class(network), config, dtype=dtype, **options)
         if (folder / _GENERATION).exists():
             model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
         model.tie_weights()

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
 from allheads.errors import AllHeadsError
-from allheads.models.norms import Norm, known_norm
+from allheads.models.compat import network_path, wrappers
+from allheads.models.norms import Norm, known_norm, norm_modules
 
 
 @dataclass
-class HeldNorm:
+class FrozenNorm:
     """A norm whose scale is recorded when it first runs: ``gain * scale * (x - mean) + shift``."""
 
     module: nn.Module
@@ -56,36 +57,23 @@ class HeldNorm:
         with torch.no_grad():
             self.shift = self.norm.shift.to(wide)
             centred = wide - wide.mean(-1, keepdim=True) if self.norm.centred else wide
-            straight = self.norm.gain.to(wide) * centred
+            direction = self.norm.gain.to(wide) * centred
             written = self.module(x).to(wide) - self.shift
-            size = straight.square().sum(-1, keepdim=True).clamp_min(torch.finfo(wide.dtype).tiny)
-            self.scale = (written * straight).sum(-1, keepdim=True) / size
+            size = direction.square().sum(-1, keepdim=True).clamp_min(torch.finfo(wide.dtype).tiny)
+            self.scale = (written * direction).sum(-1, keepdim=True) / size
 
 
 @contextmanager
-def held_norms(body: nn.Module) -> Iterator[dict[str, HeldNorm]]:
+def frozen_norms(body: nn.Module) -> Iterator[dict[str, FrozenNorm]]:
     """Let every norm of a bridged network keep, for a while, the scale that it has in its first run; by path."""
-    held: dict[str, HeldNorm] = {}
+    norms: dict[str, FrozenNorm] = {}
     with ExitStack() as stack:
-        for path, module, component in _norms(body):
-            held[path] = HeldNorm(module, component)
-            stack.enter_context(_called_instead(component or module, held[path]))
-        yield held
-
-
-def _norms(body: nn.Module) -> Iterator[tuple[str, nn.Module, GeneralizedComponent | None]]:
-    """Every norm by path, with the component around it if there is one."""
-    around = {
-        id(module._modules["_original_component"]): module
-        for module in body.modules()
-        if isinstance(module, GeneralizedComponent) and "_original_component" in module._modules
-    }
-    for path, module in body.named_modules():
-        if isinstance(module, GeneralizedComponent) or any(module.children()):
-            continue
-        if "norm" in type(module).__name__.lower():
-            clean = ".".join(part for part in path.split(".") if part != "_original_component")
-            yield clean, module, around.get(id(module))
+        components = wrappers(body)
+        for path, module in norm_modules(body):
+            component = components.get(id(module))
+            norm = norms[network_path(path)] = FrozenNorm(module, component)
+            stack.enter_context(_called_instead(component or module, norm))
+        yield norms
 
 
 @contextmanager

@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 import transformers.modeling_gguf_pytorch_utils as hf_gguf
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer
 
 from allheads.errors import AllHeadsError
 from allheads.models.cache import cached_folder
+from allheads.models.compat import forget_quantisation
 from allheads.models.reading import explained, no_progress_bars, read_model
 
 # Part of every copy's name: raise it when the content of a copy changes.
@@ -78,16 +79,10 @@ def _unpack(path: Path, folder: Path) -> None:
             "Make room, or name another folder in the environment variable ALLHEADS_CACHE.",
         ):
             bar.set_description(f"{title}: writing")
-            _forget_quantisation(model)
+            forget_quantisation(model)
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             bar.update()
-
-
-def _forget_quantisation(model: PreTrainedModel) -> None:
-    """Its weights are plain float32 by now, but transformers refuses to save a model marked as quantised."""
-    del model.hf_quantizer, model.config.quantization_config
-    model.is_quantized = False
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 
 from allheads.heads.bank import HeadBank
 from allheads.heads.mixture import MixtureBank
+from allheads.models.compat import called, hook_registry, network_module, wrap
 from allheads.models.mlps import Unit, activation_of
-from allheads.models.tree import called, unwrapped
 
 
 class HeadBankBridge(GeneralizedComponent):
@@ -27,7 +27,7 @@ class HeadBankBridge(GeneralizedComponent):
     def __init__(self, name: str | None, bank: HeadBank | MixtureBank, *, residual: bool, config: Any) -> None:
         super().__init__(name, config)
         self.residual = residual
-        self.set_original_component(bank)
+        wrap(self, bank)
 
     def adopt(self, replaced: GeneralizedComponent) -> None:
         """Take over the hook points that stay."""
@@ -55,31 +55,24 @@ def graft(twin: TransformerBridge, unit: Unit, banks: Sequence[HeadBank]) -> Non
     bank: HeadBank | MixtureBank = MixtureBank(banks) if site.experts else banks[0]
     component = HeadBankBridge(site.path.rpartition(".")[2], bank, residual=unit.residual, config=twin.cfg)
     component.train(twin.original_model.training)
-    replaced = _component(twin, site.place.name)
+    replaced = _component(twin, site.location.name)
     if replaced is not None:
         component.adopt(replaced)
     _replace_in_network(twin.original_model, unit, component)
-    _replace_in_bridge(twin, site.place.name, component)
-    keep = {f"{site.place.name}.hook_in": component.hook_in, f"{site.place.name}.hook_out": component.hook_out}
-    for name in [name for name in twin._hook_registry if name.startswith(f"{site.place.name}.")]:
+    _replace_in_bridge(twin, site.location.name, component)
+    keep = {f"{site.location.name}.hook_in": component.hook_in, f"{site.location.name}.hook_out": component.hook_out}
+    registry = hook_registry(twin)
+    for name in [name for name in registry if name.startswith(f"{site.location.name}.")]:
         if name not in keep:
-            del twin._hook_registry[name]
+            del registry[name]
     for name, point in keep.items():
         point.name = name  # an assignment to a module renames it
-    twin._hook_registry.update(keep)
+    registry.update(keep)
     for mlp, each in zip(unit.mlps, banks, strict=True):
         for name, point in each.hooks.named_children():
             assert isinstance(point, HookPoint)
-            point.name = f"{mlp.place.prefix}{name}"
-            twin._hook_registry[point.name] = point
-
-
-def refresh(twin: TransformerBridge) -> None:
-    """Let the bridge forget what it knew of its hook points."""
-    twin._hook_cache = None
-    twin._block_alias_cache = None
-    driver = twin._driver
-    driver.supported_hook_points = frozenset(twin._hook_registry) - driver.non_fireable_hook_points
+            point.name = f"{mlp.location.prefix}{name}"
+            registry[point.name] = point
 
 
 def _replace_in_network(body: nn.Module, unit: Unit, component: HeadBankBridge) -> None:
@@ -88,7 +81,7 @@ def _replace_in_network(body: nn.Module, unit: Unit, component: HeadBankBridge) 
         _set(body, site.path, component)
         return
     # The layer calls in, activation, out one after the other: the bank answers for all three.
-    layer = unwrapped(called(body, site.path))
+    layer = network_module(called(body, site.path))
     owner, name = activation_of(site, layer)
     _set(layer, site.inside[0], component)
     setattr(owner, name, nn.Identity())
@@ -97,7 +90,7 @@ def _replace_in_network(body: nn.Module, unit: Unit, component: HeadBankBridge) 
 
 def _set(body: nn.Module, path: str, module: nn.Module) -> None:
     outer, _, name = path.rpartition(".")
-    unwrapped(called(body, outer))._modules[name] = module
+    network_module(called(body, outer))._modules[name] = module
 
 
 def _component(twin: TransformerBridge, name: str) -> GeneralizedComponent | None:
@@ -132,5 +125,5 @@ def _realias(twin: TransformerBridge, layer: Any, path: str, last: str, componen
         if gone:
             point = component.get_submodule(aliases[alias].rpartition(".")[2])
             object.__setattr__(layer, alias, point)
-            twin._hook_registry[f"{path}.{alias}"] = cast(HookPoint, point)
+            hook_registry(twin)[f"{path}.{alias}"] = cast(HookPoint, point)
     layer.hook_aliases = aliases

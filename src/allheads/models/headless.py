@@ -38,13 +38,13 @@ class _Bare:
             )
 
 
-class BareBert(_Bare, BertArchitectureAdapter):
+class HeadlessBert(_Bare, BertArchitectureAdapter):
     """``BertModel``."""
 
     outer = "bert"
 
 
-class BareRoberta(_Bare, RobertaArchitectureAdapter):
+class HeadlessRoberta(_Bare, RobertaArchitectureAdapter):
     """``RobertaModel``."""
 
     outer = "roberta"
@@ -52,5 +52,5 @@ class BareRoberta(_Bare, RobertaArchitectureAdapter):
 
 def register() -> None:
     """Let TransformerLens know these adapters; again does no harm."""
-    for name, adapter in (("BertModel", BareBert), ("RobertaModel", BareRoberta)):
+    for name, adapter in (("BertModel", HeadlessBert), ("RobertaModel", HeadlessRoberta)):
         ArchitectureAdapterFactory.register_adapter(name, adapter)

@@ -1,4 +1,4 @@
-"""Where in a model a bank of heads sits, and what that place is called.
+"""Where in a model a bank of heads sits, and what that location is called.
 
     stem = [ tower ] "L" layer [ "." ( "M" expert | "S" ) ]        tower = letter [ number ]
 
@@ -18,10 +18,10 @@ _STACKS = {"blocks": "", "encoder_blocks": "E", "decoder_blocks": "D", "L_blocks
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """One MLP or expert, under ``name`` in the bridge.
 
-    >>> Place.at("decoder_blocks.2.mlp.experts.5", expert=5).stem
+    >>> Location.at("decoder_blocks.2.mlp.experts.5", expert=5).stem
     'DL2.M5'
     """
 
@@ -32,7 +32,7 @@ class Place:
     shared: bool = False
 
     @classmethod
-    def at(cls, name: str, *, expert: int | None = None, shared: bool = False) -> Place:
+    def at(cls, name: str, *, expert: int | None = None, shared: bool = False) -> Location:
         """Read the name of a bridge component; one outside all layers counts as layer 0 of its own."""
         stack, layer = _stack(name)
         return cls(name, layer, _STACKS.get(stack, "V" if stack != name else "P"), expert, shared)
@@ -54,23 +54,24 @@ class Place:
         return f"{self.name}."
 
 
-def told_apart(places: Iterable[Place]) -> dict[str, str]:
+def tower_names(locations: Iterable[Location]) -> dict[str, str]:
     """The tower of every stack: letters as they are, and numbers where two stacks would share one.
 
-    >>> told_apart([Place.at("vision.layers.0.mlp"), Place.at("audio.layers.0.mlp"), Place.at("blocks.0.mlp")])
+    >>> names = ["vision.layers.0.mlp", "audio.layers.0.mlp", "blocks.0.mlp"]
+    >>> tower_names([Location.at(name) for name in names])
     {'vision.layers': 'V', 'audio.layers': 'V2', 'blocks': ''}
     """
     towers: dict[str, str] = {}
-    for place in places:
-        if place.stack not in towers:
-            count = sum(tower.rstrip("0123456789") == place.tower for tower in towers.values())
-            towers[place.stack] = f"{place.tower}{count + 1}" if count and place.tower else place.tower
+    for location in locations:
+        if location.stack not in towers:
+            count = sum(tower.rstrip("0123456789") == location.tower for tower in towers.values())
+            towers[location.stack] = f"{location.tower}{count + 1}" if count and location.tower else location.tower
     return towers
 
 
-def numbered(place: Place, towers: dict[str, str]) -> Place:
-    """The place with the tower that its stack has been given."""
-    return replace(place, tower=towers[place.stack])
+def numbered(location: Location, towers: dict[str, str]) -> Location:
+    """The location with the tower that its stack has been given."""
+    return replace(location, tower=towers[location.stack])
 
 
 def _stack(name: str) -> tuple[str, int]:

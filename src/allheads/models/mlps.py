@@ -31,8 +31,8 @@ from allheads.gates.gates import GateSum
 from allheads.heads.bank import HeadBank
 from allheads.heads.evaluate import Evaluation
 from allheads.models.find_mlps import Site
-from allheads.models.formulas import Part, Roles, call, find_roles, in_dtype, is_projection, takes_residual
-from allheads.models.locations import Place
+from allheads.models.formulas import Part, Roles, call, find_formula, in_dtype, is_projection, takes_residual
+from allheads.models.locations import Location
 
 #: Where modules keep their activation function.
 _ACTIVATION_ATTRIBUTES = ("act_fn", "act", "activation_fn", "activation", "intermediate_act_fn", "hidden_act")
@@ -46,7 +46,7 @@ class MLP:
     function of the stream, in a dtype: a copy where it is not theirs.
     """
 
-    place: Place
+    location: Location
     tensors: dict[str, Tensor]
     activation: Activation
     reference: Callable[[torch.dtype], Callable[[Tensor], Tensor]] = field(repr=False)
@@ -79,7 +79,7 @@ class MLP:
 
     def heads(self, gates: GateSum, evaluation: Evaluation = "closed") -> HeadBank:
         """The same neurons as heads with these gates, over the same weights."""
-        return HeadBank(gates=gates, evaluation=evaluation, **self.tensors)
+        return HeadBank(self.tensors, gates, evaluation)
 
 
 @dataclass(frozen=True)
@@ -103,22 +103,23 @@ class Unit:
 
 def read_module(site: Site, module: nn.Module, d_model: int, known: list[Roles]) -> Unit:
     """A plain, gated, joint or residual-taking MLP. ``known`` are roles found earlier: tried first, and added to."""
-    check_finite(module, site.place)
-    exact = in_dtype(module, torch.promote_types(_dtype(module, site.place), torch.float32))
-    roles = find_roles(exact, d_model, known)
+    check_finite(module, site.location)
+    exact = in_dtype(module, torch.promote_types(_dtype(module, site.location), torch.float32))
+    roles = find_formula(exact, d_model, known)
     if roles is not None and (roles.scale_in, roles.scale_out) != (1.0, 1.0) and roles not in known:
         # Factors are measured: in float64, to its last digits.
-        roles = find_roles(in_dtype(module, torch.float64), d_model)
+        roles = find_formula(in_dtype(module, torch.float64), d_model)
     if roles is None:
         raise AllHeadsError(
             "an MLP that computes out(f(in(x))) or out(f(gate(x)) * in(x)) with a known activation",
-            f"{type(module).__name__} in {site.place.stem}, whose numbers fit no such formula ({_described(module)}):"
-            " a clamp, sparsity, a norm inside, a mix of tokens, quantised projections, or another activation",
+            f"{type(module).__name__} in {site.location.stem}, whose numbers fit no such formula"
+            f" ({_described(module)}): a clamp, sparsity, a norm inside, a mix of tokens, quantised projections,"
+            " or another activation",
             f"This kind of MLP is not supported yet; f is one of {', '.join(ACTIVATIONS)}.",
         )
     if roles.activation.squared and roles.gate is not None:
         raise AllHeadsError(
-            "a gate that grows linearly", f"{roles.activation.name} in {site.place.stem}", "Not supported yet."
+            "a gate that grows linearly", f"{roles.activation.name} in {site.location.stem}", "Not supported yet."
         )
     if roles not in known:
         known.append(roles)
@@ -128,7 +129,7 @@ def read_module(site: Site, module: nn.Module, d_model: int, known: list[Roles])
     def reference(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         return partial(call, in_dtype(module, dtype), residual=residual)
 
-    mlp = MLP(site.place, tensors, roles.activation, reference, roles.scale_in, roles.scale_out)
+    mlp = MLP(site.location, tensors, roles.activation, reference, roles.scale_in, roles.scale_out)
     return Unit(site, [mlp], residual)
 
 
@@ -137,16 +138,16 @@ def read_parts(site: Site, layer: nn.Module) -> Unit:
     assert site.inside is not None
     first, last = (layer.get_submodule(name) for name in site.inside)
     for part in (first, last):
-        check_finite(part, site.place)
+        check_finite(part, site.location)
     owner, name = activation_of(site, layer)
-    activation = recognise(getattr(owner, name), site.place.stem)
+    activation = recognise(getattr(owner, name), site.location.stem)
     tensors = {"W_in": _weight(first), "b_in": _bias(first), "W_out": _weight(last), "b_out": _bias(last)}
 
     def reference(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         copied = [in_dtype(part, dtype) for part in (first, last)]
         return lambda x: copied[1](getattr(owner, name)(copied[0](x)))
 
-    return Unit(site, [MLP(site.place, _present(tensors), activation, reference)])
+    return Unit(site, [MLP(site.location, _present(tensors), activation, reference)])
 
 
 def activation_of(site: Site, layer: nn.Module) -> tuple[nn.Module, str]:
@@ -158,7 +159,7 @@ def activation_of(site: Site, layer: nn.Module) -> tuple[nn.Module, str]:
             return owner, name
     raise AllHeadsError(
         f"an activation function under one of {', '.join(_ACTIVATION_ATTRIBUTES)}",
-        f"a {type(owner).__name__} without one in {site.place.stem}",
+        f"a {type(owner).__name__} without one in {site.location.stem}",
         "This kind of MLP is not supported yet.",
     )
 
@@ -183,23 +184,23 @@ def recognise(function: Callable[[Tensor], Tensor], where: str = "it") -> Activa
     )
 
 
-def check_finite(module: nn.Module, place: Place) -> None:
+def check_finite(module: nn.Module, location: Location) -> None:
     """Refuse NaN and infinity in the weights of an MLP."""
     for name, tensor in module.named_parameters():
         # A sum is finite if all terms are, and much cheaper to test.
         if not tensor.sum().isfinite() and not tensor.isfinite().all():
             raise AllHeadsError(
-                "finite weights", f"NaN or infinity in {name} of {place.stem}", "Repair or reload the model."
+                "finite weights", f"NaN or infinity in {name} of {location.stem}", "Repair or reload the model."
             )
 
 
-def _dtype(module: nn.Module, place: Place) -> torch.dtype:
+def _dtype(module: nn.Module, location: Location) -> torch.dtype:
     dtypes = {p.dtype for p in module.parameters()}
     if len(dtypes) != 1 or not next(iter(dtypes)).is_floating_point:
         kinds = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)) or "none"
         raise AllHeadsError(
             "an MLP with floating-point weights of one dtype",
-            f"{kinds} in {place.stem}",
+            f"{kinds} in {location.stem}",
             "Load the model unquantised, in one dtype.",
         )
     return next(iter(dtypes))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,6 +22,9 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+
+from allheads.models.compat import version as written
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,40 @@ class Norm:
         return direction - direction.mean(0) if self.centred else direction
 
 
+def norm_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every norm of a network, bridged or not, by path: modules without parts that scale a stream to one length.
+
+    What counts is what a module computes, not its name: ``module(1000 x) = module(x)``, and not a constant. Norms that
+    `measure_norm` does not know are among them, so that whoever needs to can refuse them.
+    """
+    for path, module in network.named_modules():
+        if not isinstance(module, HookPoint) and not any(module.children()) and _scales_to_one_length(module):
+            yield path, module
+
+
+_SCALES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def _scales_to_one_length(module: nn.Module) -> bool:
+    if module not in _SCALES:
+        weights = list(module.parameters())
+        vectors = len(weights) <= 2 and all(weight.ndim == 1 for weight in weights)
+        _SCALES[module] = vectors and _ignores_size(module, weights)
+    return _SCALES[module]
+
+
+def _ignores_size(module: nn.Module, weights: list[nn.Parameter]) -> bool:
+    like = weights[0] if weights else torch.zeros(8)
+    x = torch.randn(1, 16, len(like), generator=torch.Generator().manual_seed(0)).to(like)
+    try:
+        with torch.no_grad():
+            small, large, other = (module(row) for row in (10.0 * x, 1e4 * x, 10.0 * x.flip(1)))
+            return torch.allclose(small, large, rtol=0.05, atol=0.05) and not torch.allclose(small, other, atol=0.05)
+    except Exception:
+        # Whatever cannot be called with a stream alone, for whatever reason, is no norm.
+        return False
+
+
 _MEASURED: WeakKeyDictionary[nn.Module, tuple[Any, Norm | None]] = WeakKeyDictionary()
 
 
@@ -67,7 +105,7 @@ def known_norm(module: nn.Module, d_model: int) -> Norm | None:
 
     A norm that works in float32 inside shows its gain to seven digits only.
     """
-    version = (d_model, *((p.data_ptr(), p._version, p.dtype) for p in module.parameters()))
+    version = (d_model, *((p.data_ptr(), written(p), p.dtype) for p in module.parameters()))
     if _MEASURED.get(module, (None,))[0] != version:
         norm = measure_norm(module, d_model)
         if norm is not None:

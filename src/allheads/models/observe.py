@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
-from allheads.models.tree import called
+from allheads.models.compat import called
 
 #: What a bridge is called with, by name.
 Inputs = Mapping[str, Tensor]

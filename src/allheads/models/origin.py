@@ -13,15 +13,16 @@ from functools import cache, partial
 from itertools import chain
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
-from allheads.models.bridge import TwinBridge
+from allheads.heads.bank import HeadBank
+from allheads.models.compat import network_path
 
 #: Words of eight bytes in a row, and rows that are worked on at a time: a megabyte, which fits a cache.
 _ROW, _BLOCK = 1024, 128
 #: Ends the fingerprint of a matrix that lies in memory column by column.
-TURNED = "T"
+TRANSPOSED = "T"
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,14 @@ class Origin:
 def state(model: TransformerBridge) -> dict[str, Tensor]:
     """Every parameter and buffer of a bridge's network, once, by name.
 
-    Names are paths in the network, without the bridge's components; heads are found under their place in the bridge:
-    ``model.embed_tokens.weight``, ``blocks.3.mlp.W_in``, ``blocks.3.mlp.own.W_Q``.
+    Names are paths in the network, without the bridge's components; heads are found under their location in the bridge:
+    ``model.embed_tokens.weight``, ``blocks.3.mlp.W_in``, ``blocks.3.mlp.edited.W_Q``.
     """
-    titles = _titles(model) if isinstance(model, TwinBridge) else {}
+    titles = _titles(model.original_model)
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     for path, module in model.original_model.named_modules():
-        prefix = titles.get(id(module), _clean(path))
+        prefix = titles.get(id(module), network_path(path))
         for leaf, tensor in chain(module._parameters.items(), module._buffers.items()):
             if tensor is not None and id(tensor) not in seen:
                 seen.add(id(tensor))
@@ -66,8 +67,8 @@ def fingerprint(tensor: Tensor) -> str:
 
 def _digest(tensor: Tensor) -> str:
     """Of the values as they lie in memory, a matrix turned or not."""
-    straight = tensor.mT if _order(tensor) else tensor
-    data = straight.detach().contiguous().flatten().view(torch.uint8)
+    untransposed = tensor.mT if _order(tensor) else tensor
+    data = untransposed.detach().contiguous().flatten().view(torch.uint8)
     whole = len(data) // (8 * _ROW) * (8 * _ROW)
     # Words have to begin where words begin.
     head = data[:whole] if data.storage_offset() % 8 == 0 else data[:whole].clone()
@@ -77,7 +78,7 @@ def _digest(tensor: Tensor) -> str:
         mixed = (block >> 29).add_(block)
         columns += mixed.sum(0)
         rows.append(mixed.sum(1))
-    digest = hashlib.sha256(f"{tensor.dtype} {tuple(straight.shape)}".encode())
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(untransposed.shape)}".encode())
     for part in (torch.cat([columns, *rows]), data[whole:]):
         digest.update(part.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -88,18 +89,18 @@ def mark_loaded(model: TransformerBridge, name: str, dtype: torch.dtype) -> None
     model.loaded_from = Origin(name, dtype, {name: fingerprint(tensor) for name, tensor in state(model).items()})
 
 
-def origin_of(twin: TwinBridge, source: TransformerBridge) -> Origin:
+def origin_of(twin: TransformerBridge, source: TransformerBridge) -> Origin:
     """Where a new twin's tensors come from. What lies where the source was loaded to is not read once more."""
     now = state(source)
     prints = {name: cache(partial(fingerprint, tensor)) for name, tensor in now.items()}
     loaded: Origin | None = getattr(source, "loaded_from", None)
     first = {name: prints[name]() if loaded is None else loaded.state.get(name) for name in now}
-    places = {_place(tensor): name for name, tensor in now.items()}
+    names = {_memory_key(tensor): name for name, tensor in now.items()}
 
     def recorded(tensor: Tensor) -> str | None:
-        if (name := places.get(_place(tensor))) is not None:
+        if (name := names.get(_memory_key(tensor))) is not None:
             known = first[name]
-            return known and known.removesuffix(TURNED) + _order(tensor)
+            return known and known.removesuffix(TRANSPOSED) + _order(tensor)
         # A part of a tensor, or a copy of something, is as loaded where that is: for a copy, where everything is.
         origins = [name for name, old in now.items() if _memory(old) == _memory(tensor)] or list(now)
         return fingerprint(tensor) if all(first[name] == prints[name]() for name in origins) else None
@@ -111,26 +112,24 @@ def origin_of(twin: TwinBridge, source: TransformerBridge) -> Origin:
 
 
 def _order(tensor: Tensor) -> str:
-    return TURNED if tensor.ndim == 2 and tensor.stride(0) < tensor.stride(1) else ""
+    return TRANSPOSED if tensor.ndim == 2 and tensor.stride(0) < tensor.stride(1) else ""
 
 
-def _place(tensor: Tensor) -> tuple[object, ...]:
+def _memory_key(tensor: Tensor) -> tuple[object, ...]:
     """Where in memory a tensor is, the same for a matrix and its transpose."""
-    straight = tensor.mT if _order(tensor) else tensor
-    return tensor.data_ptr(), tensor.dtype, straight.shape, straight.stride()
+    untransposed = tensor.mT if _order(tensor) else tensor
+    return tensor.data_ptr(), tensor.dtype, untransposed.shape, untransposed.stride()
 
 
 def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _titles(twin: TwinBridge) -> dict[int, str]:
+def _titles(network: nn.Module) -> dict[int, str]:
+    """Banks of heads, and their parts, by the names of their hook points in the bridge."""
     return {
-        id(module): f"{place.name}.{inner}".rstrip(".")
-        for place, bank in zip(twin.places, twin.banks, strict=True)
+        id(module): f"{bank.hooks.hook_z.name.removesuffix('.hook_z')}.{inner}".rstrip(".")
+        for bank in network.modules()
+        if isinstance(bank, HeadBank) and bank.hooks.hook_z.name
         for inner, module in bank.named_modules()
     }
-
-
-def _clean(path: str) -> str:
-    return ".".join(part for part in path.split(".") if part != "_original_component")

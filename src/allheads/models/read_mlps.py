@@ -8,15 +8,15 @@ from transformer_lens.model_bridge import TransformerBridge
 from allheads.errors import AllHeadsError
 from allheads.heads.bank import HeadBank
 from allheads.heads.mixture import MixtureBank
-from allheads.models.attention import attending
+from allheads.models.attention import attention_layers
+from allheads.models.compat import network_module
 from allheads.models.experts import read_experts
-from allheads.models.find_mlps import find_sites
+from allheads.models.find_mlps import locate_mlps
 from allheads.models.formulas import Roles, input_size
 from allheads.models.mlps import Unit, read_module, read_parts
-from allheads.models.tree import unwrapped
 
 
-def read_units(source: TransformerBridge, body: nn.Module) -> list[Unit]:
+def read_mlps(source: TransformerBridge, body: nn.Module) -> list[Unit]:
     """Every MLP and every stack of experts; ``body`` is the source's network without its bridge.
 
     Raises `AllHeadsError` naming the layer if one is of a kind that is not known, or has weights that are not
@@ -24,7 +24,7 @@ def read_units(source: TransformerBridge, body: nn.Module) -> list[Unit]:
     """
     known: list[Roles] = []
     units = []
-    for site in find_sites(source, body):
+    for site in locate_mlps(source, body):
         module = body.get_submodule(site.path)
         if site.experts:
             units.append(read_experts(site, module))
@@ -35,22 +35,22 @@ def read_units(source: TransformerBridge, body: nn.Module) -> list[Unit]:
     if not units:
         raise AllHeadsError(
             "a transformer with MLPs of a known kind",
-            f"{source.cfg.architecture}, whose layers have {', '.join(other_parts(source)) or 'none'}",
+            f"{source.cfg.architecture}, whose layers have {', '.join(untouched_modules(source)) or 'none'}",
             "State-space and recurrent layers have none; experts and MLPs of other kinds are not read yet.",
         )
     return units
 
 
-def other_parts(model: TransformerBridge) -> list[str]:
+def untouched_modules(model: TransformerBridge) -> list[str]:
     """What has matrices in the layers of a model and is neither attention nor a bank of heads, by name in its layer.
 
     In a twin that is what stays as it is: routers, mixers of another kind, gates that are no MLP's.
     """
-    attention = {id(component.module.original_component) for component in attending(model)}
+    attention = {id(component.module.original_component) for component in attention_layers(model)}
     found: dict[str, None] = {}
 
     def visit(module: nn.Module, name: str | None) -> None:
-        module = unwrapped(module)
+        module = network_module(module)
         known = isinstance(module, (HeadBank, MixtureBank)) or id(module) in attention
         if known or "attention" in type(module).__name__.lower():
             return

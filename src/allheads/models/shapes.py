@@ -68,13 +68,13 @@ def shape_of(model: str | Shape | TransformerBridge | PretrainedConfig) -> Shape
         close = difflib.get_close_matches(model, KNOWN, n=3, cutoff=0.4) or list(KNOWN)
         raise AllHeadsError("a known model, a bridge or a configuration", repr(model), f"Known: {', '.join(close)}.")
     if isinstance(model, TransformerBridge):
-        return _from_config(model.original_model.config, model.cfg.model_name)
+        return _of_config(model.original_model.config, model.cfg.model_name)
     if isinstance(model, PretrainedConfig):
-        return _from_config(model, model.name_or_path or model.model_type)
+        return _of_config(model, model.name_or_path or model.model_type)
     raise AllHeadsError("a known model, a bridge or a configuration", type(model).__name__, "Give one of these.")
 
 
-def _from_config(config: Any, name: str) -> Shape:
+def _of_config(config: Any, name: str) -> Shape:
     try:
         with torch.device("meta"):
             empty = AutoModelForCausalLM.from_config(config)

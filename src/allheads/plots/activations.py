@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge
+from allheads.twin.twin import TwinBridge
 
 
 def read(twin: TwinBridge, tokens: Int[Tensor, "1 pos"], names: Sequence[str]) -> list[Tensor]:

@@ -18,11 +18,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from allheads.models.attention import read_attention
-from allheads.models.bridge import TwinBridge
-from allheads.models.wiring import read_wiring
 from allheads.plots.activations import read
 from allheads.plots.texts import visible
 from allheads.twin.labels import Label
+from allheads.twin.twin import TwinBridge
+from allheads.twin.wiring import read_wiring
 from allheads.weights.neuron import neuron_circuits
 from allheads.weights.vocabulary import TokenValue, Vocabulary
 

@@ -15,14 +15,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from allheads.attribution.attribute import contributions_to_each
+from allheads.attribution.attribute import answers
 from allheads.attribution.attribution import Attribution
 from allheads.attribution.attribution_graph import AttributionGraph
-from allheads.attribution.graph import graph
-from allheads.attribution.metrics import Target, position_in, token_ids
+from allheads.attribution.graph import grow
+from allheads.attribution.metric import Metric
+from allheads.attribution.question import Question
 from allheads.attribution.rules import DEFAULT, Rule, rule_named
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge
 from allheads.plots.cards import cards
 from allheads.plots.gate_maps import read_gates
 from allheads.plots.graph_view import graph_data
@@ -31,8 +31,9 @@ from allheads.plots.pattern_sources import read_patterns
 from allheads.plots.texts import visible, words
 from allheads.plots.view import View
 from allheads.progress import bar
-from allheads.twin.heads import heads
 from allheads.twin.labels import Label
+from allheads.twin.prompt import position_in, prompt_ids
+from allheads.twin.twin import TwinBridge
 
 #: Tokens that are offered after each token; predictions that are explained, the last ones of a long text.
 _OFFERED, EXPLAINED = 5, 64
@@ -71,21 +72,21 @@ def explore(
     >>> ah.plots.explore(twin, "When Mary and John went to the store").save("explore.html")  # doctest: +SKIP
     """
     chosen = rule_named(rule)
-    ids = token_ids(twin, tokens)
+    ids = prompt_ids(twin, tokens)
     length = ids.shape[1]
     if length > LONGEST:
         raise AllHeadsError(f"a text of at most {LONGEST} tokens", f"{length}", "Explore a part of it.")
     at = position_in(length, position)
     offers = _offers(twin, ids)
     targets = [_target(twin, offer[0][0], place) for place, offer in enumerate(offers)]
-    flows = graph(twin, ids, targets[at], rule=chosen, budget=budget)
+    flows = grow(Question(twin, ids, targets[at], chosen), budget)
     explained = {
         found.target.position: _explanation(found)
         for found in bar("Predictions", _attributions(twin, ids, targets, chosen), total=min(length, EXPLAINED))
     }
     places = _places(flows, explained.values())
     neurons = [label for label in places if Label.parse(label).kind == "N"]
-    ordinary = [str(each.label) for each in heads(twin) if each.label.kind == "A"]
+    ordinary = [str(head) for head in twin.index.ordinary()]
     data = {
         **read_patterns(twin, ids, None, [*ordinary, *neurons], None).to_dict(),
         "cards": cards(twin, ids, places),
@@ -120,20 +121,21 @@ def _offers(twin: TwinBridge, ids: Int[Tensor, "1 pos"]) -> list[Offer]:
     return [list(zip(*each, strict=True)) for each in zip(tokens.tolist(), texts, shares.tolist(), strict=True)]
 
 
-def _target(twin: TwinBridge, token: int, position: int) -> Target:
+def _target(twin: TwinBridge, token: int, position: int) -> Metric:
     """A token's logit, less the mean over the vocabulary."""
     weights = torch.full((twin.cfg.d_vocab_out,), -1.0 / twin.cfg.d_vocab_out, dtype=torch.float64)
     weights[token] += 1.0
-    return Target(visible(words(twin, torch.tensor([[token]]))[0]), position, weights.to(twin.cfg.device))
+    return Metric.of_logits(visible(words(twin, torch.tensor([[token]]))[0]), position, weights.to(twin.cfg.device))
 
 
 def _attributions(
-    twin: TwinBridge, ids: Int[Tensor, "1 pos"], targets: Sequence[Target], rule: Rule
+    twin: TwinBridge, ids: Int[Tensor, "1 pos"], targets: Sequence[Metric], rule: Rule
 ) -> Iterator[Attribution]:
     """The last predictions, some at a time: the network looks back only, so what comes after them is left out."""
     for start in range(max(0, len(targets) - EXPLAINED), len(targets), _CHUNK):
         some = targets[start : start + _CHUNK]
-        yield from contributions_to_each(twin, ids[:, : start + len(some)], some, rule)
+        read = ids[:, : start + len(some)]
+        yield from answers([Question(twin, read, metric, rule) for metric in some])
 
 
 def _explanation(found: Attribution) -> dict[str, Any]:

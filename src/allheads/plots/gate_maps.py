@@ -19,12 +19,12 @@ from torch import Tensor
 from allheads.errors import AllHeadsError
 from allheads.gates.gates import GateSum
 from allheads.heads.bank import HeadBank
-from allheads.models.bridge import TwinBridge
 from allheads.plots.activations import read
 from allheads.plots.picture import Picture
 from allheads.plots.style import heat_map
 from allheads.plots.texts import one_text, token_names
 from allheads.twin.labels import Label
+from allheads.twin.twin import TwinBridge
 from allheads.verification.inputs import Texts
 
 TOP = 24

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from allheads.attribution.attribution_graph import AttributionGraph
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge
 from allheads.plots.cards import cards
 from allheads.plots.pattern_sources import read_patterns
 from allheads.plots.texts import one_text, visible
 from allheads.plots.view import View
+from allheads.twin.twin import TwinBridge
 from allheads.verification.inputs import Texts
 
 #: Edges that are drawn, largest first.

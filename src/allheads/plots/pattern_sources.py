@@ -19,12 +19,12 @@ from transformer_lens import ActivationCache
 from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
-from allheads.models.attention import attending
-from allheads.models.locations import Place
+from allheads.models.attention import attention_layers
+from allheads.models.locations import Location
 from allheads.plots.patterns import Patterns, check_size
 from allheads.plots.texts import one_row, visible, words
-from allheads.twin.heads import named_heads
 from allheads.twin.labels import Kind, Label
+from allheads.twin.twin import require_twin
 from allheads.verification.inputs import input_runs
 
 #: A model, patterns by hook point, or patterns of one layer or several, ``[head row column]`` each.
@@ -60,7 +60,7 @@ def read_patterns(
     """The patterns that are asked for. Raises `AllHeadsError` as `allheads.plots.attention` does."""
     wanted = [str(each) for each in ([heads] if isinstance(heads, (str, Label)) else heads or [])]
     if isinstance(source, TransformerBridge):
-        here = [*_ordinary(attending(source)), *_named_neurons(source, wanted)]
+        here = [*_ordinary(attention_layers(source)), *_named_neurons(source, wanted)]
         chosen = _chosen(here, None if heads is None else wanted, layers)
         found = _run(source, tokens, decoder, chosen)
     else:
@@ -77,27 +77,27 @@ def read_patterns(
 
 def _ordinary(components: Iterable[Any]) -> Iterable[Candidate]:
     for each in components:
-        rows, columns = _sides(each.place)
+        rows, columns = _sides(each.location)
         for index in range(each.n_heads):
             yield Candidate(
-                Label(each.place.stem, each.kind, index), f"{each.place.prefix}{_POINT}", index, rows, columns
+                Label(each.location.stem, each.kind, index), f"{each.location.prefix}{_POINT}", index, rows, columns
             )
 
 
 def _named_neurons(model: TransformerBridge, labels: Iterable[str]) -> Iterable[Candidate]:
     """The heads of those neurons that are named."""
     neurons = [label for label in map(Label.parse, labels) if label.kind == "N"]
-    for each in named_heads(model, neurons) if neurons else []:
+    for each in (head for label in neurons for head in require_twin(model).index.heads(label)):
         slots = 1 + each.module.gates.bias_tokens[each.label.part]
-        rows = _sides(Place.at(each.hook_prefix))[0]
+        rows = _sides(Location.at(each.hook_prefix))[0]
         yield Candidate(each.label, f"{each.hook_prefix}{_POINT}", each.number, rows, "slots", slots)
 
 
-def _sides(place: Place) -> tuple[str, str]:
+def _sides(location: Location) -> tuple[str, str]:
     """Which texts the rows and columns of a component are; towers see patches or frames."""
-    if place.stack == "decoder_blocks":
-        return "decoder", "tokens" if "cross_attn" in place.name else "decoder"
-    return ("tokens", "tokens") if place.tower in ("", "E") else ("patches", "patches")
+    if location.stack == "decoder_blocks":
+        return "decoder", "tokens" if "cross_attn" in location.name else "decoder"
+    return ("tokens", "tokens") if location.tower in ("", "E") else ("patches", "patches")
 
 
 def _chosen(here: Iterable[Candidate], labels: list[str] | None, layers: Iterable[int] | None) -> list[Candidate]:
@@ -187,13 +187,13 @@ def _by_point(source: Any) -> dict[str, Tensor]:
 def _shown(given: Mapping[str, Tensor]) -> Iterable[Candidate]:
     """What a cache shows. A pattern that is not square looks from a decoder's tokens, whatever it is called."""
     for point, pattern in given.items():
-        place = Place.at(point.removesuffix(f".{_POINT}"))
-        rows, columns = _sides(place)
+        location = Location.at(point.removesuffix(f".{_POINT}"))
+        rows, columns = _sides(location)
         if rows == columns == "tokens" and pattern.shape[1] != pattern.shape[2]:
             rows = "decoder"
         kind: Kind = "X" if "cross_attn" in point else "A"
         for index in range(pattern.shape[0]):
-            yield Candidate(Label(place.stem, kind, index), point, index, rows, columns)
+            yield Candidate(Label(location.stem, kind, index), point, index, rows, columns)
 
 
 def _names(**texts: Text | None) -> dict[str, list[str]]:

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from allheads.disk import checked_path, write_whole
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge
 from allheads.plots import web
 from allheads.plots.attention_view import attention
 from allheads.plots.gate_maps import GateReading, mean_gate_map, neuron_map, read_gates
 from allheads.plots.layer_errors import errors
 from allheads.plots.page import Drawn, html_page, options, packed, plot, rounding, table
 from allheads.plots.texts import one_text, token_names
+from allheads.twin.twin import TwinBridge
 from allheads.verification.inputs import Texts
 from allheads.verification.report import Report
 

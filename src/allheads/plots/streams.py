@@ -5,11 +5,11 @@ from __future__ import annotations
 import plotly.graph_objects as go
 import torch
 
-from allheads.models.bridge import TwinBridge
 from allheads.plots.activations import read
 from allheads.plots.picture import Picture
 from allheads.plots.style import figure
 from allheads.plots.texts import one_text, token_names
+from allheads.twin.twin import TwinBridge
 from allheads.verification.inputs import Texts
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge
+from allheads.twin.twin import TwinBridge, require_twin
 from allheads.verification.inputs import Texts, token_rows
 
 _LONGEST = 18
@@ -19,8 +19,7 @@ _VISIBLE = {" ": "·", "\n": "↵", "\r": "␍", "\t": "⇥"}
 
 def one_text(twin: TwinBridge, tokens: Texts) -> Int[Tensor, "1 pos"]:
     """Token ids of a text or of ids ``[pos]`` or ``[1 pos]``; raises `AllHeadsError` for anything else."""
-    if not isinstance(twin, TwinBridge):
-        raise AllHeadsError("an attention-only twin", type(twin).__name__, "Make one with ah.convert(source).")
+    require_twin(twin)
     return one_row(twin, tokens)
 
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from allheads.disk import checked_path, write_tensors
 from allheads.errors import AllHeadsError
 from allheads.heads.bank import HeadBank
-from allheads.heads.edited import OwnHeads
-from allheads.models.attention import Attention, read_attention, read_ends
-from allheads.models.bridge import TwinBridge
+from allheads.heads.edited import EditedHeads
+from allheads.models.attention import Attention, read_attention, read_embeddings
 from allheads.models.norms import measure_norm
 from allheads.pure.runner import FORMAT, VERSION, Heads, Norm, Pure, Sublayer, checksum, final, write
+from allheads.twin.twin import TwinBridge, require_twin
 
 #: Largest difference of a sublayer and its pure form, relative to what it writes: float32 is at 1e-6.
 CLOSE = 1e-4
@@ -31,10 +29,11 @@ def export(twin: TwinBridge, path: str | Path) -> None:
     Each sublayer is first compared with the twin's own on random tokens, so that what this form cannot say (another
     way of turning queries, softcaps, parallel layers) is refused by name and nothing is written.
 
-    Raises `AllHeadsError` for anything but a twin, and for a part that is not plain attention.
+    Raises `AllHeadsError` for anything but a twin, for a part that is not plain attention, and for a path that no file
+    can have.
     """
-    if not isinstance(twin, TwinBridge):
-        raise AllHeadsError("an attention-only twin", type(twin).__name__, "Make one with ah.convert(source).")
+    require_twin(twin)
+    checked_path(path)
     twin.require_one_stack("write a model down as attention")
     with torch.no_grad():
         model = purified(twin)
@@ -44,7 +43,7 @@ def export(twin: TwinBridge, path: str | Path) -> None:
 
 def purified(twin: TwinBridge) -> Pure:
     """The twin as `Pure`: weights are views where nothing has to be multiplied."""
-    ends = read_ends(twin)
+    ends = read_embeddings(twin)
     sublayers = []
     for layer, (block, bank) in enumerate(zip(twin.blocks, twin.banks, strict=True)):
         attention = _attention_heads(read_attention(twin, layer))
@@ -92,7 +91,7 @@ def _neuron_heads(bank: HeadBank) -> list[Heads]:
     weights = bank.weights(torch.float64)
     groups: list[Heads] = []
     for number in range(weights.parts):
-        tensors: dict[str, Any] = OwnHeads.layout(weights.part(number))
+        tensors: dict[str, Any] = EditedHeads.layout(weights.part(number))
         tokens = {name: tensors.pop(name)[:, : weights.tokens(number)] for name in ("bias_keys", "bias_offsets")}
         W_O, b_O = tensors.pop("W_O"), tensors.pop("b_O")
         groups.append(Heads(W_O=W_O, **tokens, **{name: tensor for name, tensor in tensors.items() if tensor.any()}))
@@ -138,21 +137,12 @@ def _same(name: str, ours: Tensor, theirs: Tensor) -> None:
 
 
 def save(model: Pure, path: str | Path) -> None:
-    """Write a pure model, under a temporary name first: an interrupted run leaves nothing behind."""
-    target = Path(path)
+    """Write a pure model into one safetensors file."""
     tensors: dict[str, Tensor] = {}
     node = _packed(model, tensors, "model")
-    if not target.absolute().parent.is_dir():
-        raise AllHeadsError("a file in an existing folder", str(path), "Create the folder first.")
     tensors = {name: _apart(tensor) for name, tensor in tensors.items()}
     header = {"version": VERSION, "checksums": {k: checksum(v) for k, v in tensors.items()}, "model": node}
-    handle, name = tempfile.mkstemp(dir=target.absolute().parent, prefix=target.name, suffix=".part")
-    os.close(handle)
-    try:
-        save_file(tensors, name, metadata={FORMAT: json.dumps(header)})
-        Path(name).replace(target)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    write_tensors(path, tensors, {FORMAT: json.dumps(header)})
 
 
 def _apart(tensor: Tensor) -> Tensor:

@@ -18,15 +18,15 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
 from allheads.gates.gates import GateSum
-from allheads.models.bridge import TwinBridge
+from allheads.gates.serialization import named
 from allheads.models.mlps import MLP
 from allheads.models.observe import evaluating
 from allheads.store import tensors as files
 from allheads.store.folder import check
-from allheads.store.gates import named
 from allheads.store.record import BankRecord, Record, read
 from allheads.store.source import check_kind, check_tensors, rebuilt, reopened
 from allheads.twin import convert
+from allheads.twin.twin import TwinBridge
 
 #: Factors are measured, and their last digits may differ from machine to machine.
 SAME = 1e-9
@@ -57,9 +57,10 @@ def load_twin(
 
 def _rebuild(record: Record, source: TransformerBridge, stored: dict[str, Tensor]) -> TwinBridge:
     reading = convert.read(source)
-    _check_places(record, reading.mlps)
+    _check_locations(record, reading.mlps)
     gates = [_gates_to_check(mlp, bank, record) for mlp, bank in zip(reading.mlps, record.banks, strict=True)]
-    twin = convert.assemble(reading, gates, [bank.domain for bank in record.banks], record.tolerance)
+    domains = [bank.domain for bank in record.banks]
+    twin = convert.assemble(reading, gates, domains, record.tolerance)
     for bank, saved in zip(twin.banks, record.banks, strict=True):
         bank.gates, bank.evaluation, bank.pattern_dtype = saved.gates, saved.evaluation, saved.pattern_dtype
         if saved.edited:
@@ -71,8 +72,8 @@ def _rebuild(record: Record, source: TransformerBridge, stored: dict[str, Tensor
     return twin
 
 
-def _check_places(record: Record, mlps: list[MLP]) -> None:
-    for saved, found in zip_longest((bank.place for bank in record.banks), (mlp.place.name for mlp in mlps)):
+def _check_locations(record: Record, mlps: list[MLP]) -> None:
+    for saved, found in zip_longest((bank.location for bank in record.banks), (mlp.location.name for mlp in mlps)):
         if saved != found:
             expected = f"a source with an MLP at {saved}" if saved else f"a source with {len(record.banks)} MLPs"
             raise AllHeadsError(expected, f"one with {found or 'none'} there", "Give the source of the saved twin.")

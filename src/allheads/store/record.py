@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from allheads.errors import AllHeadsError
+from allheads.gates import serialization
 from allheads.gates.gates import GateSum
 from allheads.heads.evaluate import Evaluation
-from allheads.store import gates
 from allheads.twin.domain import Domain
 
 #: What a saved twin is known by. The version rises whenever an older reader would misread a folder.
@@ -23,9 +23,9 @@ FILE, FORMAT, VERSION = "twin.json", "allheads.twin", 1
 
 @dataclass(frozen=True)
 class BankRecord:
-    """One bank: its place in the bridge, its gates and domain, how it is evaluated, and whether it has own heads."""
+    """One bank: its location in the bridge, its gates and domain, how it is evaluated, and whether it has own heads."""
 
-    place: str
+    location: str
     gates: GateSum
     domain: Domain
     evaluation: Evaluation
@@ -75,12 +75,12 @@ def write(record: Record, folder: Path) -> None:
         "standalone": record.standalone,
         "tolerance": record.tolerance,
         "source": vars(record.source) | {"dtype": _name(record.source.dtype)},
-        "gates": [gates.to_json(kind) for kind in kinds],
+        "gates": [serialization.to_json(kind) for kind in kinds],
         "banks": [
             vars(bank)
             | {
                 "gates": numbers[bank.gates],
-                "domain": {"limit": gates.number(bank.domain.limit), "by_theorem": bank.domain.by_theorem},
+                "domain": {"limit": serialization.number(bank.domain.limit), "by_theorem": bank.domain.by_theorem},
                 "pattern_dtype": bank.pattern_dtype and _name(bank.pattern_dtype),
             }
             for bank in record.banks
@@ -125,10 +125,10 @@ def damaged(folder: Path, what: str) -> AllHeadsError:
 
 
 def _record(content: dict[str, Any]) -> Record:
-    kinds = [gates.from_json(row) for row in content["gates"]]
+    kinds = [serialization.from_json(row) for row in content["gates"]]
     banks = [
         BankRecord(
-            place=row["place"],
+            location=row["location"],
             gates=kinds[row["gates"]],
             domain=Domain(float(row["domain"]["limit"]), row["domain"]["by_theorem"]),
             evaluation=row["evaluation"],

@@ -13,13 +13,14 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge
+from allheads.models.compat import weights_processed
 from allheads.models.from_config import describe, write_network
 from allheads.models.origin import fingerprint, state
 from allheads.models.reading import explained
 from allheads.store import tensors as files
 from allheads.store.folder import listing, replacing
 from allheads.store.record import BankRecord, Record, SourceRecord, write
+from allheads.twin.twin import TwinBridge
 
 
 def save(twin: TwinBridge, folder: str | Path, *, standalone: bool = False) -> Path:
@@ -47,8 +48,15 @@ def save(twin: TwinBridge, folder: str | Path, *, standalone: bool = False) -> P
     stored = dict(_stored(twin, standalone))
     shared = {name: t for name, t in state(twin).items() if name in twin.origin.state and name not in stored}
     banks = [
-        BankRecord(place.name, bank.gates, domain, bank.evaluation, bank.pattern_dtype, bank.own is not None)
-        for place, bank, domain in zip(twin.places, twin.banks, twin.domains, strict=True)
+        BankRecord(
+            layer.location.name,
+            layer.bank.gates,
+            layer.domain,
+            layer.bank.evaluation,
+            layer.bank.pattern_dtype,
+            layer.bank.edited is not None,
+        )
+        for layer in twin.layers
     ]
     source = SourceRecord(twin.origin.name, twin.origin.dtype, **describe(twin), sha256=files.digests(shared))
     with replacing(target) as scratch:
@@ -63,7 +71,7 @@ def save(twin: TwinBridge, folder: str | Path, *, standalone: bool = False) -> P
 def _stored(twin: TwinBridge, everything: bool) -> Iterator[tuple[str, Tensor]]:
     """What has to be written: heads of their own, and what has changed since the twin was made; or all of it."""
     known = twin.origin.state
-    own = {id(p) for bank in twin.banks if bank.own is not None for p in bank.own.parameters()}
+    own = {id(p) for bank in twin.banks if bank.edited is not None for p in bank.edited.parameters()}
     for name, tensor in state(twin).items():
         if id(tensor) in own:
             yield name, tensor
@@ -79,14 +87,14 @@ def _stored(twin: TwinBridge, everything: bool) -> Iterator[tuple[str, Tensor]]:
 def _check(twin: TwinBridge) -> None:
     if not isinstance(twin, TwinBridge) or not hasattr(twin, "origin"):
         raise AllHeadsError("an attention-only twin", type(twin).__name__, "Save what ah.convert(model) returns.")
-    if getattr(twin, "_weights_processed", False) or twin.compatibility_mode:
+    if weights_processed(twin) or twin.compatibility_mode:
         raise AllHeadsError(
             "a twin with the weights it was made with",
             "one in compatibility mode",
             "Save it first, and call enable_compatibility_mode on it after.",
         )
     present = state(twin)
-    edited = tuple(place.prefix for place, bank in zip(twin.places, twin.banks, strict=True) if bank.own is not None)
+    edited = tuple(layer.location.prefix for layer in twin.layers if layer.bank.edited is not None)
     if lost := [name for name in twin.origin.state if name not in present and not name.startswith(edited)]:
         raise AllHeadsError(
             "a twin with the parameters that it was made with", f"one without {lost[0]}", "Convert the model again."

@@ -10,14 +10,15 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge, share
-from allheads.models.from_config import blank, differing, fill
+from allheads.models.bridge import share
+from allheads.models.from_config import differing, fill, network_from_config
 from allheads.models.load import load
 from allheads.models.origin import state
-from allheads.models.read_mlps import read_units
+from allheads.models.read_mlps import read_mlps
 from allheads.models.reading import explained
 from allheads.store.record import Record
 from allheads.store.tensors import digests, put
+from allheads.twin.twin import TwinBridge
 
 _CHANGED = "Give the source as it was, ah.load(folder, source=...), or save the twin again with standalone=True."
 
@@ -47,7 +48,7 @@ def rebuilt(
     source = record.source
     with explained("a device that this PyTorch can use", 'Try device="cpu".'):
         torch.empty(1, device=device)
-    model = blank(
+    model = network_from_config(
         folder,
         device,
         network=source.network,
@@ -58,12 +59,12 @@ def rebuilt(
     )
     fill(model, tensors)
     put(model, tensors)
-    # Heads are stored under their places, so their tensors go into the MLPs as those are read.
+    # Heads are stored under their locations, so their tensors go into the MLPs as those are read.
     with torch.no_grad():
-        for unit in read_units(model, share(model)):
+        for unit in read_mlps(model, share(model)):
             for mlp in unit.mlps:
                 for name, tensor in mlp.tensors.items():
-                    new = tensors.get(f"{mlp.place.prefix}{name}")
+                    new = tensors.get(f"{mlp.location.prefix}{name}")
                     if new is not None and new.shape == tensor.shape:
                         tensor.detach().copy_(new)
     return model

@@ -69,13 +69,13 @@ def put(model: TransformerBridge, tensors: Mapping[str, Tensor]) -> None:
     """Let parameters and buffers have these values, in memory of their own; equal ones stay where they are.
 
     Raises `AllHeadsError` if the shape of a parameter differs. Buffers may grow with what a model has been run on, and
-    heads of their own have any number of bias tokens.
+    edited heads have any number of bias tokens.
     """
     for name, old in state(model).items():
         new = tensors.get(name)
         if new is None or (new.dtype == old.dtype and torch.equal(new.to(old.device), old)):
             continue
-        if new.shape != old.shape and isinstance(old, nn.Parameter) and ".own." not in name:
+        if new.shape != old.shape and isinstance(old, nn.Parameter) and ".edited." not in name:
             raise AllHeadsError(
                 f"a network with {name} of shape {tuple(new.shape)}",
                 str(tuple(old.shape)),

@@ -17,20 +17,21 @@ from itertools import chain, islice
 
 import torch
 from torch import Tensor, nn
-from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
 from allheads.gates.approximation import DEFAULT_TOLERANCE, approximate
 from allheads.gates.gates import GateSum
 from allheads.heads.evaluate import Evaluation
-from allheads.models.audit import audit
-from allheads.models.bridge import TwinBridge, bridge, share
-from allheads.models.graft import graft, refresh
+from allheads.models.bridge import TransformerBridge, bridge, share
+from allheads.models.compat import network_path, rescan_hooks, weights_processed
+from allheads.models.graft import graft
 from allheads.models.mlps import MLP, Unit
+from allheads.models.norms import norm_modules
 from allheads.models.observe import Seen, evaluating, observe, probe_inputs
-from allheads.models.origin import origin_of
-from allheads.models.read_mlps import other_parts, read_units
-from allheads.twin.domain import Domain, input_domains, needs_domain, norm_paths
+from allheads.models.read_mlps import read_mlps
+from allheads.twin.audit import audit
+from allheads.twin.domain import Domain, input_domains, needs_domain
+from allheads.twin.twin import Layer, TwinBridge
 
 
 def convert(
@@ -76,9 +77,9 @@ class Reading:
 def read(source: TransformerBridge) -> Reading:
     """Steps 1 to 3, for a source that is checked and in evaluation mode. Raises `AllHeadsError` as `convert` does."""
     body = share(source)
-    units = read_units(source, body)
+    units = read_mlps(source, body)
     inputs = probe_inputs(body, source.cfg)
-    seen = observe(body, inputs, [*norm_paths(body), *(unit.reads for unit in units)])
+    seen = observe(body, inputs, [*(path for path, _ in norm_modules(body)), *(unit.reads for unit in units)])
     return Reading(source, body, units, inputs, seen)
 
 
@@ -91,15 +92,13 @@ def assemble(
 ) -> TwinBridge:
     """Steps 5 and 6, with gates and domains given for every MLP: nothing is fitted. Uses the reading up."""
     banks = [mlp.heads(each, evaluation) for mlp, each in zip(reading.mlps, gates, strict=True)]
-    twin = bridge(reading.source, reading.body)
-    rest = iter(banks)
+    bridged = bridge(reading.source, reading.body)
+    remaining = iter(banks)
     for unit in reading.units:
-        graft(twin, unit, list(islice(rest, len(unit.mlps))))
-    refresh(twin)
-    twin.tolerance, twin.banks, twin.domains = tolerance, banks, list(domains)
-    twin.places = [mlp.place for mlp in reading.mlps]
-    twin.rest = other_parts(twin)
-    twin.origin = origin_of(twin, reading.source)
+        graft(bridged, unit, list(islice(remaining, len(unit.mlps))))
+    rescan_hooks(bridged)
+    records = zip((mlp.location for mlp in reading.mlps), banks, domains, strict=True)
+    twin = TwinBridge.of(bridged, [Layer(*record) for record in records], tolerance, reading.source)
     audit(twin, reading.units, reading.inputs, reading.seen)
     return twin
 
@@ -114,7 +113,7 @@ def checked(model: TransformerBridge) -> TransformerBridge:
         )
     if isinstance(model, TwinBridge):
         raise AllHeadsError("a model with MLPs", "an attention-only twin", "It is converted already.")
-    if getattr(model, "_weights_processed", False):
+    if weights_processed(model):
         raise AllHeadsError(
             "a bridge with the weights it was trained with",
             "one whose weights enable_compatibility_mode has processed",
@@ -123,7 +122,7 @@ def checked(model: TransformerBridge) -> TransformerBridge:
     if elsewhere := [name for name, p in model.original_model.named_parameters() if p.is_meta]:
         raise AllHeadsError(
             "a model whose weights are in memory",
-            f"one with {len(elsewhere)} of them elsewhere, as {elsewhere[0].replace('_original_component.', '')}",
+            f"one with {len(elsewhere)} of them elsewhere, as {network_path(elsewhere[0])}",
             "A device_map may spread it over devices, but not offload it to disk.",
         )
     if model.original_model.training and any(isinstance(m, torch.nn.Dropout) and m.p for m in model.modules()):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from allheads.models.mlps import MLP, Unit
-from allheads.models.norms import Norm, measure_norm
+from allheads.models.norms import Norm, measure_norm, norm_modules
 from allheads.models.observe import Seen
 
 #: How far beyond the largest measured preactivation a measured domain reaches.
@@ -34,21 +34,12 @@ def needs_domain(mlp: MLP) -> bool:
     return mlp.gated or mlp.activation.squared
 
 
-def norm_paths(body: nn.Module) -> list[str]:
-    """Modules that may be norms: with one or two vectors of weights, or none, and no children."""
-    return [
-        path
-        for path, module in body.named_modules()
-        if "norm" in type(module).__name__.lower() and not any(module.children())
-    ]
-
-
 def input_domains(body: nn.Module, units: list[Unit], seen: Seen) -> list[list[Domain]]:
     """The domain of every MLP, unit by unit; infinite where the activation is plain.
 
     ``seen`` is a run of the network in which its norms and the units were watched.
     """
-    paths = set(norm_paths(body))
+    paths = {path for path, _ in norm_modules(body)}
     norms = {path: written for path, written in seen.outputs.items() if path in paths}
     measured: dict[str, Norm | None] = {}
     domains = []

@@ -1,20 +1,21 @@
-"""All heads of a twin, ordinary ones and neurons', under one roof."""
+"""All heads of a twin, ordinary ones and neurons', found by label."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
 from allheads.heads.bank import HeadBank
-from allheads.models.attention import Attending, attending
-from allheads.models.bridge import TwinBridge
-from allheads.models.locations import Place
+from allheads.models.attention import AttentionLayer
 from allheads.twin.labels import Label
+
+if TYPE_CHECKING:
+    from allheads.twin.twin import Layer
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class Head:
     number: int
     module: Any
     hook_prefix: str
+
+    @property
+    def of_neuron(self) -> bool:
+        """Is it a neuron's?"""
+        return isinstance(self.module, HeadBank)
 
     @property
     def W_Q(self) -> Float[Tensor, "d_model d_head"]:
@@ -59,84 +65,94 @@ class Head:
         return str(self.label)
 
 
-def heads(twin: TwinBridge) -> Iterator[Head]:
-    """Every head of the twin, layer by layer: the ordinary ones, then those of the neurons.
+@dataclass(frozen=True)
+class HeadIndex:
+    """The attention layers and banks of a twin, by the beginnings of labels; heads are made when they are asked for."""
 
-    A neuron's heads follow each other: ``L0.N0.0, L0.N0.1, L0.N1.0, ...``.
-    """
-    ordinary, banks = _layers(twin)
-    for key in dict.fromkeys([*ordinary, *banks]):
-        for component in ordinary.get(key, []):
-            for index in range(component.n_heads):
-                yield _ordinary(component, index)
-        for place, bank in banks.get(key, []):
-            for neuron in range(bank.d_mlp):
-                for part in range(bank.gates.heads):
-                    yield _of_neuron(place, bank, neuron, part)
+    attention: dict[tuple[str, str], AttentionLayer]
+    neurons: dict[str, Layer]
+
+    @classmethod
+    def of(cls, attention: Sequence[AttentionLayer], layers: Sequence[Layer]) -> HeadIndex:
+        """The index of a twin."""
+        return cls(
+            {(layer.location.stem, layer.kind): layer for layer in attention},
+            {layer.location.stem: layer for layer in layers},
+        )
+
+    def __iter__(self) -> Iterator[Head]:
+        """Every head, layer by layer."""
+        ordinary, of_neurons = self.attention.values(), self.neurons.values()
+        locations = [layer.location for layer in ordinary] + [layer.location for layer in of_neurons]
+        for stack, number in dict.fromkeys((location.stack, location.layer) for location in locations):
+            for attention in ordinary:
+                if (attention.location.stack, attention.location.layer) == (stack, number):
+                    yield from _ordinary(attention)
+            for layer in of_neurons:
+                if (layer.location.stack, layer.location.layer) == (stack, number):
+                    for neuron in range(layer.bank.d_mlp):
+                        yield from _of_neuron(layer, neuron)
+
+    def ordinary(self) -> Iterator[Head]:
+        """The ordinary heads alone."""
+        for attention in self.attention.values():
+            yield from _ordinary(attention)
+
+    def head(self, label: str | Label) -> Head:
+        """One head; see `TwinBridge.head`."""
+        wanted = Label.of(label)
+        if wanted.kind == "N":
+            heads = self.neuron(wanted.neuron)
+            if wanted.part is None:
+                raise AllHeadsError(
+                    f"one head, such as {wanted}.0", f"{wanted}, a neuron of {len(heads)}", "Or use twin.neuron."
+                )
+            if wanted.part >= len(heads):
+                raise self._outside(wanted)
+            return heads[wanted.part]
+        attention = self.attention.get((wanted.stem, wanted.kind))
+        if attention is None or wanted.index >= attention.n_heads:
+            raise self._outside(wanted)
+        return _ordinary(attention)[wanted.index]
+
+    def neuron(self, label: str | Label) -> list[Head]:
+        """All heads of a neuron; see `TwinBridge.neuron`."""
+        wanted = Label.of(label)
+        if wanted.kind != "N" or wanted.part is not None:
+            raise AllHeadsError("a whole neuron, such as L3.N812", str(wanted), "Use twin.head for one head.")
+        layer = self.neurons.get(wanted.stem)
+        if layer is None or wanted.index >= layer.bank.d_mlp:
+            raise self._outside(wanted)
+        return _of_neuron(layer, wanted.index)
+
+    def heads(self, label: str | Label) -> list[Head]:
+        """The heads that a label names: one, or all of a neuron's."""
+        wanted = Label.of(label)
+        return self.neuron(wanted) if wanted.kind == "N" and wanted.part is None else [self.head(wanted)]
+
+    def _outside(self, wanted: Label) -> AllHeadsError:
+        if wanted.kind == "N":
+            banks = {stem: layer.bank for stem, layer in self.neurons.items()}
+            lasts = [f"{stem}.N{bank.d_mlp - 1}.{bank.gates.heads - 1}" for stem, bank in banks.items()]
+        else:
+            lasts = [f"{stem}.{kind}{layer.n_heads - 1}" for (stem, kind), layer in self.attention.items()]
+        some = ", ".join(lasts if len(lasts) < 5 else [*lasts[:2], "...", lasts[-1]])
+        return AllHeadsError(
+            f"a head of this twin, up to {some}", str(wanted), "Layers count from 0; see twin.heads() for all labels."
+        )
 
 
-def head(twin: TwinBridge, label: str | Label) -> list[Head]:
-    """The heads a label names: one, or all of a neuron's.
-
-    Raises `AllHeadsError` for a label that is malformed or points outside the twin.
-    """
-    return named_heads(twin, [label])
-
-
-def named_heads(twin: TwinBridge, labels: Iterable[str | Label]) -> list[Head]:
-    """`head` for many labels, one after the other."""
-    ordinary, banks = _layers(twin)
-    components = [each for found in ordinary.values() for each in found]
-    placed = {place.stem: (place, bank) for found in banks.values() for place, bank in found}
-    chosen: list[Head] = []
-    for label in labels:
-        wanted = Label.parse(label) if isinstance(label, str) else label
-        chosen += _neurons_heads(wanted, placed) if wanted.kind == "N" else [_component_head(wanted, components)]
-    return chosen
+def _ordinary(attention: AttentionLayer) -> list[Head]:
+    stem, prefix = attention.location.stem, attention.location.prefix
+    return [
+        Head(Label(stem, attention.kind, number), number, attention.module, prefix)
+        for number in range(attention.n_heads)
+    ]
 
 
-def _component_head(wanted: Label, components: list[Attending]) -> Head:
-    found = next((each for each in components if (each.place.stem, each.kind) == (wanted.stem, wanted.kind)), None)
-    if found is None or not wanted.index < found.n_heads:
-        raise _outside(wanted, [f"{each.place.stem}.{each.kind}{each.n_heads - 1}" for each in components])
-    return _ordinary(found, wanted.index)
-
-
-def _neurons_heads(wanted: Label, placed: dict[str, tuple[Place, HeadBank]]) -> list[Head]:
-    place, bank = placed.get(wanted.stem, (None, None))
-    if place is None or bank is None or not wanted.index < bank.d_mlp or not (wanted.part or 0) < bank.gates.heads:
-        lasts = [f"{stem}.N{each.d_mlp - 1}.{each.gates.heads - 1}" for stem, (_, each) in placed.items()]
-        raise _outside(wanted, lasts)
-    parts = range(bank.gates.heads) if wanted.part is None else [wanted.part]
-    return [_of_neuron(place, bank, wanted.index, part) for part in parts]
-
-
-def _layers(
-    twin: TwinBridge,
-) -> tuple[dict[tuple[str, int], list[Attending]], dict[tuple[str, int], list[tuple[Place, HeadBank]]]]:
-    """Attention components and banks by stack and layer."""
-    if not isinstance(twin, TwinBridge):
-        raise AllHeadsError("an attention-only twin", type(twin).__name__, "Make one with ah.convert(source).")
-    ordinary: dict[tuple[str, int], list[Attending]] = {}
-    banks: dict[tuple[str, int], list[tuple[Place, HeadBank]]] = {}
-    for component in attending(twin):
-        ordinary.setdefault((component.place.stack, component.place.layer), []).append(component)
-    for place, bank in zip(twin.places, twin.banks, strict=True):
-        banks.setdefault((place.stack, place.layer), []).append((place, bank))
-    return ordinary, banks
-
-
-def _ordinary(component: Attending, index: int) -> Head:
-    label = Label(component.place.stem, component.kind, index)
-    return Head(label, index, component.module, component.place.prefix)
-
-
-def _of_neuron(place: Place, bank: HeadBank, neuron: int, part: int) -> Head:
-    return Head(Label(place.stem, "N", neuron, part), part * bank.d_mlp + neuron, bank, place.prefix)
-
-
-def _outside(wanted: Label, lasts: list[str]) -> AllHeadsError:
-    some = ", ".join(lasts if len(lasts) < 5 else [*lasts[:2], "...", lasts[-1]])
-    return AllHeadsError(
-        f"a head of this twin, up to {some}", str(wanted), "Layers count from 0; see ah.heads(twin) for all labels."
-    )
+def _of_neuron(layer: Layer, neuron: int) -> list[Head]:
+    location, bank = layer.location, layer.bank
+    return [
+        Head(Label(location.stem, "N", neuron, part), part * bank.d_mlp + neuron, bank, location.prefix)
+        for part in range(bank.gates.heads)
+    ]

@@ -51,6 +51,11 @@ class Label:
         part = None if match["part"] is None else int(match["part"])
         return cls(match["stem"], cast(Kind, match["kind"]), int(match["index"]), part)
 
+    @classmethod
+    def of(cls, label: str | Label) -> Label:
+        """A label as it is, or read from text; raises `AllHeadsError` as `parse` does."""
+        return cls.parse(label) if isinstance(label, str) else label
+
     @property
     def layer(self) -> int:
         """The layer's number in its stack."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
+from allheads.models.compat import network_path
 from allheads.models.observe import Inputs
 
 Texts = str | Sequence[str] | Tensor | Sequence[Tensor]
@@ -132,7 +133,7 @@ def check_pair(source: TransformerBridge, twin: TransformerBridge) -> None:
 def _first_weights(model: TransformerBridge) -> dict[str, Tensor]:
     """Parameters by their names in the network; embeddings come first."""
     return {
-        name.replace("_original_component.", ""): parameter
+        network_path(name): parameter
         for name, parameter in model.original_model.named_parameters()
         if parameter.ndim > 1
     }

@@ -38,11 +38,11 @@ _ROWS = 128
 class LayerProof:
     """What was measured in one MLP or expert, on ``rows`` inputs; none, if nothing was routed to it.
 
-    ``place`` is its label's beginning, `allheads.models.locations`. Errors are largest absolute differences over
+    ``location`` is its label's beginning, `allheads.models.locations`. Errors are largest absolute differences over
     positions and coordinates.
     """
 
-    place: str
+    location: str
     layer: int
     rows: int
     error: float
@@ -97,8 +97,8 @@ def prove_layer(
     violations = sum(c.violations for c in chunks)
     within = all(c.within for c in chunks) and bank.gates.activation == mlp.computed
     return LayerProof(
-        place=mlp.place.stem,
-        layer=mlp.place.layer,
+        location=mlp.location.stem,
+        layer=mlp.location.layer,
         rows=len(x),
         error=max((c.error for c in chunks), key=_worst, default=0.0),
         bound=max((c.bound for c in chunks), default=0.0),

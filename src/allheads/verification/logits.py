@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.models.bridge import share
+from allheads.models.compat import use_attention_kernel
 from allheads.models.observe import Inputs, first_tensor, network_inputs
 
 #: Positions whose logits are held in float64 at a time.
@@ -77,7 +78,7 @@ def noise_floor(source: TransformerBridge, inputs: Inputs) -> float | None:
     try:
         with torch.no_grad():
             eager = first_tensor(body(**arguments))
-            body.set_attn_implementation("sdpa")
+            use_attention_kernel(body, "sdpa")
             return float((first_tensor(body(**arguments)) - eager).abs().max())
     except (ValueError, AttributeError):
         return None

@@ -77,9 +77,9 @@ class Report:
     def failures(self) -> list[str]:
         """Everything that is wrong, the layers first."""
         found = [
-            f"{p.place}: error {p.error:.2e} is {p.tightness:.1f} times its bound"
+            f"{p.location}: error {p.error:.2e} is {p.tightness:.1f} times its bound"
             if not p.violations
-            else f"{p.place}: {p.violations} activations outside the certified domain {p.domain:g}"
+            else f"{p.location}: {p.violations} activations outside the certified domain {p.domain:g}"
             for p in self.layers
             if not p.passed
         ]
@@ -176,7 +176,7 @@ def _closest(report: Report) -> Table:
         theorem = " by theorem" if p.by_theorem else " measured"
         domain = "all" if math.isinf(p.domain) else f"{p.domain:g}{theorem}"
         table.add_row(
-            p.place,
+            p.location,
             f"{p.error:.1e}",
             f"{p.bound:.1e}",
             f"{p.tightness:.2f}",

@@ -13,12 +13,13 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge, share
+from allheads.models.bridge import share
+from allheads.models.compat import called, network_module
 from allheads.models.experts import rows_of
 from allheads.models.mlps import Unit
 from allheads.models.observe import Inputs, Seen, output_kind, run_bridge, watching
-from allheads.models.read_mlps import read_units
-from allheads.models.tree import called, unwrapped
+from allheads.models.read_mlps import read_mlps
+from allheads.twin.twin import TwinBridge, require_twin
 from allheads.verification.inputs import Runs, check_pair, input_runs
 from allheads.verification.layers import LayerProof, prove_layer
 from allheads.verification.logits import LogitGap, hidden_gap, logit_gap, noise_floor, token_losses
@@ -46,11 +47,10 @@ def verify(
     """
     if evaluation not in ("slots", "attention"):
         raise AllHeadsError("slots or attention, which compute every head", repr(evaluation), "Leave it out.")
-    if not isinstance(twin, TwinBridge):
-        raise AllHeadsError("an attention-only twin", type(twin).__name__, "Make one with ah.convert(source).")
+    require_twin(twin)
     check_pair(source, twin)
     runs = input_runs(source, texts_or_tokens)
-    units = read_units(source, share(source))
+    units = read_mlps(source, share(source))
     seen = [_run(source, twin, units, run, evaluation, pattern_dtype) for run in runs]
     kl = torch.cat([run.gap.kl for run in seen])
     losses = [torch.cat([getattr(run, name) for run in seen]) for name in ("losses_source", "losses_twin")]
@@ -134,7 +134,7 @@ def _every_bank_as_often(twin: TwinBridge, units: list[Unit], mine: Seen) -> Ite
         return count
 
     handles = [
-        unwrapped(called(twin.original_model, unit.reads)).register_forward_hook(counter(number))
+        network_module(called(twin.original_model, unit.reads)).register_forward_hook(counter(number))
         for number, unit in enumerate(units)
     ]
     try:
@@ -143,7 +143,7 @@ def _every_bank_as_often(twin: TwinBridge, units: list[Unit], mine: Seen) -> Ite
         for handle in handles:
             handle.remove()
     other = [
-        unit.site.place.stem
+        unit.site.location.stem
         for number, unit in enumerate(units)
         if calls[number] != len(mine.inputs.get(unit.reads, []))
     ]
@@ -156,14 +156,14 @@ def _every_bank_as_often(twin: TwinBridge, units: list[Unit], mine: Seen) -> Ite
 
 
 def _prove_layers(twin: TwinBridge, units: list[Unit], seen: list[_Run]) -> list[LayerProof]:
-    proofs, number = [], 0
+    proofs, layers = [], iter(twin.layers)
     for unit in units:
         accumulated = max(run.accumulated[unit.writes] for run in seen)
         for mlp in unit.mlps:
             rows = [read for run in seen for read in rows_of(unit, mlp, run.source)]
             x = torch.cat(rows) if rows else torch.zeros(0, len(mlp.tensors["W_in"]))
-            proofs.append(prove_layer(mlp, twin.banks[number], x, twin.domains[number], accumulated))
-            number += 1
+            layer = next(layers)
+            proofs.append(prove_layer(mlp, layer.bank, x, layer.domain, accumulated))
     return proofs
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge
-from allheads.models.wiring import read_wiring
-from allheads.twin.heads import head
 from allheads.twin.labels import Label
+from allheads.twin.twin import TwinBridge, require_twin
+from allheads.twin.wiring import read_wiring
 from allheads.weights.head import HeadCircuit, head_circuit
 from allheads.weights.neuron import NeuronCircuit, neuron_circuits
 from allheads.weights.vocabulary import Vocabulary
@@ -50,7 +49,7 @@ def circuit(twin: TwinBridge, label: str, *, k: int = 10) -> Circuit:
     """
     if not isinstance(k, int) or k < 1:
         raise AllHeadsError("k of 1 or more", repr(k), "It is how many tokens to show for each side.")
-    head(twin, label)
+    require_twin(twin).index.heads(label)
     wanted = Label.parse(label)
     if wanted.part is not None:
         raise AllHeadsError("a whole neuron or an ordinary head", label, f"Read {wanted.neuron}.")

@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TwinBridge
-from allheads.models.wiring import read_wiring
 from allheads.progress import bar
+from allheads.twin.twin import TwinBridge, require_twin
+from allheads.twin.wiring import read_wiring
 from allheads.weights.baseline import baseline
 from allheads.weights.best import Best, chunks
 from allheads.weights.factors import (
@@ -150,8 +150,7 @@ class _Tally:
 
 
 def _sides(twin: TwinBridge, kind: str) -> tuple[Writer, Reader]:
-    if not isinstance(twin, TwinBridge):
-        raise AllHeadsError("an attention-only twin", type(twin).__name__, "Make one with ah.convert(source).")
+    require_twin(twin)
     if kind not in KINDS:
         raise AllHeadsError(f"a kind out of {', '.join(KINDS)}", repr(kind), "Writer, arrow, reader.")
     writer, reader = kind.split("->")

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from allheads.errors import AllHeadsError
 from allheads.models.attention import read_attention
-from allheads.models.bridge import TwinBridge
-from allheads.models.wiring import Sublayer, Wiring, turned
+from allheads.twin.twin import TwinBridge
+from allheads.twin.wiring import Sublayer, Wiring, rotated
 from allheads.weights.baseline import peakedness
 from allheads.weights.vocabulary import written
 
@@ -43,18 +43,18 @@ class Factors:
     kind: Literal["A", "N"]
     #: By matrix: its layer, how many sublayers have written to the stream before, its head or neuron, its peakedness.
     layers: Int[Tensor, " matrix"]
-    places: Int[Tensor, " matrix"]
+    depths: Int[Tensor, " matrix"]
     numbers: Int[Tensor, " matrix"]
     peaks: Float[Tensor, " matrix"]
     M: Float[Tensor, "matrix rank d_model"]
 
     @classmethod
-    def of(cls, kind: Literal["A", "N"], layer: int, place: int, M: Float[Tensor, "matrix rank d_model"]) -> Factors:
+    def of(cls, kind: Literal["A", "N"], layer: int, depth: int, M: Float[Tensor, "matrix rank d_model"]) -> Factors:
         """Those of one layer, made of norm 1."""
         size, numbers = M.norm(dim=(1, 2), keepdim=True), torch.arange(len(M))
         M = M / size.masked_fill(size == 0, 1.0)
         peaks = M.new_ones(len(M)) if M.shape[1] == 1 else peakedness(M)
-        return cls(kind, torch.full_like(numbers, layer), torch.full_like(numbers, place), numbers, peaks, M)
+        return cls(kind, torch.full_like(numbers, layer), torch.full_like(numbers, depth), numbers, peaks, M)
 
     @classmethod
     def joined(cls, several: list[Factors]) -> Factors:
@@ -63,15 +63,15 @@ class Factors:
         return cls(several[0].kind, *joint)
 
     def after(self, sublayer: int) -> Factors:
-        """Those whose stream holds what a sublayer has written; places grow with the layers."""
-        first = int((self.places <= sublayer).sum())
+        """Those whose stream holds what a sublayer has written; depths grow with the layers."""
+        first = int((self.depths <= sublayer).sum())
         return Factors(self.kind, *(getattr(self, name)[first:] for name in self._OF_MATRICES))
 
     def label(self, index: int) -> str:
         """The head or neuron that a matrix belongs to."""
         return f"L{int(self.layers[index])}.{self.kind}{int(self.numbers[index])}"
 
-    _OF_MATRICES: ClassVar = ("layers", "places", "numbers", "peaks", "M")
+    _OF_MATRICES: ClassVar = ("layers", "depths", "numbers", "peaks", "M")
 
 
 @dataclass(frozen=True)
@@ -97,17 +97,17 @@ class Streams:
         """What the neurons or heads of a layer write."""
         if writer == "neuron":
             sublayer, M = self.wiring.neurons[layer], self._neurons(layer, "W_O")[:, None]
-            return Factors.of("N", layer, sublayer.place, self._seen(written(sublayer, M)))
+            return Factors.of("N", layer, sublayer.depth, self._seen(written(sublayer, M)))
         sublayer, read = self.wiring.attention[layer], read_attention(self.twin, layer)
         root = torch.linalg.qr(_folded(sublayer, read.W_V), mode="r").R
-        return Factors.of("A", layer, sublayer.place, root @ self._seen(written(sublayer, _wide(read.W_O))))
+        return Factors.of("A", layer, sublayer.depth, root @ self._seen(written(sublayer, _wide(read.W_O))))
 
     def reads(self, reader: Reader, layer: int) -> Factors:
         """What the neurons of a layer read by query or value, or its heads by Q, K or V."""
         if reader in ("query", "value"):
             sublayer = self.wiring.neurons[layer]
             W = self._neurons(layer, "W_Q" if reader == "query" else "W_V").T[None]
-            return Factors.of("N", layer, sublayer.place, _folded(sublayer, W)[0].T[:, None])
+            return Factors.of("N", layer, sublayer.depth, _folded(sublayer, W)[0].T[:, None])
         sublayer, read = self.wiring.attention[layer], read_attention(self.twin, layer)
         if reader == "V":
             out = self._seen(written(sublayer, _wide(read.W_O)))
@@ -118,7 +118,7 @@ class Streams:
             sign = -1 if reader == "Q" else 1
             mine, other = (queries, keys) if reader == "Q" else (keys, queries)
             M = mine @ self._root(other, read.rotary, sign)
-        return Factors.of("A", layer, sublayer.place, M.mT)
+        return Factors.of("A", layer, sublayer.depth, M.mT)
 
     def groups(self, reader: Reader) -> Iterator[Factors]:
         """The reads of all layers, as many layers at a time as `GROUP` numbers hold."""
@@ -136,15 +136,14 @@ class Streams:
         """The root of the sum over offsets of ``R W^T W R^T``: only its direction counts."""
         gram = W.mT.double() @ W.double()
         if rotary is not None:
-            turns = (turned(turned(gram, [sign * o], rotary).mT, [sign * o], rotary) for o in self.offsets)
+            turns = (rotated(rotated(gram, [sign * o], rotary).mT, [sign * o], rotary) for o in self.offsets)
             gram = sum(turns, torch.zeros_like(gram))
         values, vectors = torch.linalg.eigh(gram)
         return ((vectors * values.clamp_min(0).sqrt()[:, None]) @ vectors.mT).to(W)
 
     def _neurons(self, layer: int, name: str) -> Float[Tensor, "neuron d_model"]:
         bank = self.twin.banks[layer]
-        if bank.own is not None:
-            raise AllHeadsError("neurons whose heads share their weights", f"edited heads in L{layer}", "Read before.")
+        bank.require_shared("neurons whose heads share their weights", f"L{layer}")
         weight = getattr(bank.weights(), name)
         if weight is None:
             raise AllHeadsError("gated neurons, for '->value'", f"plain ones in L{layer}", "Theirs is '->query'.")

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from allheads.errors import AllHeadsError
 from allheads.models.attention import read_attention
-from allheads.models.wiring import turned
-from allheads.twin.tokens import one_token
+from allheads.twin.prompt import one_token
+from allheads.twin.wiring import rotated
 from allheads.weights.best import top_pairs
 from allheads.weights.factors import checked_offsets, require_values
 from allheads.weights.vocabulary import TokenPair, TokenValue, Vocabulary
@@ -53,7 +53,7 @@ class HeadCircuit:
         """
         if self.query is None or self.key is None:
             raise AllHeadsError("scores that are x W_Q R W_K^T x^T", f"others at {self.label}", "Its OV can be read.")
-        return self._pairs(turned(self.query, checked_offsets(offsets), self.rotary), self.key)
+        return self._pairs(rotated(self.query, checked_offsets(offsets), self.rotary), self.key)
 
     def promotes(self) -> list[TokenPair]:
         """The k pairs (source token, token) that the head makes likelier where it attends to the source alone."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from allheads.errors import AllHeadsError
 from allheads.heads.bank import HeadBank
 from allheads.weights.vocabulary import TokenValue, Vocabulary
 
@@ -52,8 +51,7 @@ class NeuronCircuit:
 def neuron_circuits(vocabulary: Vocabulary, layer: int, neurons: Sequence[int], k: int) -> list[NeuronCircuit]:
     """Read these neurons of a layer together. Raises `AllHeadsError` if the layer's heads were edited."""
     bank: HeadBank = vocabulary.twin.banks[layer]
-    if bank.own is not None:
-        raise AllHeadsError("a neuron whose heads share its weights", f"edited heads in L{layer}", "Read it before.")
+    bank.require_shared("a neuron whose heads share its weights", f"L{layer}")
     weights, sublayer, some = bank.weights(), vocabulary.wiring.neurons[layer], list(neurons)
 
     def read(W: Tensor, b: Tensor | None) -> Tensor:

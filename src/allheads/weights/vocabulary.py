@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from allheads.models.attention import read_ends
-from allheads.models.bridge import TwinBridge
-from allheads.models.wiring import Sublayer, Wiring
+from allheads.models.attention import read_embeddings
+from allheads.twin.twin import TwinBridge
+from allheads.twin.wiring import Sublayer, Wiring
 from allheads.weights.best import chunks
 
 
@@ -44,7 +44,7 @@ class Vocabulary:
         self, sublayer: Sublayer, W: Float[Tensor, "d_model out"], b: Float[Tensor, " out"] | None
     ) -> Float[Tensor, "d_vocab out"]:
         """``norm(W_E) W + b``: what would be read if the stream were one token's embedding, without its position."""
-        W_E = read_ends(self.twin).W_E
+        W_E = read_embeddings(self.twin).W_E
         dtype = torch.promote_types(W_E.dtype, torch.float32)
         rows = []
         for some in chunks(*W_E.shape):
@@ -62,7 +62,7 @@ class Vocabulary:
         """
         W = W.to(torch.promote_types(W.dtype, torch.float32))
         W = written(sublayer, W)
-        W_U = read_ends(self.twin).W_U
+        W_U = read_embeddings(self.twin).W_U
         final = self.wiring.final
         direction = W if final is None else final.gain.to(W) * (W - W.mean(-1, keepdim=True) if final.centred else W)
         logits = direction @ W_U.to(W)

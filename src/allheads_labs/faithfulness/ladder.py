@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from allheads import TwinBridge
-from allheads.attribution.forward_cache import Run
+from allheads.attribution.forward_cache import ForwardCache
 from allheads.corpus import Means
 from allheads_labs.faithfulness.methods import Case, Scores
 
@@ -71,7 +71,7 @@ def _hooks(
     neurons: Bool[Tensor, "row layer pos d_mlp"],
     means: Means,
 ) -> list[tuple[str, Callable[..., Tensor]]]:
-    run = Run(twin)
+    run = ForwardCache(twin)
     keep = {name: heads[:, layer].transpose(1, 2)[..., None] for layer, name in enumerate(run.heads)}
     keep |= {name: neurons[:, layer] for layer, name in enumerate(run.neurons)}
 

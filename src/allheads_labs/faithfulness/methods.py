@@ -13,7 +13,7 @@ from transformer_lens.tools.analysis.attribution_patching import cache_activatio
 from allheads import TwinBridge
 from allheads.attribution.attribute import attribute
 from allheads.attribution.constants import only_biases_differ
-from allheads.attribution.forward_cache import Run
+from allheads.attribution.forward_cache import ForwardCache
 from allheads.attribution.rules import RULES
 from allheads.corpus import Means
 from allheads.twin.capture import EMBEDDINGS
@@ -44,7 +44,7 @@ def by_rule(rule: str) -> Callable[[TwinBridge, Case], Scores]:
     """`ah.attribute` under a rule, relative to the means that ablation writes."""
 
     def score(twin: TwinBridge, case: Case) -> Scores:
-        found = attribute(twin, case.ids, case.weights, rule=rule, baseline=case.means)
+        found = attribute(twin, case.ids, case.weights, rule=rule).relative_to(case.means)
         return Scores(found.heads, found.neurons)
 
     return score
@@ -52,7 +52,7 @@ def by_rule(rule: str) -> Callable[[TwinBridge, Case], Scores]:
 
 def patching(twin: TwinBridge, case: Case) -> Scores:
     """TransformerLens' attribution patching: ``(a - a_corrupt) . gradient`` on the corrupt prompt."""
-    run = Run(twin)
+    run = ForwardCache(twin)
     names = [*run.heads, *run.neurons]
     begin = [(EMBEDDINGS[0], lambda value, hook: value.detach().requires_grad_())]
     with torch.enable_grad(), only_biases_differ(twin), twin.hooks(fwd_hooks=begin):
@@ -70,7 +70,7 @@ def patching(twin: TwinBridge, case: Case) -> Scores:
 
 def integrated(twin: TwinBridge, case: Case) -> Scores:
     """Integrated gradients: the mean gradient on the way from the mean embedding, times the distance from the means."""
-    run = Run(twin)
+    run = ForwardCache(twin)
     steps = (torch.arange(_STEPS, dtype=torch.float64, device=case.ids.device) + 0.5) / _STEPS
     mean = case.means.of(EMBEDDINGS[0])
 
@@ -119,6 +119,6 @@ METHODS: dict[str, Callable[[TwinBridge, Case], Scores]] = {
 }
 
 
-def _stacked(run: Run, parts: dict[str, Tensor]) -> Scores:
+def _stacked(run: ForwardCache, parts: dict[str, Tensor]) -> Scores:
     heads = torch.stack([parts[name][0].detach().sum(-1).T for name in run.heads])
     return Scores(heads, torch.stack([parts[name][0].detach() for name in run.neurons]))

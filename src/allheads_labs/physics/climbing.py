@@ -12,8 +12,8 @@ from torch import Tensor
 from allheads import TwinBridge
 from allheads.models.attention import read_attention
 from allheads.models.norms import Norm
-from allheads.models.wiring import read_wiring
 from allheads.progress import bar
+from allheads.twin.wiring import read_wiring
 from allheads_labs.physics.potentials import potentials
 
 

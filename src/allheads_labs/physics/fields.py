@@ -24,7 +24,7 @@ from torch import Tensor
 from allheads.heads.evaluate import slot_scores
 from allheads.heads.weights import HeadWeights
 from allheads.models.attention import Attention
-from allheads.models.wiring import turned
+from allheads.twin.wiring import rotated
 
 
 class Field(Protocol):
@@ -96,7 +96,7 @@ class HeadField:
         if self.rotary is None:
             return rows
         sign = -1 if back else 1
-        return torch.stack([turned(rows[..., p, :], [sign * p], self.rotary) for p in range(rows.shape[-2])], -2)
+        return torch.stack([rotated(rows[..., p, :], [sign * p], self.rotary) for p in range(rows.shape[-2])], -2)
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from allheads import AllHeadsError, TwinBridge
 from allheads.models.attention import Attention, read_attention
-from allheads.models.wiring import Wiring, read_wiring
-from allheads.twin.heads import head
 from allheads.twin.labels import Label
+from allheads.twin.twin import require_twin
+from allheads.twin.wiring import Wiring, read_wiring
 from allheads.weights.factors import require_scores, require_values
 
 
@@ -77,7 +77,7 @@ def memory(twin: TwinBridge, label: str | Label) -> Memory:
     >>> found = memory(twin, "L3.A5")  # doctest: +SKIP
     >>> found.share, found.chance  # doctest: +SKIP
     """
-    part = head(twin, label)[0]
+    part = require_twin(twin).index.heads(label)[0]
     if part.label.kind != "A":
         raise AllHeadsError(
             "an ordinary head", str(label), "Keys of a neuron head are bias tokens: its gradient says nothing of OV."

@@ -19,13 +19,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from allheads import AllHeadsError, TwinBridge
-from allheads.attribution.forward_cache import Run
-from allheads.attribution.metrics import position_in, token_ids, token_names
+from allheads.attribution.forward_cache import ForwardCache
 from allheads.models.attention import read_attention
 from allheads.models.norms import Norm
-from allheads.models.wiring import Wiring, read_wiring
-from allheads.twin.heads import head
 from allheads.twin.labels import Label
+from allheads.twin.prompt import position_in, prompt_ids, token_texts
+from allheads.twin.wiring import Wiring, read_wiring
 from allheads_labs.physics.potentials import potentials
 
 #: How far the pushes may be from the length of a step, relative to it.
@@ -100,7 +99,7 @@ class Trajectories:
             labels: list[str | Label] = [f"L{where}.A{number}" for number in range(self.heads.shape[1])]
         else:
             labels = [where]
-        part = head(self.twin, labels[0])[0].label
+        part = self.twin.index.heads(labels[0])[0].label
         sublayer = (self._wiring.attention if part.kind == "A" else self._wiring.neurons)[part.layer]
         reading = _read_through(sublayer.before, self.stream)
         total = torch.zeros(reading.shape[:-1], dtype=reading.dtype)
@@ -135,21 +134,20 @@ def trajectories(twin: TwinBridge, tokens: str | Tensor) -> Trajectories:
     >>> paths = trajectories(twin, "Mary and John went to the store")  # doctest: +SKIP
     >>> paths.turns.median(), paths.pushed(-1, 12)  # doctest: +SKIP
     """
-    ids = token_ids(twin, tokens)
-    edited = [layer for layer, bank in enumerate(twin.banks) if bank.own is not None]
-    if edited:
-        raise AllHeadsError("neurons whose heads share their weights", f"edited heads in L{edited[0]}", "Read before.")
-    run = Run(twin)
-    with run.watching():
+    ids = prompt_ids(twin, tokens)
+    for layer, bank in enumerate(twin.banks):
+        bank.require_shared("neurons whose heads share their weights", f"L{layer}")
+    run = ForwardCache(twin)
+    with run.recording():
         twin(ids)
-    wide = torch.promote_types(run.seen[run.streams[0]].dtype, torch.float32)
-    stream = torch.stack([run.seen[name][0].to(wide) for name in run.streams])
+    wide = torch.promote_types(run.activations[run.streams[0]].dtype, torch.float32)
+    stream = torch.stack([run.activations[name][0].to(wide) for name in run.streams])
     pushes = [
         _pushes(
             twin,
             layer,
             stream[layer + 1] - stream[layer],
-            *(run.seen[each[layer]] for each in (run.heads, run.neurons)),
+            *(run.activations[each[layer]] for each in (run.heads, run.neurons)),
         )
         for layer in run.layers
     ]
@@ -163,7 +161,7 @@ def trajectories(twin: TwinBridge, tokens: str | Tensor) -> Trajectories:
             "Norms behind sublayers and multipliers of the residual are not read.",
         )
     projected, explained = principal(stream)
-    return Trajectories(twin, ids, token_names(twin, ids), stream, projected, explained, heads, neurons, rest)
+    return Trajectories(twin, ids, token_texts(twin, ids), stream, projected, explained, heads, neurons, rest)
 
 
 def principal(stream: Float[Tensor, "point pos d_model"]) -> tuple[Tensor, Tensor]:

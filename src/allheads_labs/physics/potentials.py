@@ -10,11 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from allheads import AllHeadsError, TwinBridge
-from allheads.attribution.metrics import token_ids
 from allheads.heads.bank import HeadBank
 from allheads.models.attention import read_attention
-from allheads.twin.heads import Head, head
+from allheads.twin.heads import Head
 from allheads.twin.labels import Label
+from allheads.twin.prompt import prompt_ids
+from allheads.twin.twin import require_twin
 from allheads_labs.physics.fields import Field, HeadField, NeuronField
 
 
@@ -83,7 +84,7 @@ def potential(twin: TwinBridge, tokens: str | Tensor, label: str | Label) -> Pot
     >>> found = potential(twin, "Mary and John", "L3.A5")  # doctest: +SKIP
     >>> found.U, found.gradient.norm(dim=-1)  # doctest: +SKIP
     """
-    return next(potentials(twin, token_ids(twin, tokens), [label]))
+    return next(potentials(twin, prompt_ids(twin, tokens), [label]))
 
 
 @torch.no_grad()
@@ -102,7 +103,7 @@ def potentials(twin: TwinBridge, ids: Tensor, labels: Sequence[str | Label]) -> 
 
 
 def _one(twin: TwinBridge, label: str | Label) -> Head:
-    found = head(twin, label)
+    found = require_twin(twin).index.heads(label)
     if len(found) != 1:
         raise AllHeadsError("one head", f"{label} with {len(found)}", f"Name one of them: {found[0]}.")
     return found[0]

@@ -20,8 +20,8 @@ from torch import Tensor
 from allheads import AllHeadsError, TwinBridge
 from allheads.models.attention import read_attention
 from allheads.progress import bar
-from allheads.twin.heads import head
 from allheads.twin.labels import Label
+from allheads.twin.twin import require_twin
 
 
 @torch.no_grad()
@@ -33,7 +33,7 @@ def segment(twin: TwinBridge, label: str | Label) -> Float[Tensor, "rank d_model
     >>> segment(twin, "L3.A5").shape  # doctest: +SKIP
     torch.Size([64, 576])
     """
-    return basis(torch.cat([part.W_O for part in head(twin, label)]).detach().double())
+    return basis(torch.cat([part.W_O for part in require_twin(twin).index.heads(label)]).detach().double())
 
 
 def basis(W_O: Float[Tensor, "*head d_head d_model"]) -> Float[Tensor, "*head d_head d_model"]:

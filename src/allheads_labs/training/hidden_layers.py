@@ -52,12 +52,7 @@ class HiddenHeads(nn.Module):
         super().__init__()
         weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in start.named_parameters()}
         self.bank = HeadBank(
-            weights["W_in"],
-            weights["W_out"],
-            approximate("silu"),
-            b_in=weights["b_in"],
-            b_out=weights["b_out"],
-            evaluation="slots",
+            {name: weights[name] for name in ("W_in", "W_out", "b_in", "b_out")}, approximate("silu"), "slots"
         )
         if not tied:
             with self.bank.edit() as own:

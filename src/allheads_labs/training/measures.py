@@ -35,8 +35,9 @@ def parting(model: Transformer) -> float:
     off = []
     for block in model.blocks:
         bank = getattr(block.hidden, "bank", None)
-        if bank is not None and bank.own is not None:
-            off.append(1 - F.cosine_similarity(bank.own.W_Q[..., 0].double(), bank.own.W_V[..., 0].double()).mean())
+        if bank is not None and bank.edited is not None:
+            W_Q, W_V = (weight[..., 0].double() for weight in (bank.edited.W_Q, bank.edited.W_V))
+            off.append(1 - F.cosine_similarity(W_Q, W_V).mean())
     return float(sum(off) / len(off)) if off else 0.0
 
 

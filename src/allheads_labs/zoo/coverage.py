@@ -30,7 +30,7 @@ class Row:
     """What became of one family. Figures of a family that was not converted are left at their defaults.
 
     ``tightness`` is the largest error of a layer in units of its bound, ``difference`` the largest of the output,
-    ``allowed`` what it was held against, ``rest`` what stays in the layers beside attention.
+    ``allowed`` what it was held against, ``untouched`` what stays in the layers beside attention.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Row:
     allowed: float = 0.0
     noise: float | None = None
     generates: str = ""
-    rest: list[str] = field(default_factory=list)
+    untouched: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -72,7 +72,7 @@ def _row(sample: Sample, twin: TwinBridge, report: Report) -> Row:
     out = sample.run(sample.bridge)
     finite = out[out.isfinite()]
     allowed = max(NOISES * (report.noise_floor or 0.0), RANGE * float(finite.max() - finite.min()))
-    wrong = [f"{p.place} is {p.tightness:.2g} times its bound" for p in report.layers if not p.passed]
+    wrong = [f"{p.location} is {p.tightness:.2g} times its bound" for p in report.layers if not p.passed]
     for what, difference in (("slots", report.max_logit_error), ("closed", report.max_logit_error_closed)):
         if not difference <= allowed:
             wrong.append(f"{what} is {difference:.1e} away, {allowed:.1e} allowed")
@@ -90,14 +90,15 @@ def _row(sample: Sample, twin: TwinBridge, report: Report) -> Row:
         allowed=allowed,
         noise=report.noise_floor,
         generates=generates,
-        rest=twin.rest,
+        untouched=list(twin.untouched),
     )
 
 
 def _kind(twin: TwinBridge) -> str:
     kinds = [
-        f"{'experts, ' if place.expert is not None else ''}{bank.gates.activation.name}{' gated' if bank.gated else ''}"
-        for place, bank in zip(twin.places, twin.banks, strict=True)
+        f"{'experts, ' if layer.location.expert is not None else ''}{layer.bank.gates.activation.name}"
+        f"{' gated' if layer.bank.gated else ''}"
+        for layer in twin.layers
     ]
     return "; ".join(dict.fromkeys(kinds))
 
@@ -131,7 +132,7 @@ def as_markdown(rows: list[Row]) -> str:
         "allowed": lambda row: f"{row.allowed:.0e}",
         "own noise": lambda row: "" if row.noise is None else f"{row.noise:.0e}",
         "generates": lambda row: row.generates,
-        "stays in its layers": lambda row: ", ".join(row.rest),
+        "stays in its layers": lambda row: ", ".join(row.untouched),
     }
     built = [[cell(row) for cell in figures.values()] for row in rows if row.outcome in ("converted", "differs")]
     others = [[row.name, row.outcome, row.reason] for row in rows if row.outcome != "converted"]

@@ -1,7 +1,9 @@
 """The optimisers: derivatives, known optima, and a small fit from start to certificate."""
 
+import importlib
 import json
 import math
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import allheads as ah
 from allheads.gates.fitting import __main__ as fitting
 from allheads.gates.fitting.families import Family, gated_family, plain_family, symmetric_family
 from allheads.gates.fitting.gated_fits import bump_family, bumps, gelu_fits, linear_fits, relu_fits, silu_fits
@@ -155,3 +158,10 @@ def test_command_refits_one_activation_and_keeps_the_rest(tmp_path, monkeypatch,
     assert len(plain_gelu) == 1
     assert plain_gelu[0]["max_error"] == pytest.approx(1.39e-2, rel=5e-3)
     assert any(row["activation"] == "silu" for row in rows)
+
+
+def test_a_missing_library_is_named_with_its_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flint", None)
+    monkeypatch.delitem(sys.modules, "allheads.gates.fitting.certificate")
+    with pytest.raises(ah.AllHeadsError, match=r"no flint.*allheads\[fits\]"):
+        importlib.reload(fitting)

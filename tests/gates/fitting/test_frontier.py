@@ -11,7 +11,7 @@ from allheads.gates.approximation import approximate
 from allheads.gates.fitting import frontier
 from allheads.gates.table import fits
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "frontier.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "frontier.md"
 
 
 @pytest.mark.parametrize("name", frontier.TABLES)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import allheads as ah
-from allheads.models.wiring import turned
+from allheads.twin.wiring import rotated
 from allheads_labs import physics
 from allheads_labs.physics.fitted import explained, share_of_variance
 from allheads_labs.physics.memories import key_share, memories
@@ -42,7 +42,7 @@ def test_a_rotation_between_queries_and_keys_leaves_the_share(twin_of):
     twin, _ = twin_of("LlamaForCausalLM")
     attn = twin.blocks[1].attn
     W_Q, W_K, W_V, W_O = (getattr(attn, name)[0].detach() for name in ("W_Q", "W_K", "W_V", "W_O"))
-    QK, OV = turned(W_K, [3], torch.tensor([1.0, 0.3, 0.1, 0.03])) @ W_Q.T, W_V @ W_O
+    QK, OV = rotated(W_K, [3], torch.tensor([1.0, 0.3, 0.1, 0.03])) @ W_Q.T, W_V @ W_O
     share = (QK @ torch.linalg.pinv(QK) @ OV).norm() ** 2 / OV.norm() ** 2
     assert physics.memory(twin, "L1.A0").share == pytest.approx(float(share), abs=1e-10)
 

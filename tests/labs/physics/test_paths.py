@@ -145,7 +145,7 @@ def test_a_head_that_climbs_is_seen_to_climb(gpt2):
 
 
 def test_gradients_through_a_norm_are_those_of_small_steps(twin_of):
-    from allheads.models.wiring import read_wiring
+    from allheads.twin.wiring import read_wiring
 
     twin, _ = twin_of("GPT2LMHeadModel")
     norm = read_wiring(twin).attention[1].before

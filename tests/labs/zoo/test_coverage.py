@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import allheads as ah
 from allheads.cli.main import app
 from allheads.models import graft
-from allheads.models.read_mlps import other_parts
+from allheads.models.read_mlps import untouched_modules
 from allheads_labs import zoo
 from allheads_labs.zoo import coverage
 from allheads_labs.zoo.coverage import as_markdown, survey
@@ -87,22 +87,22 @@ def test_multipliers_are_part_of_the_gates():
 def test_experts_beside_an_mlp_are_found():
     sample = zoo.build("Gemma4ForCausalLM")
     twin = ah.convert(sample.bridge)
-    stems = [place.stem for place in twin.places]
+    stems = [layer.location.stem for layer in twin.layers]
     assert stems[:5] == ["L0", "L0.M0", "L0.M1", "L0.M2", "L0.M3"]
     assert "blocks.0.experts.2.hook_pattern_self" in twin.hook_dict
-    assert {place.name for place in twin.places} >= {"blocks.0.mlp", "blocks.0.experts.2"}
+    assert {layer.location.name for layer in twin.layers} >= {"blocks.0.mlp", "blocks.0.experts.2"}
 
 
 def test_layers_that_the_bridge_calls_opaque_are_looked_into():
     twin = ah.convert(zoo.build("NemotronHForCausalLM").bridge)
-    assert [place.stem for place in twin.places if place.expert is None] == ["L1.S", "L3"]
-    assert "mixer.in_proj" in twin.rest
+    assert [layer.location.stem for layer in twin.layers if layer.location.expert is None] == ["L1.S", "L3"]
+    assert "mixer.in_proj" in twin.untouched
 
 
 def test_all_positions_are_seen_where_experts_are_looked_at():
     sample = zoo.build("MixtralForCausalLM")
     twin = ah.convert(sample.bridge)
-    names = [f"{place.prefix}hook_z" for place in twin.places[:4]]
+    names = [f"{layer.location.prefix}hook_z" for layer in twin.layers[:4]]
     plain = sample.run(twin)
     with torch.no_grad():
         logits, cache = twin.run_with_cache(sample.inputs["input"], names_filter=names)
@@ -166,4 +166,4 @@ def test_parts_are_named_by_where_they_are():
     layer = nn.ModuleDict({"mixer": nn.ModuleDict({"in_proj": nn.Linear(2, 2)}), "norm": nn.LayerNorm(2)})
     model = SimpleNamespace(original_model=nn.ModuleDict({"layers": nn.ModuleList([layer, layer])}))
     model.named_children = lambda: iter(())
-    assert other_parts(model) == ["mixer.in_proj"]
+    assert untouched_modules(model) == ["mixer.in_proj"]

@@ -18,13 +18,20 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from allheads.errors import AllHeadsError
 from allheads.gates.activations import activation_named
-from allheads.gates.fitting.certificate import certify
-from allheads.gates.fitting.families import Array, Family
-from allheads.gates.fitting.gated_fits import gated_jobs
-from allheads.gates.fitting.plain_fits import evaluate, fit_plain, plain_jobs
 from allheads.gates.gates import Gate, GateSum
 from allheads.gates.table import TABLE, Fit, fits, from_json, to_json, write_fits
+
+try:
+    from allheads.gates.fitting.certificate import certify
+    from allheads.gates.fitting.families import Array, Family
+    from allheads.gates.fitting.gated_fits import gated_jobs
+    from allheads.gates.fitting.plain_fits import evaluate, fit_plain, plain_jobs
+except ModuleNotFoundError as missing:
+    raise AllHeadsError(
+        "SciPy and python-flint", f"no {missing.name}", "Install them with `pip install allheads[fits]`."
+    ) from missing
 
 DIGITS = 12
 #: Alphas are multiples of this, so that their sum is exact in float64 whatever the order of adding.
@@ -70,8 +77,8 @@ def _rounded_up(x: float, digits: int = 4) -> float:
 def rows(activation: str, gated: bool) -> list[dict[str, object]]:
     """Every fit of one activation, plain or gated, in the form that leaves a process."""
     if gated:
-        wanted = [job for job in gated_jobs() if job.activation == activation]
-        fitted = [(*found, job.name, job.domain) for job in wanted for found in job.fits()]
+        wanted = [job for job in gated_jobs() if job[0] == activation]
+        fitted = [(*found, name, domain) for _, name, domain, fit in wanted for found in fit()]
     else:
         fitted = [(*fit_plain(job), job.name, math.inf) for job in plain_jobs() if job.activation == activation]
     return [
@@ -81,7 +88,7 @@ def rows(activation: str, gated: bool) -> list[dict[str, object]]:
 
 def kinds() -> list[tuple[str, bool]]:
     """The activations of the table, each with whether it is gated."""
-    wanted = [(job.activation, False) for job in plain_jobs()] + [(job.activation, True) for job in gated_jobs()]
+    wanted = [(job.activation, False) for job in plain_jobs()] + [(name, True) for name, *_ in gated_jobs()]
     return list(dict.fromkeys(wanted))
 
 

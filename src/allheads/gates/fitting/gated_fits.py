@@ -16,7 +16,6 @@ Then all coefficients are refitted together.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import cache, partial
 
 import numpy as np
@@ -147,16 +146,6 @@ def linear_fits(domain: float, fewest: int, most: int) -> Iterator[Gated]:
         yield both, np.r_[np.zeros(4), delta, -delta, offsets, offsets, slopes, -slopes]
 
 
-@dataclass(frozen=True)
-class GatedJob:
-    """Which family to fit to which activation, on ``|g| <= domain``."""
-
-    activation: str
-    name: str
-    domain: float
-    fits: Callable[[], Iterable[Gated]]
-
-
 #: Tokens of the ramp with pairs of tokens in each bump, roughly equal in error.
 GELU_SIZES = (
     (5, (1, 1)),
@@ -170,15 +159,15 @@ GELU_SIZES = (
 )
 
 
-def gated_jobs() -> Iterator[GatedJob]:
-    """Activation, name of the family, domain and the fits of every job."""
+def gated_jobs() -> Iterator[tuple[str, str, float, Callable[[], Iterable[Gated]]]]:
+    """Activation, name of the family, domain ``|g| <= domain``, and what fits them."""
     for domain, fewest in ((64.0, 5), (128.0, 6), (256.0, 6), (1024.0, 8), (8192.0, 10)):
         # Short ramps overshoot: a smaller depth keeps their amplification down.
-        yield GatedJob("silu", "ramp", domain, partial(silu_fits, domain, fewest - 2, fewest - 1, depth=12.0))
-        yield GatedJob("silu", "ramp", domain, partial(silu_fits, domain, fewest, fewest + 6))
+        yield ("silu", "ramp", domain, partial(silu_fits, domain, fewest - 2, fewest - 1, depth=12.0))
+        yield ("silu", "ramp", domain, partial(silu_fits, domain, fewest, fewest + 6))
     for domain, extra in ((64.0, 0), (256.0, 2), (4096.0, 6)):
-        yield GatedJob("relu", "ramp", domain, partial(relu_fits, domain, 4 + extra, 9 + extra))
-        yield GatedJob("linear", "mirrored ramp", domain, partial(linear_fits, domain, 4 + extra, 9 + extra))
+        yield ("relu", "ramp", domain, partial(relu_fits, domain, 4 + extra, 9 + extra))
+        yield ("linear", "mirrored ramp", domain, partial(linear_fits, domain, 4 + extra, 9 + extra))
         for activation in ("gelu", "gelu_tanh"):
             sizes = [(tokens + extra, pairs) for tokens, pairs in GELU_SIZES]
-            yield GatedJob(activation, "ramp and bumps", domain, partial(gelu_fits, activation, domain, sizes))
+            yield (activation, "ramp and bumps", domain, partial(gelu_fits, activation, domain, sizes))

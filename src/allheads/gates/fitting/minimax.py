@@ -88,6 +88,7 @@ def _project(family: Model, z: Array, problem: Problem, ridge: float) -> tuple[A
     return z, residual, gates - q @ (q.T @ gates)
 
 
+# More than five arguments: families differ in how their search starts and when it may stop.
 def least_squares(
     family: Model,
     z: Array,
@@ -138,6 +139,7 @@ def _linear_step(jacobian: Array, residual: Array, radius: float) -> Array | Non
     return result.x if result.status == 0 else None
 
 
+# More than five arguments: families differ in how their search starts and when it may stop.
 def minimax(
     family: Model,
     z: Array,

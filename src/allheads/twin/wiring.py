@@ -16,24 +16,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
-from allheads.models.attention import Attention, attending, read_attention, read_ends
-from allheads.models.bridge import TwinBridge
-from allheads.models.find_mlps import components
-from allheads.models.norms import Norm, known_norm
+from allheads.models.attention import Attention, attention_layers, read_attention, read_embeddings
+from allheads.models.compat import named_components
+from allheads.models.norms import Norm, known_norm, norm_modules
 from allheads.models.observe import evaluating
+from allheads.twin.twin import TwinBridge
 
 
 @dataclass(frozen=True)
 class Sublayer:
     """The attention or the neurons of a layer.
 
-    It reads the stream through ``before``, which holds the writes of the first ``place`` sublayers, and adds to it
+    It reads the stream through ``before``, which holds the writes of the first ``depth`` sublayers, and adds to it
     through ``after``; None is no norm. Attention of layer l is sublayer 2l, its neurons are 2l + 1.
     """
 
     before: Norm | None
     after: Norm | None
-    place: int
+    depth: int
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,10 @@ def read_wiring(twin: TwinBridge) -> Wiring:
     """
     twin.require_one_stack("read its weights")
     layers = range(len(twin.banks))
-    if [each.place.name for each in attending(twin)] != [f"blocks.{layer}.attn" for layer in layers]:
-        raise AllHeadsError("attention in every layer", f"{len(attending(twin))} for {len(layers)}", "Not supported.")
+    if [each.location.name for each in attention_layers(twin)] != [f"blocks.{layer}.attn" for layer in layers]:
+        raise AllHeadsError(
+            "attention in every layer", f"{len(attention_layers(twin))} for {len(layers)}", "Not supported."
+        )
     seen = _Run.of(twin)
     inputs = [seen.read(f"blocks.{layer}.{part}") for layer in layers for part in ("attn", "mlp")]
     inputs.append(seen.read("unembed"))
@@ -75,7 +77,7 @@ def read_wiring(twin: TwinBridge) -> Wiring:
             )
         attention.append(Sublayer(before, after, 2 * layer))
         neurons.append(Sublayer(reads, behind, 2 * layer if beside else 2 * layer + 1))
-    embedding = seen.embedding(inputs[0][1], read_ends(twin).W_E)
+    embedding = seen.embedding(inputs[0][1], read_embeddings(twin).W_E)
     read = [read_attention(twin, layer) for layer in layers]
     unread = [
         [layer for layer in layers if differ(read[layer], layer)] for differ in (seen.scores_differ, seen.values_differ)
@@ -83,7 +85,7 @@ def read_wiring(twin: TwinBridge) -> Wiring:
     return Wiring(attention, neurons, inputs[-1][0], embedding, *unread)
 
 
-def turned(
+def rotated(
     x: Float[Tensor, "*rows d_head"], offsets: Sequence[float], rotary: Float[Tensor, " half"] | None
 ) -> Float[Tensor, "*rows d_head"]:
     """Queries as a key sees them that many positions before, averaged over ``offsets``.
@@ -91,7 +93,7 @@ def turned(
     Rotary turns coordinates i and i + half by ``offset rotary_i``; a mean of rotations turns and shrinks.
 
     >>> x = torch.tensor([1.0, 0.0, 5.0])
-    >>> [turned(x, some, torch.ones(1)).round().abs().tolist() for some in ([torch.pi / 2], [0.0, torch.pi])]
+    >>> [rotated(x, some, torch.ones(1)).round().abs().tolist() for some in ([torch.pi / 2], [0.0, torch.pi])]
     [[0.0, 1.0, 5.0], [0.0, 0.0, 5.0]]
     """
     if rotary is None:
@@ -118,10 +120,11 @@ class _Run:
         with torch.no_grad(), evaluating(twin):
             cache = twin.run_with_cache(ids.to(twin.cfg.device), names_filter=names)[1]
         norms: dict[str, Norm] = {}
-        for name, component in components(twin):
+        scaling = {id(module) for _, module in norm_modules(twin.original_model)}
+        for name, component in named_components(twin):
             module: Any = getattr(component, "original_component", None)
             # Norms inside attention act on heads.
-            if "norm" in type(module).__name__.lower() and ".attn." not in name and f"{name}.hook_out" in cache:
+            if id(module) in scaling and ".attn." not in name and f"{name}.hook_out" in cache:
                 norm = known_norm(module, twin.cfg.d_model)
                 norms |= {} if norm is None else {name: norm}
         return cls(ids, cache, norms)
@@ -166,7 +169,7 @@ class _Run:
             torch.einsum("bpd,hde->bphe", x, W.double()) + (0.0 if b is None else b.double())
             for W, b in ((read.W_Q, read.b_Q), (read.W_K, read.b_K))
         )
-        q, k = (torch.stack([turned(t[:, p], [p], read.rotary) for p in range(t.shape[1])], 2) for t in (q, k))
+        q, k = (torch.stack([rotated(t[:, p], [p], read.rotary) for p in range(t.shape[1])], 2) for t in (q, k))
         ours = read.scale * read.rotary_scale**2 * q @ k.mT
         pattern = self.cache[f"blocks.{layer}.attn.hook_pattern"].double()
         seen = (pattern > 1e-30) & torch.ones_like(pattern, dtype=torch.bool).tril()

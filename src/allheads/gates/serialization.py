@@ -1,4 +1,4 @@
-"""Gate sums as JSON and back, to the last bit."""
+"""Gate sums as JSON and back, to the last bit: in the table of fits and in stored twins."""
 
 from __future__ import annotations
 

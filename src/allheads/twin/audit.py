@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from allheads.errors import AllHeadsError
 from allheads.heads.bank import HeadBank
-from allheads.models.bridge import TwinBridge
+from allheads.models.compat import tree_leaves
 from allheads.models.mlps import Unit
 from allheads.models.observe import Seen, first_tensor
+from allheads.twin.twin import TwinBridge
 
 #: Largest difference by `closed`, relative to the largest output; in low precision, so many units in the last place.
 CLOSE, ULPS = 1e-3, 16
@@ -35,9 +35,9 @@ _PRODUCTS = frozenset(
 
 def audit(twin: TwinBridge, units: list[Unit], inputs: dict[str, Tensor], seen: Seen) -> None:
     """Raise `AllHeadsError` if the twin is not what it says; ``seen`` is the source's run on ``inputs``."""
-    called = {mlp.place for unit in units if seen.inputs.get(unit.reads) for mlp in unit.mlps}
-    expected = {place: bank for place, bank in zip(twin.places, twin.banks, strict=True) if place in called}
-    optional = {mlp.place for unit in units if unit.site.experts or mlp_of_mixture(unit) for mlp in unit.mlps}
+    called = {mlp.location for unit in units if seen.inputs.get(unit.reads) for mlp in unit.mlps}
+    expected = {layer.location: layer.bank for layer in twin.layers if layer.location in called}
+    optional = {mlp.location for unit in units if unit.site.experts or mlp_of_mixture(unit) for mlp in unit.mlps}
     probes: dict[int, Tensor] = {}
     owned = [t for unit in units for mlp in unit.mlps for name, t in mlp.tensors.items() if name.startswith("W_")]
     watched = _probed(expected.values(), probes)
@@ -50,9 +50,9 @@ def audit(twin: TwinBridge, units: list[Unit], inputs: dict[str, Tensor], seen: 
     _same_output(twin, inputs, seen)
     heard = {number for number, probe in probes.items() if id(probe) in reached}
     silent = [
-        place.stem
-        for place, bank in expected.items()
-        if place not in optional and (id(bank) not in heard or not bank.W_out.any())
+        location.stem
+        for location, bank in expected.items()
+        if location not in optional and (id(bank) not in heard or not bank.W_out.any())
     ]
     if silent:
         raise AllHeadsError(
@@ -64,7 +64,7 @@ def audit(twin: TwinBridge, units: list[Unit], inputs: dict[str, Tensor], seen: 
 
 def mlp_of_mixture(unit: Unit) -> bool:
     """Is this one expert of several, which no token may be routed to?"""
-    return any(mlp.place.expert is not None for mlp in unit.mlps)
+    return any(mlp.location.expert is not None for mlp in unit.mlps)
 
 
 def _ancestors(out: Tensor) -> set[int]:
@@ -159,5 +159,5 @@ class _Guard(TorchFunctionMode):
             raise AllHeadsError(
                 "an MLP's weights read by its heads only",
                 f"a tensor of shape {tuple(tensor.shape)} read by {func.__name__}",
-                "This architecture uses an MLP outside its place in the layer: it is not supported yet.",
+                "This architecture uses an MLP outside its location in the layer: it is not supported yet.",
             )

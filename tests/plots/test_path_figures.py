@@ -2,33 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 import allheads as ah
 from allheads_labs import physics
-
-
-#: Tokens whose text would end a script.
-WORDS = ["</script>", "<!--", "<b>bold</b>", " a & b"]
-
-
-@pytest.fixture(scope="module")
-def ids():
-    return torch.randint(96, (1, 23), generator=torch.Generator().manual_seed(2))
-
-
-@pytest.fixture(scope="module")
-def twin(tiny):
-    """Its tokenizer only names tokens, and names them nastily."""
-    made = ah.convert(tiny("llama", seed=3))
-    made.tokenizer = SimpleNamespace(
-        decode=lambda ids: WORDS[ids[0] % len(WORDS)],
-        batch_decode=lambda rows, **_: [WORDS[row[0] % len(WORDS)] for row in rows],
-    )
-    return made
 
 
 @pytest.fixture(scope="module")

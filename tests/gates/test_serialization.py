@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import allheads as ah
 from allheads.gates.activations import ACTIVATIONS, Activation, generalised_silu
+from allheads.gates.serialization import from_json, to_json
 from allheads.gates.table import fits
-from allheads.store.gates import from_json, to_json
 
 _FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 _FACTORS = st.floats(1e-3, 1e3)

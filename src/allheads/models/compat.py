@@ -1,0 +1,145 @@
+"""Every private name of torch, transformers and TransformerLens that this package needs, in one place.
+
+No other module uses one. Each has a test, `tests/models/test_compat.py`, that says in a sentence what an upgrade of
+those libraries took away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge import TransformerBridge
+from transformers.initialization import no_init_weights
+
+__all__ = [
+    "attention_kernel",
+    "called",
+    "draw_nothing",
+    "experts_kernel",
+    "fires",
+    "forget_quantisation",
+    "hook_registry",
+    "make_network",
+    "named_components",
+    "network_module",
+    "network_path",
+    "rescan_hooks",
+    "tree_leaves",
+    "use_attention_kernel",
+    "version",
+    "weights_processed",
+    "wrap",
+    "wrappers",
+]
+
+#: Under which name a bridge component holds the network's own module.
+_WRAPPED = "_original_component"
+#: Children of a bridge that are no components of it.
+_NOT_COMPONENTS = (_WRAPPED, "original_model", "_container_state_owners")
+
+
+def network_module(module: nn.Module) -> nn.Module:
+    """The network's own module, below any bridge component around it."""
+    inner = module._modules.get(_WRAPPED)
+    return module if inner is None else network_module(inner)
+
+
+def network_path(path: str) -> str:
+    """A module's path in the network, without the bridge components on the way.
+
+    >>> network_path("model.layers.0._original_component.mlp")
+    'model.layers.0.mlp'
+    """
+    return ".".join(part for part in path.split(".") if part != _WRAPPED)
+
+
+def wrap(component: Any, module: nn.Module) -> None:
+    """Put a bridge component around a module."""
+    component.set_original_component(module)
+
+
+def wrappers(network: nn.Module) -> dict[int, Any]:
+    """The bridge component around each wrapped module of a network, by the module's ``id``."""
+    return {id(inner): module for module in network.modules() if (inner := module._modules.get(_WRAPPED)) is not None}
+
+
+def called(network: nn.Module, path: str) -> nn.Module:
+    """What the network calls at a path, below any bridge component on the way; the last may be one."""
+    module = network
+    for part in path.split(".") if path else ():
+        module = network_module(module).get_submodule(part)
+    return module
+
+
+def named_components(bridge: nn.Module, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Modules of a bridge by name; what they wrap is left out."""
+    for name, child in bridge.named_children():
+        if name not in _NOT_COMPONENTS:
+            path = f"{prefix}{name}"
+            yield path, child
+            yield from named_components(child, f"{path}.")
+
+
+def weights_processed(model: TransformerBridge) -> bool:
+    """Has ``enable_compatibility_mode`` folded or centred the weights of a bridge?"""
+    return bool(getattr(model, "_weights_processed", False))
+
+
+def hook_registry(bridge: TransformerBridge) -> dict[str, HookPoint]:
+    """The hook points of a bridge by name, to be changed in place; `rescan_hooks` follows."""
+    return bridge._hook_registry
+
+
+def rescan_hooks(bridge: TransformerBridge) -> None:
+    """Let a bridge forget what it derived from its registry of hook points."""
+    bridge._hook_cache = None
+    bridge._block_alias_cache = None
+    driver = bridge._driver
+    driver.supported_hook_points = frozenset(bridge._hook_registry) - driver.non_fireable_hook_points
+
+
+def fires(bridge: TransformerBridge, name: str) -> bool:
+    """Does a hook point fire with the bridge's settings? Some need a switch such as ``use_attn_result``."""
+    return bridge._gated_hook_reason(name) is None
+
+
+def attention_kernel(config: Any) -> str | None:
+    """Which implementation of attention a network computes with: ``eager``, ``sdpa`` ..."""
+    return getattr(config, "_attn_implementation", None)
+
+
+def experts_kernel(config: Any) -> str | None:
+    """Which implementation of a mixture of experts a network computes with."""
+    return getattr(config, "_experts_implementation", None)
+
+
+def use_attention_kernel(network: Any, name: str) -> None:
+    """Let a network of transformers compute attention with another implementation."""
+    network.set_attn_implementation(name)
+
+
+def draw_nothing() -> Any:
+    """A context in which networks of transformers are made without drawing weights."""
+    return no_init_weights()
+
+
+def make_network(network_class: Any, config: Any, **options: Any) -> Any:
+    """A network of transformers from its configuration, with any weights."""
+    with draw_nothing(), torch.random.fork_rng(devices=[]):
+        return network_class._from_config(config, **options)
+
+
+def forget_quantisation(model: Any) -> None:
+    """Mark a dequantised model as plain: transformers refuses to save one that is marked as quantised."""
+    del model.hf_quantizer, model.config.quantization_config
+    model.is_quantized = False
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor was written to in place."""
+    return tensor._version

@@ -1,0 +1,154 @@
+"""The twin: a TransformerLens bridge in which every MLP, and every expert, is a bank of attention heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from allheads.errors import AllHeadsError
+from allheads.heads.bank import HeadBank
+from allheads.heads.evaluate import Evaluation
+from allheads.heads.hooks import HeadHooks
+from allheads.models.attention import attention_layers
+from allheads.models.bridge import TransformerBridge
+from allheads.models.compat import fires
+from allheads.models.locations import Location
+from allheads.models.origin import Origin, origin_of
+from allheads.models.read_mlps import untouched_modules
+from allheads.twin.domain import Domain
+from allheads.twin.heads import Head, HeadIndex
+from allheads.twin.labels import Label
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One MLP, or one expert, of a twin: where it is, its neurons as heads, and the domain their gates hold on."""
+
+    location: Location
+    bank: HeadBank
+    domain: Domain
+
+
+class TwinBridge(TransformerBridge):
+    """An attention-only twin: a `TransformerBridge` in which every MLP and every expert is a bank of heads.
+
+    ``layers`` are in the order of the network: in a decoder whose layers have one MLP each, ``layers[l].bank`` is that
+    of layer l, ``blocks.{l}.mlp`` in the bridge. ``untouched`` names what else has matrices in the layers and stays as
+    it is: routers, mixers that are not attention. ``tolerance`` is the certified error of the scalar activation.
+    """
+
+    layers: tuple[Layer, ...]
+    tolerance: float
+    untouched: tuple[str, ...]
+    origin: Origin
+
+    @classmethod
+    def of(
+        cls, bridged: TransformerBridge, layers: Sequence[Layer], tolerance: float, source: TransformerBridge
+    ) -> TwinBridge:
+        """Make a bridge whose MLPs have been replaced into a twin: the only place that sets what a twin has."""
+        bridged.__class__ = cls  # the builder of bridges names its class; ours only adds to it
+        bridged.layers, bridged.tolerance = tuple(layers), tolerance
+        bridged.untouched = tuple(untouched_modules(bridged))
+        bridged.origin = origin_of(bridged, source)
+        return bridged
+
+    @property
+    def banks(self) -> list[HeadBank]:
+        """The banks of all layers."""
+        return [layer.bank for layer in self.layers]
+
+    @cached_property
+    def index(self) -> HeadIndex:
+        """Which heads there are, by label; built once."""
+        return HeadIndex.of(attention_layers(self), self.layers)
+
+    def heads(self) -> Iterator[Head]:
+        """Every head, layer by layer: the ordinary ones, then those of the neurons, a neuron's one after the other.
+
+        ``L0.A0, L0.A1, ..., L0.N0.0, L0.N0.1, L0.N1.0, ...``
+        """
+        return iter(self.index)
+
+    def head(self, label: str | Label) -> Head:
+        """One head by its label, ``L3.A5`` or ``L3.N812.0``.
+
+        Raises `AllHeadsError` for a label that is malformed, points outside the twin, or names a whole neuron.
+
+        >>> twin.head("L3.A5").W_Q.shape  # doctest: +SKIP
+        torch.Size([576, 64])
+        """
+        return self.index.head(label)
+
+    def neuron(self, label: str | Label) -> list[Head]:
+        """The heads of one neuron, ``L3.N812``.
+
+        Raises `AllHeadsError` for a label that is malformed, points outside the twin, or names something else.
+
+        >>> [str(head) for head in twin.neuron("L3.N812")]  # doctest: +SKIP
+        ['L3.N812.0', 'L3.N812.1']
+        """
+        return self.index.neuron(label)
+
+    def require_one_stack(self, what: str) -> None:
+        """Refuse ``what`` for encoder-decoders, towers and mixtures, whose banks are not one for each of ``blocks``.
+
+        Raises `AllHeadsError`.
+        """
+        names = [layer.location.name for layer in self.layers]
+        if names != [f"blocks.{layer}.mlp" for layer in range(len(names))]:
+            stems = ", ".join(dict.fromkeys(layer.location.stem for layer in self.layers))
+            raise AllHeadsError(
+                f"one stack of layers with one MLP each, to {what}",
+                f"banks at {stems}"[:200],
+                "Look at single heads with twin.heads() and ah.plots.attention.",
+            )
+
+    @contextmanager
+    def evaluated(self, evaluation: Evaluation, pattern_dtype: torch.dtype | None = None) -> Iterator[TwinBridge]:
+        """Evaluate all banks in another way for a while, with patterns in ``pattern_dtype``.
+
+        Raises `AllHeadsError` for patterns below float32: gates cancel, and need its precision.
+        """
+        if pattern_dtype not in (None, torch.float32, torch.float64):
+            raise AllHeadsError("patterns in float32 or float64", str(pattern_dtype), "Leave it out for the default.")
+        before = [(bank, bank.evaluation, bank.pattern_dtype) for bank in self.banks]
+        try:
+            for bank, *_ in before:
+                bank.evaluation, bank.pattern_dtype = evaluation, pattern_dtype
+            yield self
+        finally:
+            for bank, name, dtype in before:
+                bank.evaluation, bank.pattern_dtype = name, dtype
+
+    def run_with_cache(  # the signature of TransformerLens
+        self,
+        input: Any,
+        return_cache_object: bool = True,
+        remove_batch_dim: bool = False,
+        names_filter: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As in TransformerLens. Without a filter, the large activations of neuron heads are left out.
+
+        Ask for them by name: ``names_filter="blocks.3.mlp.hook_pattern"``.
+        """
+        if names_filter is None:
+            large = tuple(f"mlp.{name}" for name in HeadHooks.ON_REQUEST)
+            points = self.hook_dict.items()
+            names_filter = [
+                name for name, point in points if not name.endswith(large) and fires(self, point.name or name)
+            ]
+        return super().run_with_cache(input, return_cache_object, remove_batch_dim, names_filter=names_filter, **kwargs)
+
+
+def require_twin(model: Any) -> TwinBridge:
+    """The model, if it is a twin; `AllHeadsError` if not."""
+    if not isinstance(model, TwinBridge):
+        raise AllHeadsError("an attention-only twin", type(model).__name__, "Make one with ah.convert(source).")
+    return model

@@ -1,0 +1,69 @@
+"""Files are there whole or not at all, and nothing but files is replaced."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import allheads as ah
+from allheads.disk import checked_path, digest, write_tensors, write_whole, written
+
+
+def test_a_file_is_replaced_with_the_usual_permissions(tmp_path):
+    target, usual = tmp_path / "report", tmp_path / "usual"
+    usual.touch()
+    write_whole(target, "old")
+    write_tensors(target, {"x": torch.arange(3)}, {"made": "here"})
+    assert load_file(target)["x"].tolist() == [0, 1, 2]
+    assert target.stat().st_mode == usual.stat().st_mode
+    assert {path.name for path in tmp_path.iterdir()} == {"report", "usual"}
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_beside_it(tmp_path):
+    target = tmp_path / "report"
+    write_whole(target, "old")
+    with pytest.raises(KeyboardInterrupt), written(target) as beside:
+        beside.write_text("half")
+        raise KeyboardInterrupt
+    with pytest.raises(ah.AllHeadsError, match="no space"), written(target):
+        raise OSError("no space")
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path):
+    file, link = tmp_path / "file", tmp_path / "link"
+    link.symlink_to(file)
+    for content in ("made", "replaced"):
+        write_whole(link, content)
+        assert link.is_symlink()
+        assert file.read_text() == content
+
+
+def test_devices_and_pipes_are_refused_and_stay(tmp_path):
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for target in (pipe, link, "/dev/null"):
+        for write in (checked_path, lambda path: write_whole(path, "x"), lambda path: write_tensors(path, {}, {})):
+            with pytest.raises(ah.AllHeadsError, match="device, pipe or socket"):
+                write(target)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+
+
+def test_folders_and_paths_in_none_are_refused(tmp_path):
+    with pytest.raises(ah.AllHeadsError, match="a file to write to, got the folder"):
+        write_whole(tmp_path, "x")
+    with pytest.raises(ah.AllHeadsError, match="a folder that exists"):
+        write_whole(tmp_path / "no" / "where", "x")
+
+
+def test_digests_of_text_bytes_and_files_agree(tmp_path):
+    write_whole(tmp_path / "text", "heads")
+    assert digest("heads") == digest(b"heads") == digest(tmp_path / "text")
