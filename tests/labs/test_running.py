@@ -181,7 +181,7 @@ def test_intervals():
 
 
 def test_without_scipy_one_sentence_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy", None)
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
     monkeypatch.delitem(sys.modules, "allheads_labs.kit.statistics")
     with pytest.raises(AllHeadsError, match=r"pip install 'allheads\[labs\]'"):
         import_module("allheads_labs.kit.statistics")

@@ -1,5 +1,6 @@
 """The figure of the frontier is well-formed, shows every activation and is the committed one."""
 
+import json
 from pathlib import Path
 from xml.etree import ElementTree
 

@@ -11,12 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from allheads import AllHeadsError
+from allheads.extras import extra
 
-try:
-    from scipy import stats
-except ModuleNotFoundError as error:
-    raise AllHeadsError("scipy, for intervals", "none installed", "pip install 'allheads[labs]'.") from error
-
+stats = extra("scipy.stats", "labs", "measure intervals and ranks")
 #: Resamples of a bootstrap.
 RESAMPLES = 2000
 
