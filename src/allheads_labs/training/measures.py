@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from allheads_labs.training.model import CONTEXT, Transformer
+from allheads_labs.training.model import CONTEXT, ByteTransformer
 from allheads_labs.training.text import batch, documentation
 
 
 @torch.no_grad()
-def evaluate(model: Transformer, tokens: Tensor) -> float:
+def evaluate(model: ByteTransformer, tokens: Tensor) -> float:
     """Loss on fixed windows of a text."""
     return model.eval().loss(batch(tokens, 64, CONTEXT, torch.Generator().manual_seed(0))).item()
 
 
 @torch.no_grad()
-def gate_statistics(model: Transformer, tokens: Tensor) -> dict[str, float]:
+def gate_statistics(model: ByteTransformer, tokens: Tensor) -> dict[str, float]:
     """Mean of all patterns on self, share below 0.1, share above 0.9."""
     windows = batch(tokens, 16, CONTEXT, torch.Generator().manual_seed(1))[:, :-1]
     gates = [b.hidden.gates(b.ln2(b.mid(x))).flatten() for b, x in model.eval().stream(windows) if b is not None]
@@ -30,7 +30,7 @@ def gate_statistics(model: Transformer, tokens: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def parting(model: Transformer) -> float:
+def parting(model: ByteTransformer) -> float:
     """How far queries and values of the heads have parted: the mean of ``1 - cos(W_Q, W_V)``; 0 where they are tied."""
     off = []
     for block in model.blocks:
@@ -50,7 +50,7 @@ def gradient_gap(seed: int = 0) -> float:
     windows = batch(documentation()[0], 4, CONTEXT, torch.Generator().manual_seed(seed))
     found = []
     for form in ("mlp", "tied"):
-        model = Transformer(seed).double().with_hidden(form, "none")
+        model = ByteTransformer(seed).double().with_hidden(form, "none")
         model.loss(windows).backward()
         found.append({name.replace("bank.", ""): p.grad for name, p in model.named_parameters()})
     size = max(float(grad.abs().max()) for grad in found[0].values() if grad is not None)

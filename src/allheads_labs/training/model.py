@@ -38,7 +38,7 @@ class Block(nn.Module):
         return mid + self.hidden(self.ln2(mid))
 
 
-class Transformer(nn.Module):
+class ByteTransformer(nn.Module):
     """A small language model on bytes."""
 
     def __init__(self, seed: int) -> None:
@@ -50,7 +50,7 @@ class Transformer(nn.Module):
             self.blocks = nn.ModuleList(Block(_start()) for _ in range(N_LAYERS))
             self.ln_final, self.unembed = nn.LayerNorm(D_MODEL), nn.Linear(D_MODEL, D_VOCAB, bias=False)
 
-    def with_hidden(self, form: Form, dropout: Dropout, rate: float = RATE) -> Transformer:
+    def with_hidden(self, form: Form, dropout: Dropout, rate: float = RATE) -> ByteTransformer:
         """Turn the hidden layers into another form, with the same weights."""
         for block in self.blocks:
             start: Any = block.hidden
