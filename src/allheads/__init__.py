@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from allheads.attribution.interventions import ablate as ablate
     from allheads.attribution.interventions import patch as patch
     from allheads.attribution.interventions import pin as pin
+    from allheads.attribution.rules import RULES as RULES
     from allheads.attribution.rules import Rule as Rule
     from allheads.errors import AllHeadsError as AllHeadsError
+    from allheads.heads.bank import HeadBank as HeadBank
     from allheads.store.load import load as load
     from allheads.store.save import save as save
     from allheads.twin.convert import convert as convert
@@ -56,7 +58,9 @@ _HOME = {
     "pin": "attribution.interventions",
     # What is passed around.
     "TwinBridge": "twin.twin",
+    "HeadBank": "heads.bank",
     "Rule": "attribution.rules",
+    "RULES": "attribution.rules",
     "Label": "twin.labels",
     "AllHeadsError": "errors",
     # Namespaces.

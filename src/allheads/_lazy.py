@@ -10,6 +10,8 @@ from typing import Any
 def importer(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     """The ``__getattr__`` of a package whose names live in its modules; an empty home is a module of that name.
 
+    A home that begins with dots is in another package, as in ``from ..models.attention import``.
+
     >>> importer("allheads", {"AllHeadsError": "errors"})("AllHeadsError").__name__
     'AllHeadsError'
     """
@@ -17,7 +19,8 @@ def importer(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     def find(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module = import_module(f"{package}.{homes[name] or name}")
+        home = homes[name] or name
+        module = import_module(home if home.startswith(".") else f".{home}", package)
         return getattr(module, name) if homes[name] else module
 
     return find

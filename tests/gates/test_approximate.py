@@ -114,13 +114,13 @@ def test_default_tolerance_is_met(name):
 
 
 def test_heads_and_tokens_restrict_the_choice():
-    errors = [approximate("gelu", heads=n, bias_tokens=1).max_error for n in (1, 2, 3, 4, 5, 6, 7)]
+    errors = [approximate("gelu", size=(n, 1)).max_error for n in (1, 2, 3, 4, 5, 6, 7)]
     assert errors == sorted(errors, reverse=True)
-    ours = approximate("gelu", heads=2, bias_tokens=3)
+    ours = approximate("gelu", size=(2, 3))
     assert ours.heads == 2
     assert max(ours.bias_tokens) <= 3
-    assert ours.max_error < approximate("gelu", heads=2, bias_tokens=2).max_error
-    assert approximate("gelu", heads=3, tolerance=1e-2).heads == 3
+    assert ours.max_error < approximate("gelu", size=(2, 2)).max_error
+    assert approximate("gelu", size=(3, None), tolerance=1e-2).heads == 3
 
 
 def test_amplification_is_bounded():
@@ -141,10 +141,10 @@ def test_amplification_is_bounded():
         ({"tolerance": math.inf}, "positive, finite tolerance"),
         ({"domain": 0.0}, "positive domain"),
         ({"domain": math.nan}, "positive domain"),
-        ({"heads": 0}, "heads to be a whole number"),
-        ({"heads": 1.5}, "heads to be a whole number"),
-        ({"heads": True}, "heads to be a whole number"),
-        ({"bias_tokens": -1}, "bias_tokens to be a whole number"),
+        ({"size": (0, None)}, "heads to be a whole number"),
+        ({"size": (1.5, None)}, "heads to be a whole number"),
+        ({"size": (True, None)}, "heads to be a whole number"),
+        ({"size": (None, -1)}, "bias_tokens to be a whole number"),
         ({"gated": True, "domain": math.inf}, "finite domain"),
     ],
 )
@@ -157,8 +157,8 @@ def test_bad_arguments(arguments, expected):
     ("arguments", "remedy"),
     [
         ({"tolerance": 1e-12}, r"The best .* is [0-9.]+e-0[789]"),
-        ({"heads": 1, "tolerance": 1e-3}, r"The best .* is 0\.01"),
-        ({"heads": 1, "gated": True}, "leave out heads or bias_tokens"),
+        ({"size": (1, None), "tolerance": 1e-3}, r"The best .* is 0\.01"),
+        ({"size": (1, None), "gated": True}, "leave it out"),
         ({"gated": True, "domain": 1e9}, "largest domain"),
     ],
 )

@@ -32,28 +32,25 @@ GELU_FAST_GAP = 1.1e-12
 SCALING_MARGIN = 1e-12
 
 
-# More than five arguments: each is one wish about the gates, and may be left out.
 def approximate(
     activation: str | Activation,
     *,
     gated: bool = False,
-    heads: int | None = None,
-    bias_tokens: int | None = None,
     tolerance: float | None = None,
     domain: float | None = None,
+    size: tuple[int | None, int | None] = (None, None),
 ) -> GateSum:
     r"""The cheapest certified gate sum for an activation: fewest slots, ``sum_h (1 + B_h)``.
 
     Args:
         activation: a name (see `activation_named`) or an `Activation`.
         gated: whether the neuron multiplies the activation by a second reading (alpha = 0).
-        heads: take sums of exactly this many heads.
-        bias_tokens: take sums with at most this many bias tokens per head.
         tolerance: the largest certified error: absolute for plain activations, relative to ``0.3 + |f|`` for
-            gated ones and to ``|t| (0.3 + relu(t))`` for squared ReLU. Default: `DEFAULT_TOLERANCE`, or, where
-            heads or bias_tokens are given, the smallest that they reach.
+            gated ones and to ``|t| (0.3 + relu(t))`` for squared ReLU. Default: `DEFAULT_TOLERANCE`, or, where a
+            size is given, the smallest that it reaches.
         domain: where the error must hold, ``|t| <= domain``. Default: the whole line for plain activations,
             `DEFAULT_DOMAIN` for gated ones and squared ReLU. The result's domain is at least as large.
+        size: take sums of exactly so many heads, with at most so many bias tokens each; None is any number.
 
     Raises:
         AllHeadsError: an unknown activation, a size that is not positive, or a tolerance out of reach; the
@@ -61,11 +58,12 @@ def approximate(
 
     >>> approximate("silu").max_error
     0.0
-    >>> approximate("gelu", heads=2, bias_tokens=1).max_error < 4e-3
+    >>> approximate("gelu", size=(2, 1)).max_error < 4e-3
     True
     """
     f = activation_named(activation) if isinstance(activation, str) else activation
     bounded = gated or f.squared
+    heads, bias_tokens = size
     _check(heads, bias_tokens, tolerance, domain, bounded)
     free = heads is None and bias_tokens is None
     wanted = tolerance if tolerance is not None else DEFAULT_TOLERANCE if free else math.inf
@@ -92,7 +90,7 @@ def _best_reachable(sized: list[GateSum], fitting: list[GateSum]) -> str:
         return f"The best for these sizes is {best.max_error:.3g} with {best.heads} heads of {best.bias_tokens} tokens."
     if sized:
         return f"The largest domain for these sizes is {max(c.domain for c in sized):g}."
-    return "No fit has these sizes: leave out heads or bias_tokens."
+    return "No fit has this size: leave it out."
 
 
 def _check(

@@ -11,15 +11,36 @@ from typing import TYPE_CHECKING
 from allheads._lazy import importer
 
 if TYPE_CHECKING:
+    from allheads.heads.evaluate import slot_scores as slot_scores
+    from allheads.heads.weights import HeadWeights as HeadWeights
+    from allheads.models.attention import Attention as Attention
+    from allheads.models.attention import read_attention as read_attention
+    from allheads.models.norms import Norm as Norm
+    from allheads.twin.wiring import Wiring as Wiring
+    from allheads.twin.wiring import read_wiring as read_wiring
+    from allheads.twin.wiring import rotated as rotated
     from allheads.weights.circuits import circuit as circuit
     from allheads.weights.compositions import Composition as Composition
     from allheads.weights.compositions import composition as composition
+    from allheads.weights.factors import require_scores as require_scores
+    from allheads.weights.factors import require_values as require_values
     from allheads.weights.head import HeadCircuit as HeadCircuit
     from allheads.weights.neuron import NeuronCircuit as NeuronCircuit
 
 _HOME = {
     "HeadCircuit": "head",
     "NeuronCircuit": "neuron",
+    # The weights themselves, for experiments of one's own.
+    "Attention": "..models.attention",
+    "read_attention": "..models.attention",
+    "HeadWeights": "..heads.weights",
+    "slot_scores": "..heads.evaluate",
+    "Norm": "..models.norms",
+    "Wiring": "..twin.wiring",
+    "read_wiring": "..twin.wiring",
+    "rotated": "..twin.wiring",
+    "require_scores": "factors",
+    "require_values": "factors",
     "Composition": "compositions",
     "circuit": "circuits",
     "composition": "compositions",

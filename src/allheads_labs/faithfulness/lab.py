@@ -12,12 +12,14 @@ from allheads_labs.faithfulness.bench import outcomes
 from allheads_labs.kit.lab import Lab, Result, Unit
 from allheads_labs.kit.statistics import bootstrap
 from allheads_labs.kit.table import Statistic, table, where
-from allheads_labs.kit.twins import twin_of
+from allheads_labs.kit.twins import twin_of, weights_digest
 
 
 def lab(model: str, task: str, prompts: int, seed: int) -> Lab:
     """The lab on one task and so many prompts, which the seed draws."""
-    unit = Unit({"model": model, "task": task, "prompts": prompts}, seed, 1.0, alone=True)
+    weights = weights_digest(twin_of(model))
+    setting = {"model": model, "weights": weights, "task": task, "prompts": prompts}
+    unit = Unit(setting, seed, 1.0, alone=True)
     return Lab("faithfulness", 1, partial(units, unit), run, tables, threads=None)
 
 

@@ -13,9 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from allheads import TwinBridge
-from allheads.attribution.forward_cache import ForwardCache
 from allheads.corpus import Means
-from allheads_labs.faithfulness.methods import Case, Scores
+from allheads_labs.faithfulness.methods import Case, Scores, hook_points
 
 #: Rows of a batch.
 _ROWS = 6
@@ -71,9 +70,9 @@ def _hooks(
     neurons: Bool[Tensor, "row layer pos d_mlp"],
     means: Means,
 ) -> list[tuple[str, Callable[..., Tensor]]]:
-    run = ForwardCache(twin)
-    keep = {name: heads[:, layer].transpose(1, 2)[..., None] for layer, name in enumerate(run.heads)}
-    keep |= {name: neurons[:, layer] for layer, name in enumerate(run.neurons)}
+    head_points, neuron_points = hook_points(twin)
+    keep = {name: heads[:, layer].transpose(1, 2)[..., None] for layer, name in enumerate(head_points)}
+    keep |= {name: neurons[:, layer] for layer, name in enumerate(neuron_points)}
 
     def writer(name: str) -> Callable[..., Tensor]:
         def write(value: Tensor, hook: object) -> Tensor:

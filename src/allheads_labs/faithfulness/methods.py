@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
 
-from allheads import TwinBridge
-from allheads.attribution.attribute import attribute
-from allheads.attribution.constants import only_biases_differ
-from allheads.attribution.forward_cache import ForwardCache
-from allheads.attribution.rules import RULES
+from allheads import RULES, TwinBridge, attribute
 from allheads.corpus import Means
-from allheads.twin.capture import EMBEDDINGS
+from allheads.twin.capture import captured, capturing
 
+#: Where the stream begins.
+EMBEDDING = "embed.hook_out"
 #: Steps from the mean embedding to the embedding.
 _STEPS = 8
 
@@ -40,6 +39,12 @@ class Case:
     means: Means
 
 
+def hook_points(twin: TwinBridge) -> tuple[list[str], list[str]]:
+    """Where ordinary heads and neurons write, layer by layer."""
+    layers = range(len(twin.layers))
+    return [f"blocks.{n}.attn.hook_z" for n in layers], [f"blocks.{n}.mlp.hook_post" for n in layers]
+
+
 def by_rule(rule: str) -> Callable[[TwinBridge, Case], Scores]:
     """`ah.attribute` under a rule, relative to the means that ablation writes."""
 
@@ -52,54 +57,41 @@ def by_rule(rule: str) -> Callable[[TwinBridge, Case], Scores]:
 
 def patching(twin: TwinBridge, case: Case) -> Scores:
     """TransformerLens' attribution patching: ``(a - a_corrupt) . gradient`` on the corrupt prompt."""
-    run = ForwardCache(twin)
-    names = [*run.heads, *run.neurons]
-    begin = [(EMBEDDINGS[0], lambda value, hook: value.detach().requires_grad_())]
-    with torch.enable_grad(), only_biases_differ(twin), twin.hooks(fwd_hooks=begin):
+    names = list(chain(*hook_points(twin)))
+    begin = [(EMBEDDING, lambda value, hook: value.detach().requires_grad_())]
+    with torch.enable_grad(), twin.hooks(fwd_hooks=begin):
         # The point furthest up has no gradient there, so that is the embedding.
         found = cache_activation_and_gradient(
             twin,
             case.corrupt,
             lambda logits: logits[0, -1] @ case.weights.to(logits),
-            names_filter=[EMBEDDINGS[0], *names],
+            names_filter=[EMBEDDING, *names],
         )
         clean = twin.run_with_cache(case.ids, names_filter=names)[1]
     parts = {name: found.gradients[name] * (clean[name].detach() - found.activations[name]) for name in names}
-    return _stacked(run, parts)
+    return _stacked(twin, parts)
 
 
 def integrated(twin: TwinBridge, case: Case) -> Scores:
     """Integrated gradients: the mean gradient on the way from the mean embedding, times the distance from the means."""
-    run = ForwardCache(twin)
+    names = list(chain(*hook_points(twin)))
     steps = (torch.arange(_STEPS, dtype=torch.float64, device=case.ids.device) + 0.5) / _STEPS
-    mean = case.means.of(EMBEDDINGS[0])
+    mean = case.means.of(EMBEDDING)
 
     def between(value: Tensor, hook: object) -> Tensor:
         start = mean.to(value)
         return start + steps.to(value)[:, None, None] * (value.detach() - start)
 
-    seen: dict[str, Tensor] = {}
-
-    def keeper(name: str) -> Callable[..., Tensor]:
-        def keep(value: Tensor, hook: object) -> Tensor:
-            seen[name] = value
-            return value
-
-        return keep
-
-    names = [*run.heads, *run.neurons]
-    with torch.no_grad():
-        clean = twin.run_with_cache(case.ids, names_filter=names)[1]
-    with torch.enable_grad(), only_biases_differ(twin):
-        hooks = [(EMBEDDINGS[0], lambda value, hook: between(value, hook).requires_grad_())]
-        with twin.hooks(fwd_hooks=[*hooks, *((name, keeper(name)) for name in names)]):
-            logits = twin(case.ids.expand(_STEPS, -1))[:, -1]
-        grads = torch.autograd.grad((logits @ case.weights.to(logits)).mean(), [seen[name] for name in names])
+    clean = captured(twin, case.ids, names)
+    begin = [(EMBEDDING, lambda value, hook: between(value, hook).requires_grad_())]
+    with torch.enable_grad(), twin.hooks(fwd_hooks=begin), capturing(twin, names) as activations:
+        logits = twin(case.ids.expand(_STEPS, -1))[:, -1]
+        grads = torch.autograd.grad((logits @ case.weights.to(logits)).mean(), [activations[name] for name in names])
     parts = {
         name: grad.sum(0, keepdim=True) * (clean[name] - case.means.of(name).to(grad))
         for name, grad in zip(names, grads, strict=True)
     }
-    return _stacked(run, parts)
+    return _stacked(twin, parts)
 
 
 def chance(twin: TwinBridge, case: Case) -> Scores:
@@ -119,6 +111,7 @@ METHODS: dict[str, Callable[[TwinBridge, Case], Scores]] = {
 }
 
 
-def _stacked(run: ForwardCache, parts: dict[str, Tensor]) -> Scores:
-    heads = torch.stack([parts[name][0].detach().sum(-1).T for name in run.heads])
-    return Scores(heads, torch.stack([parts[name][0].detach() for name in run.neurons]))
+def _stacked(twin: TwinBridge, parts: dict[str, Tensor]) -> Scores:
+    head_points, neuron_points = hook_points(twin)
+    heads = torch.stack([parts[name][0].detach().sum(-1).T for name in head_points])
+    return Scores(heads, torch.stack([parts[name][0].detach() for name in neuron_points]))

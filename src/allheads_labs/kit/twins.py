@@ -14,6 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 import allheads as ah
 from allheads import TwinBridge
 from allheads.cli.console import step
+from allheads.disk import digest
 
 
 @dataclass(frozen=True)
@@ -54,3 +55,12 @@ def twin_of(model: str) -> TwinBridge:
     """The twin of a model by name, folder or hub id; converted once in a process."""
     with step(f"Loading and converting {model}"):
         return ah.convert(ah.load(model))
+
+
+def weights_digest(twin: TwinBridge) -> str:
+    """Tells results of other weights under the same name: of sums over every parameter, as they are and by position."""
+    sums = []
+    for name, parameter in twin.original_model.named_parameters():
+        values = parameter.detach().double().flatten()
+        sums.append((name, float(values.sum()), float(values @ torch.linspace(1.0, 2.0, len(values)).to(values))))
+    return digest(repr(sums))

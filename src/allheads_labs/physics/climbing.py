@@ -10,10 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from allheads import TwinBridge
-from allheads.models.attention import read_attention
-from allheads.models.norms import Norm
 from allheads.progress import bar
-from allheads.twin.wiring import read_wiring
+from allheads.weights import Norm, read_attention, read_wiring
 from allheads_labs.physics.potentials import potentials
 
 

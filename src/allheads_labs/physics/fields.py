@@ -21,10 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from allheads.heads.evaluate import slot_scores
-from allheads.heads.weights import HeadWeights
-from allheads.models.attention import Attention
-from allheads.twin.wiring import rotated
+from allheads.weights import Attention, HeadWeights, rotated, slot_scores
 
 
 class Field(Protocol):

@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from allheads.plots.picture import Picture
+from allheads.plots import Picture
 from allheads.plots.style import BAD, GOOD, INK, LIMIT, LINE, figure
 from allheads.plots.token_names import shown_names
 from allheads_labs.physics.paths import Trajectories

@@ -21,8 +21,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from allheads import TwinBridge
-from allheads.models.attention import read_attention
 from allheads.progress import bar
+from allheads.weights import read_attention
 from allheads_labs.physics.fields import HeadField
 from allheads_labs.physics.memories import memories
 

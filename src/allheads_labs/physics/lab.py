@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from allheads_labs.kit.lab import Lab, Result, Unit
-from allheads_labs.kit.twins import twin_of
+from allheads_labs.kit.twins import twin_of, weights_digest
 from allheads_labs.physics import report
 from allheads_labs.physics.parts import PARTS, Size
 
@@ -23,8 +23,10 @@ def lab(model: str) -> Lab:
 
 def units(model: str, quick: bool, seeds: int) -> list[Unit]:
     """All parts; each has all seeds, because they share what the twin computes."""
-    size = asdict(Size.of(twin_of(model), quick, seeds))
-    return [Unit({"model": model, "part": part, "size": size}, 0, 1.0, alone=True) for part in PARTS]
+    twin = twin_of(model)
+    size, weights = asdict(Size.of(twin, quick, seeds)), weights_digest(twin)
+    about = {"model": model, "weights": weights, "size": size}
+    return [Unit(about | {"part": part}, 0, 1.0, alone=True) for part in PARTS]
 
 
 def run(unit: Unit) -> dict[str, Any]:

@@ -20,12 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from allheads import AllHeadsError, TwinBridge
-from allheads.models.attention import Attention, read_attention
-from allheads.twin.labels import Label
-from allheads.twin.twin import require_twin
-from allheads.twin.wiring import Wiring, read_wiring
-from allheads.weights.factors import require_scores, require_values
+from allheads import AllHeadsError, Label, TwinBridge
+from allheads.twin.prompt import require_twin
+from allheads.weights import Attention, Wiring, read_attention, read_wiring, require_scores, require_values
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from allheads import TwinBridge
-from allheads.models.attention import read_attention
 from allheads.progress import bar
+from allheads.weights import read_attention
 from allheads_labs.physics.climbing import climbing
 from allheads_labs.physics.fields import HeadField
 from allheads_labs.physics.fitted import explained

@@ -18,13 +18,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from allheads import AllHeadsError, TwinBridge
-from allheads.attribution.forward_cache import ForwardCache
-from allheads.models.attention import read_attention
-from allheads.models.norms import Norm
-from allheads.twin.labels import Label
+from allheads import AllHeadsError, Label, TwinBridge
+from allheads.twin.capture import captured
 from allheads.twin.prompt import position_in, prompt_ids, token_texts
-from allheads.twin.wiring import Wiring, read_wiring
+from allheads.weights import Norm, Wiring, read_attention, read_wiring
 from allheads_labs.physics.potentials import potentials
 
 #: How far the pushes may be from the length of a step, relative to it.
@@ -137,20 +134,13 @@ def trajectories(twin: TwinBridge, tokens: str | Tensor) -> Trajectories:
     ids = prompt_ids(twin, tokens)
     for layer, bank in enumerate(twin.banks):
         bank.require_shared("neurons whose heads share their weights", f"L{layer}")
-    run = ForwardCache(twin)
-    with run.recording():
-        twin(ids)
-    wide = torch.promote_types(run.activations[run.streams[0]].dtype, torch.float32)
-    stream = torch.stack([run.activations[name][0].to(wide) for name in run.streams])
-    pushes = [
-        _pushes(
-            twin,
-            layer,
-            stream[layer + 1] - stream[layer],
-            *(run.activations[each[layer]] for each in (run.heads, run.neurons)),
-        )
-        for layer in run.layers
-    ]
+    layers = range(len(twin.layers))
+    streams = [*(f"blocks.{layer}.hook_resid_pre" for layer in layers), f"blocks.{layers[-1]}.hook_resid_post"]
+    heads_at, neurons_at = ([f"blocks.{n}.{name}" for n in layers] for name in ("attn.hook_z", "mlp.hook_post"))
+    written = captured(twin, ids, [*streams, *heads_at, *neurons_at])
+    wide = torch.promote_types(written[streams[0]].dtype, torch.float32)
+    stream = torch.stack([written[name][0].to(wide) for name in streams])
+    pushes = [_pushes(twin, n, stream[n + 1] - stream[n], written[heads_at[n]], written[neurons_at[n]]) for n in layers]
     heads, neurons, rest = (torch.stack(each) for each in zip(*pushes, strict=True))
     lengths = stream.diff(dim=0).norm(dim=-1)
     off = ((heads.sum(1) + neurons.sum(1) + rest - lengths).abs() / lengths.clamp_min(1e-30)).amax(1)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from allheads import AllHeadsError, TwinBridge
-from allheads.heads.bank import HeadBank
-from allheads.models.attention import read_attention
-from allheads.twin.heads import Head
-from allheads.twin.labels import Label
-from allheads.twin.prompt import prompt_ids
-from allheads.twin.twin import require_twin
+from allheads import AllHeadsError, HeadBank, Label, TwinBridge
+from allheads.twin.prompt import prompt_ids, require_twin
+from allheads.weights import read_attention
 from allheads_labs.physics.fields import Field, HeadField, NeuronField
+
+if TYPE_CHECKING:
+    from allheads.twin.heads import Head
 
 
 @dataclass(frozen=True)

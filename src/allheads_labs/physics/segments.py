@@ -17,11 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from allheads import AllHeadsError, TwinBridge
-from allheads.models.attention import read_attention
+from allheads import AllHeadsError, Label, TwinBridge
 from allheads.progress import bar
-from allheads.twin.labels import Label
-from allheads.twin.twin import require_twin
+from allheads.twin.prompt import require_twin
+from allheads.weights import read_attention
 
 
 @torch.no_grad()

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from allheads import AllHeadsError
+from allheads import AllHeadsError, HeadBank
 from allheads.gates import approximate
-from allheads.heads.bank import HeadBank
 
 Form = Literal["mlp", "tied", "untied"]
 Dropout = Literal["none", "hidden", "pattern", "key"]

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from allheads import AllHeadsError, TwinBridge, convert, verify
-from allheads.verification.report import Report
 from allheads_labs.kit.markdown import markdown
 from allheads_labs.zoo import NotBuilt, Sample, build
 from allheads_labs.zoo.inputs import WORDS
+
+if TYPE_CHECKING:
+    from allheads.verification.report import Report
 
 #: What the twin may differ by, in units of the source's own noise, and of the range of its output.
 NOISES, RANGE = 20.0, 1e-3
