@@ -36,8 +36,8 @@ from allheads.twin.labels import Label
 from allheads.twin.prompt import position_in, prompt_ids, token_texts
 from allheads.twin.twin import TwinBridge
 
-#: Tokens that are offered after each token; predictions that are explained, the last ones of a long text.
-_OFFERED, EXPLAINED = 5, 64
+#: Likely next tokens shown after each token; predictions that are explained, the last ones of a long text.
+_NEXT, EXPLAINED = 5, 64
 #: Parts listed for each prediction, and of these, those that get a card.
 _LISTED, _CARDS = 100, 40
 #: Predictions explained with one forward pass, over what comes before the last of them.
@@ -58,7 +58,7 @@ def explore(
     Args:
         twin: from `ah.convert`; a language model that reads from left to right.
         tokens: a text of up to 512 tokens, or its ids ``[pos]``; its last 64 predictions are explained.
-        rule: what is held, as in `ah.attribute`.
+        rule: what is frozen, as in `ah.attribute`.
         position: after which token the prediction is whose graph is drawn.
         budget: heads and neurons in that graph.
 
@@ -104,11 +104,11 @@ def explore(
 
 
 #: A likely next token: its id, its text, its probability.
-_Next: TypeAlias = tuple[int, str, float]
+NextToken: TypeAlias = tuple[int, str, float]
 
 
 @torch.no_grad()
-def _predictions(twin: TwinBridge, ids: Int[Tensor, "1 pos"]) -> list[list[_Next]]:
+def _predictions(twin: TwinBridge, ids: Int[Tensor, "1 pos"]) -> list[list[NextToken]]:
     """After each token the likeliest next ones.
 
     Raises `AllHeadsError` for a network whose first logits depend on later tokens.
@@ -117,12 +117,12 @@ def _predictions(twin: TwinBridge, ids: Int[Tensor, "1 pos"]) -> list[list[_Next
     alone = twin(ids[:, :1])[0, 0].float()
     if not torch.allclose(alone, logits[0], atol=1e-2 * float(logits[0].abs().max())):
         raise AllHeadsError("a model that reads from left to right", str(twin.cfg.architecture), "Use ah.attribute.")
-    shares, tokens = logits.softmax(-1).topk(_OFFERED)
+    shares, tokens = logits.softmax(-1).topk(_NEXT)
     texts = [token_texts(twin, row[None]) for row in tokens]
     return [list(zip(*rows, strict=True)) for rows in zip(tokens.tolist(), texts, shares.tolist(), strict=True)]
 
 
-def _above_mean(twin: TwinBridge, token: _Next, position: int) -> Metric:
+def _above_mean(twin: TwinBridge, token: NextToken, position: int) -> Metric:
     """A token's logit, less the mean over the vocabulary."""
     weights = torch.full((twin.cfg.d_vocab_out,), -1.0 / twin.cfg.d_vocab_out, dtype=torch.float64)
     weights[token[0]] += 1.0
