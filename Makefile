@@ -33,6 +33,9 @@ fits: $(VENV)/.dev ## Regenerate the table of gate fits and docs/frontier.md
 coverage: $(VENV)/.dev ## Convert the smallest model of every family, and write docs/coverage.md
 	OMP_NUM_THREADS=1 $(BIN)/allheads coverage --write docs/coverage.md
 
+docs: $(VENV)/.dev ## Write docs/api.md from the docstrings
+	$(BIN)/python docs/api.py
+
 bench: $(VENV)/.dev ## Speed and memory of twin and source, side by side, as JSON
 	OMP_NUM_THREADS=2 $(BIN)/python bench/forward.py
 	OMP_NUM_THREADS=2 $(BIN)/python bench/memory.py

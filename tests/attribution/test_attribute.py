@@ -163,7 +163,14 @@ def test_the_value_is_that_of_the_evaluation(twins, evaluation):
         with twin.evaluated(evaluation), torch.no_grad():
             own = float(twin(ids)[0, -1, 7])
         with twin.evaluated(evaluation):
-            assert ah.attribute(twin, ids, 7).target_value == pytest.approx(own, abs=2e-7)
+            found = ah.attribute(twin, ids, 7)
+        # An RMSNorm of transformers works in float32 inside, whatever the dtype: its scale is known to half an eps of
+        # that, and each of the 2 n_layers + 1 norms on the way may move every contribution by it. Nothing else rounds
+        # by more than float64.
+        norms = 2 * len(twin.layers) + 1
+        size = float(found.embeddings.abs().sum() + found.stream[-1].abs().sum())
+        allowed = norms * torch.finfo(torch.float32).eps * size if name == "LlamaForCausalLM" else 1e-13 * size
+        assert abs(found.target_value - own) <= allowed
 
 
 def test_incomplete_rules_do_not_claim_it(twins):

@@ -12,6 +12,7 @@ from allheads.attribution.edges import Side
 from allheads.attribution.question import Question
 from allheads.disk import checked_path, write_whole
 from allheads.errors import AllHeadsError
+from allheads.extras import extra
 
 if TYPE_CHECKING:
     import networkx
@@ -114,10 +115,11 @@ class AttributionGraph:
         return sorted((edge for edge in self.edges if edge.source == name), key=lambda edge: -abs(edge.weight))
 
     def to_networkx(self) -> networkx.MultiDiGraph:
-        """The same as a ``networkx.MultiDiGraph``: attributes by name, edges keyed by side."""
-        import networkx
+        """The same as a ``networkx.MultiDiGraph``: attributes by name, edges keyed by side.
 
-        made = networkx.MultiDiGraph(
+        Raises `AllHeadsError` without networkx, which comes with the extra ``graphs``.
+        """
+        made = extra("networkx", "graphs", "make a graph of it").MultiDiGraph(
             rule=self.rule, target=self.target, target_value=self.target_value, coverage=self.coverage
         )
         for node in self.nodes:
@@ -141,9 +143,8 @@ class AttributionGraph:
             del facts["question"]
             write_whole(target, json.dumps({"format": _VERSION, **facts}, indent=1))
         else:
-            import networkx
-
-            write_whole(target, "\n".join(networkx.generate_graphml(self.to_networkx())))
+            lines = extra("networkx", "graphs", "write GraphML").generate_graphml(self.to_networkx())
+            write_whole(target, "\n".join(lines))
         return target
 
     @classmethod

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor, distributed
 
 from allheads.corpus.running_statistics import Tally
+from allheads.extras import extra
 
 #: What torchrun and MPI tell the processes that they start.
 _SIGNS = {"RANK", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
@@ -32,7 +33,7 @@ class Processes:
         """Those of this launch; joins their group, gloo on processors."""
         if not _launched():
             return cls(1, 0)
-        state = PartialState(cpu=not torch.cuda.is_available())
+        state = _state()
         return cls(state.num_processes, state.process_index)
 
     def wait(self) -> None:
@@ -66,7 +67,7 @@ def _in_order(tally: Tally) -> Iterable[Tensor]:
 
 def device() -> str:
     """Where a process is to work: on the device that accelerate gives it, and alone on the processor."""
-    return "cpu" if Processes.found().count == 1 else str(PartialState().device)
+    return "cpu" if Processes.found().count == 1 else str(_state().device)
 
 
 def fewer_than_asked() -> bool:
@@ -78,6 +79,12 @@ def leave() -> None:
     """Leave the group of processes, if there is one."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def _state() -> Any:
+    """What accelerate knows of this process. Raises `AllHeadsError` without it: it comes with an extra."""
+    accelerate = extra("accelerate", "distributed", "sweep in several processes")
+    return accelerate.PartialState(cpu=not torch.cuda.is_available())
 
 
 def _launched() -> bool:

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 from allheads._lazy import importer
 
 if TYPE_CHECKING:
-    from allheads.weights.circuits import Circuit as Circuit
     from allheads.weights.circuits import circuit as circuit
     from allheads.weights.compositions import Composition as Composition
     from allheads.weights.compositions import composition as composition
+    from allheads.weights.head import HeadCircuit as HeadCircuit
+    from allheads.weights.neuron import NeuronCircuit as NeuronCircuit
 
 _HOME = {
-    "Circuit": "circuits",
+    "HeadCircuit": "head",
+    "NeuronCircuit": "neuron",
     "Composition": "compositions",
     "circuit": "circuits",
     "composition": "compositions",
