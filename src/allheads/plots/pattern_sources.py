@@ -24,7 +24,7 @@ from allheads.models.bridge import ActivationCache, TransformerBridge
 from allheads.models.locations import Location
 from allheads.plots.patterns import Patterns, check_size
 from allheads.plots.token_names import visible
-from allheads.twin.heads import Head, HeadIndex
+from allheads.twin.heads import Head
 from allheads.twin.labels import Kind, Label
 from allheads.twin.prompt import one_row, token_texts
 from allheads.twin.twin import require_twin
@@ -50,12 +50,13 @@ def read_patterns(
     wanted = None if labels is None else [str(label) for label in labels]
     if isinstance(source, TransformerBridge):
         neurons = [label for label in map(Label.parse, wanted or []) if label.kind == "N"]
-        available = list(HeadIndex.of(attention_layers(source), ()).ordinary())
-        available += [head for label in neurons for head in require_twin(source).index.heads(label)]
-        found = _run(source, tokens, decoder, _chosen(available, wanted, layers))
+        named = [head for label in neurons for head in require_twin(source).index.heads(label)]
+        ordinary = _ordinary_heads({layer.location.prefix: layer.n_heads for layer in attention_layers(source)})
+        found = _run(source, tokens, decoder, _chosen([*ordinary, *named], wanted, layers))
     else:
         given = _by_prefix(source)
-        chosen = _chosen(_given_heads(given), wanted, layers)
+        ordinary = _ordinary_heads({prefix: len(patterns) for prefix, patterns in given.items()})
+        chosen = _chosen(ordinary, wanted, layers)
         found = Patterns(_names(tokens=tokens, decoder=decoder))
         largest = max((given[head.hook_prefix] for head in chosen), key=Tensor.numel)
         check_size(len(chosen), *largest.shape[-2:])
@@ -63,6 +64,14 @@ def read_patterns(
             _add(found, head, given[head.hook_prefix])
     found.warn()
     return found
+
+
+def _ordinary_heads(counts: Mapping[str, int]) -> Iterator[Head]:
+    """The heads of attention layers: how many there are, by prefix of their hook points."""
+    for prefix, count in counts.items():
+        kind: Kind = "X" if "cross_attn" in prefix else "A"
+        stem = Location.at(prefix).stem
+        yield from (Head(Label(stem, kind, number), number, None, prefix) for number in range(count))
 
 
 def _add(found: Patterns, head: Head, patterns: Float[Tensor, "head row column"]) -> None:
@@ -129,13 +138,13 @@ def _run(model: TransformerBridge, tokens: Any, decoder: Any, chosen: Sequence[H
     hooks: Any = [(point, partial(pack, heads=heads)) for point, heads in heads_at.items()]
     with torch.no_grad(), suppress(_AllPacked), model.hooks(fwd_hooks=hooks):
         model(**arguments)
-    packed = {head["label"]: head for head in found.heads}
-    silent = {str(head.label) for head in chosen} - packed.keys()
+    order = {str(head.label): number for number, head in enumerate(chosen)}
+    silent = order.keys() - {head["label"] for head in found.heads}
     if silent:
         raise AllHeadsError(
             "attention that shows its patterns", f"none at {min(silent)}", "Load it with attn_implementation='eager'."
         )
-    found.heads = [packed[str(head.label)] for head in chosen]
+    found.heads.sort(key=lambda head: order[head["label"]])
     return found
 
 
@@ -163,14 +172,6 @@ def _by_prefix(source: Any) -> dict[str, Float[Tensor, "head row column"]]:
             "a cache with attn.hook_pattern", f"{len(list(source.keys()))} other names", "Cache patterns, too."
         )
     return {name.removesuffix(_POINT): value.reshape(value.shape[-3:]) for name, value in given.items()}
-
-
-def _given_heads(given: Mapping[str, Tensor]) -> Iterator[Head]:
-    """The heads of a cache."""
-    for prefix, patterns in given.items():
-        kind: Kind = "X" if "cross_attn" in prefix else "A"
-        stem = Location.at(prefix).stem
-        yield from (Head(Label(stem, kind, number), number, None, prefix) for number in range(len(patterns)))
 
 
 def _names(**texts: Text | None) -> dict[str, list[str]]:
