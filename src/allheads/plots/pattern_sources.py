@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -62,7 +63,12 @@ def read_patterns(
         check_size(len(chosen), *largest.shape[-2:])
         for head in chosen:
             _add(found, head, given[head.hook_prefix])
-    found.warn()
+    if found.deviation:
+        warnings.warn(
+            f"{found.worst} has rows that are not probabilities, off by up to {found.deviation:.3g}: "
+            "weights are drawn as 0 below 0, and as 1 above 1.",
+            stacklevel=3,
+        )
     return found
 
 
