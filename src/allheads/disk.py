@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and the folder of the cache."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from platformdirs import user_cache_path
 
 from allheads.errors import AllHeadsError
 
@@ -89,3 +91,9 @@ def digest(content: str | bytes | Path) -> str:
 def _followed(path: Path) -> Path:
     """The file itself, behind symbolic links."""
     return Path(os.path.realpath(path))
+
+
+def cache_root() -> Path:
+    """The environment variable ``ALLHEADS_CACHE``, or else the user's cache folder for allheads."""
+    chosen = os.environ.get("ALLHEADS_CACHE")
+    return Path(chosen).expanduser() if chosen else user_cache_path("allheads")

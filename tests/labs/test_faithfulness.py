@@ -10,10 +10,13 @@ from transformer_lens.tools.analysis.attribution_patching import EdgeAttribution
 
 import allheads as ah
 from allheads_labs import zoo
+from allheads_labs.faithfulness.bench import ORDERS, Outcome, outcomes
+from allheads_labs.faithfulness.lab import areas, tables
 from allheads_labs.faithfulness.ladder import area, recovered, rungs
 from allheads_labs.faithfulness.methods import METHODS, Case, Scores
-from allheads_labs.faithfulness.study import ORDERS, Outcome, advantage, interval, outcomes
 from allheads_labs.faithfulness.tasks import TASKS, right_ones
+from allheads_labs.kit.lab import Result
+from allheads_labs.kit.statistics import bootstrap
 
 
 @pytest.fixture(scope="module")
@@ -141,12 +144,23 @@ def test_rules_and_chance(twin, case):
 
 
 def test_intervals():
-    mean, low, high = interval([0.0, 1.0] * 50)
+    mean, low, high = bootstrap([0.0, 1.0] * 50)
     assert mean == 0.5
     assert 0.38 < low < 0.45 < 0.55 < high < 0.62
-    one, other = (Outcome("t", "m", "sign", areas, areas) for areas in ((0.5, 0.9), (0.4, 0.8)))
-    assert advantage(one, other) == pytest.approx((0.1, 0.1, 0.1))
-    assert one.to_dict()["mean"] == 0.7
+    assert Outcome("t", "m", "sign", (0.5, 0.9), (0.4, 0.8)).to_dict()["mean"] == 0.7
+
+
+def test_the_table_compares_methods_with_the_gradient_on_the_same_prompts():
+    found = [
+        Outcome("t", method, order, values, tuple(value / 2 for value in values)).to_dict()
+        for method, values in (("frozen", (0.5, 0.9)), ("gradient", (0.4, 0.8)))
+        for order in ORDERS
+    ]
+    assert areas(found).query("method == 'frozen'")["more"].tolist() == pytest.approx([0.1] * 4)
+    made = tables([Result({"task": "t"}, 0, {"outcomes": found}, 1.0)])["faithfulness:t"].splitlines()
+    low_high = "0.700 (0.500 to 0.900)"
+    assert made[2] == f"| `frozen` | {low_high} | {low_high} | 0.350 (0.250 to 0.450) | 0.100 (0.100 to 0.100) |"
+    assert made[3].startswith("| `gradient` | 0.600 (0.400 to 0.800)") and made[3].endswith("|  |")
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -180,11 +194,7 @@ def test_what_cannot_be_benched(smollm_twin, twin):
 
 def test_a_small_run(smollm_twin, monkeypatch):
     """Two prompts, two methods, the real model: frozen attribution finds more than chance."""
-    monkeypatch.setattr("allheads_labs.faithfulness.study.METHODS", {k: METHODS[k] for k in ("value", "chance")})
-    ticks = []
-    found = {
-        (row.method, row.order): row for row in outcomes(smollm_twin, "objects", 2, advance=lambda: ticks.append(1))
-    }
-    assert len(ticks) == 2
+    monkeypatch.setattr("allheads_labs.faithfulness.bench.METHODS", {k: METHODS[k] for k in ("value", "chance")})
+    found = {(row.method, row.order): row for row in outcomes(smollm_twin, "objects", 2)}
     assert all(len(row.areas) == 2 for row in found.values())
     assert min(found["value", "sign"].areas) > max(found["chance", "sign"].areas) + 0.2

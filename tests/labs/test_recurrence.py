@@ -12,11 +12,12 @@ from typer.testing import CliRunner
 
 from allheads.cli.main import app
 from allheads.errors import AllHeadsError
-from allheads_labs.lab import Result
-from allheads_labs.recurrence import costs, findings, measures, study
+from allheads_labs.kit.fitting import Recipe
+from allheads_labs.kit.lab import Result
+from allheads_labs.recurrence import costs, lab, measures, report
 from allheads_labs.recurrence.learners import HIDDEN, KINDS, Learner
 from allheads_labs.recurrence.task import FILLER, QUERY, VALUES, recall
-from allheads_labs.recurrence.training import STAGES, Curriculum, Recipe, train
+from allheads_labs.recurrence.training import STAGES, Curriculum, train
 from allheads_labs.recurrence.twins import compared
 
 
@@ -32,7 +33,7 @@ def looked_up(row: list[int], query: int) -> int:
 
 @pytest.mark.parametrize(("pairs", "length", "queries"), [(1, 1, 3), (4, 16, 4), (64, 64, 16), (64, 100, 2)])
 def test_every_query_has_one_answer_in_the_sequence(pairs, length, queries):
-    batch = recall(draw(), 20, pairs, length, queries=queries)
+    batch = recall(draw(), (20, length), pairs, queries=queries)
     for row, answers in zip(batch.tokens.tolist(), batch.answers.tolist(), strict=True):
         assert sum(token < QUERY for token in row[:length]) == pairs
         assert row[:length].count(FILLER) == length - pairs
@@ -41,7 +42,7 @@ def test_every_query_has_one_answer_in_the_sequence(pairs, length, queries):
 
 @pytest.mark.parametrize(("pairs", "length", "distances"), [(4, 256, (8, 64, 256)), (64, 64, (1, 64)), (2, 9, (9, 3))])
 def test_distances_are_what_they_say(pairs, length, distances):
-    batch = recall(draw(), 20, pairs, length, distances=distances)
+    batch = recall(draw(), (20, length), pairs, distances=distances)
     for row, answers in zip(batch.tokens.tolist(), batch.answers.tolist(), strict=True):
         for query, distance in enumerate(distances):
             at = length + query
@@ -51,7 +52,7 @@ def test_distances_are_what_they_say(pairs, length, distances):
 
 
 def test_other_pairs_stand_anywhere():
-    batch = recall(draw(), 400, 4, 32, distances=[8])
+    batch = recall(draw(), (400, 32), 4, distances=[8])
     places = (batch.tokens[:, :32] < QUERY).float().mean(0)
     others = places[torch.arange(32) != 32 - 8]
     assert places[32 - 8] == 1.0
@@ -63,9 +64,9 @@ def test_other_pairs_stand_anywhere():
 def test_what_does_not_fit_is_refused(wrong):
     given = {"pairs": 2, "length": 8} | wrong
     with pytest.raises(AllHeadsError):
-        recall(draw(), 1, given["pairs"], given["length"], distances=given.get("distances", ()))
+        recall(draw(), (1, given["length"]), given["pairs"], distances=given.get("distances", ()))
     with pytest.raises(AllHeadsError, match="at most 2 different distances"):
-        recall(draw(), 1, 2, 8, distances=[1, 2, 3, 4])
+        recall(draw(), (1, 8), 2, distances=[1, 2, 3, 4])
 
 
 def test_learners_are_of_equal_size():
@@ -77,13 +78,13 @@ def test_learners_are_of_equal_size():
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_learned_parameter_is_learned(kind):
     learner = Learner(kind, 0)
-    learner(recall(draw(), 8, 4, 8).tokens).square().sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learner.learned())
+    learner(recall(draw(), (8, 8), 4).tokens).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learner.trained_parameters())
 
 
 def test_a_transformer_without_positions_sees_no_order_before_the_query():
     learner = Learner("transformer", 0)
-    tokens = recall(draw(), 4, 4, 12).tokens
+    tokens = recall(draw(), (4, 12), 4).tokens
     # The first layer looks at the past only, so what a token becomes depends on its place; with one layer it would not.
     learner.body.transformer.h = nn.ModuleList([learner.body.transformer.h[0]])
     shuffled = torch.cat([tokens[:, torch.randperm(12, generator=draw(1))], tokens[:, 12:]], 1)
@@ -95,7 +96,7 @@ def test_the_curriculum_goes_on_when_answers_are_right_and_at_the_latest_in_time
     fast, slow = Curriculum(1000, 0), Curriculum(1000, 0)
     for step in range(700):
         fast.batch(step), slow.batch(step)
-        fast.hear(1.0), slow.hear(0.5)
+        fast.record(1.0), slow.record(0.5)
     assert (fast.stage, slow.stage) == (len(STAGES), 0)
     assert slow.batch(700).tokens.shape[1] > 0
     assert slow.stage == len(STAGES)
@@ -105,11 +106,11 @@ def test_the_curriculum_goes_on_when_answers_are_right_and_at_the_latest_in_time
 
 def test_no_steps_are_refused():
     with pytest.raises(AllHeadsError, match="at least one step"):
-        train(Recipe("gru", 0, 1e-3), 0)
+        train("gru", Recipe(0, 1e-3), 0)
 
 
 def test_the_transformer_learns_and_its_twin_is_the_same():
-    learner, _ = train(Recipe("transformer", 160, 3e-3), 0)
+    learner, _ = train("transformer", Recipe(160, 3e-3), 0)
     (share,) = measures.recalled(learner, 16, 64, (64,), 64)
     assert share > 0.9
     twin = compared(learner)
@@ -120,7 +121,7 @@ def test_the_transformer_learns_and_its_twin_is_the_same():
 
 
 def test_a_twin_that_looks_elsewhere_is_seen(monkeypatch):
-    from allheads_labs import twins
+    from allheads_labs.kit import twins
 
     def moved(source):
         twin = convert(source)
@@ -128,8 +129,8 @@ def test_a_twin_that_looks_elsewhere_is_seen(monkeypatch):
             twin.banks[0].edited.W_O *= 1.5
         return twin
 
-    convert = twins.convert
-    monkeypatch.setattr(twins, "convert", moved)
+    convert = twins.ah.convert
+    monkeypatch.setattr(twins.ah, "convert", moved, raising=False)
     assert compared(Learner("transformer", 0))["pattern_gap"] > 1e-6
 
 
@@ -140,7 +141,7 @@ def test_gradients_are_those_of_finite_differences(kind, monkeypatch):
     learner = Learner(kind, 0)
     found = measures.gradients(learner, count=1)
     precise = Learner(kind, 0).double()
-    batch = recall(draw(measures.SEED), 1, 4, 12, distances=[12])
+    batch = recall(draw(measures.SEED), (1, 12), 4, distances=[12])
     embedded = precise.embed(batch.tokens).detach()
 
     def value(change):
@@ -160,7 +161,7 @@ def test_arithmetic_is_what_torch_counts():
     length, plain = 32, Learner("transformer", 0)
     plain.body.set_attn_implementation("eager")  # fused kernels are not counted
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        plain(recall(draw(), 1, 4, length - 1).tokens)
+        plain(recall(draw(), (1, length - 1), 4).tokens)
     assert 3 * counter.get_total_flops() == pytest.approx(costs.flops("transformer", length, 1), rel=1e-9)
     for kind, cell in (("lstm", nn.LSTMCell), ("gru", nn.GRUCell)):
         made = cell(64, HIDDEN[kind])
@@ -197,21 +198,21 @@ def test_one_setting_of_the_sweep_is_enough_to_break_a_claim():
     good = [result("lstm", 1, {4: 0.95, 64: 0.2}), result("lstm", 2, {4: 0.5, 64: 0.3})]
     spoilt = [good[0], result("lstm", 2, {4: 0.5, 64: 0.7})]
     for rows, holds in ((good, True), (spoilt, False)):
-        made = findings.claims([*base, *rows])
+        made = report.claims([*base, *rows])
         assert [claim.holds for claim in made[:4]] == [True, holds, True, True]
-    assert [each.setting["steps"] for each in findings.best([*base, *good])["lstm"]] == [1]
+    assert report.best([*base, *good]).query("kind == 'lstm'")["steps"].tolist() == [1]
 
 
 def test_the_best_setting_is_one_with_all_seeds():
     everywhere = [result("lstm", 1, {4: 0.95, 64: 0.2}, seed) for seed in range(2)]
     once = [result("lstm", 2, {4: 0.99, 64: 0.2})]
-    assert [each.setting["steps"] for each in findings.best([*everywhere, *once])["lstm"]] == [1, 1]
+    assert report.best([*everywhere, *once])["steps"].tolist() == [1, 1]
 
 
 def test_the_quick_command(tmp_path, monkeypatch):
     """The whole way from a trained learner to a page, with fewer steps than even a quick run."""
     monkeypatch.setenv("ALLHEADS_CACHE", str(tmp_path))
-    monkeypatch.setattr(study, "QUICK", tuple((kind, 4, 1e-3, 1, 1.0) for kind in KINDS))
+    monkeypatch.setattr(lab, "QUICK", tuple((kind, 4, 1e-3, 1, 1.0) for kind in KINDS))
     monkeypatch.setattr(measures, "SEQUENCES", 64)
     page = tmp_path / "figure.html"
     done = CliRunner().invoke(
@@ -222,5 +223,5 @@ def test_the_quick_command(tmp_path, monkeypatch):
     assert len(facts["results"]) == 6
     assert not facts["claims"][0]["holds"]
     assert "Recall of key-value pairs" in page.read_text()
-    tables = findings.tables([Result(**each) for each in facts["results"]])
+    tables = report.tables([Result(**each) for each in facts["results"]])
     assert all(name.startswith("recurrence:") and table.count("\n") >= 2 for name, table in tables.items())

@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 
 from allheads.cli.main import app
 from allheads.errors import AllHeadsError
-from allheads_labs.fitting import fit, held
-from allheads_labs.lab import Result
-from allheads_labs.ranks import rank_correlation
-from allheads_labs.roles import findings, study
-from allheads_labs.roles.learner import Reader
+from allheads_labs.kit.fitting import Recipe, fit, linear
+from allheads_labs.kit.lab import Result
+from allheads_labs.kit.statistics import rank_correlation
+from allheads_labs.roles import lab, report
 from allheads_labs.roles.measures import accuracies, breaks, carries, clarity, halfway, looks, mutual_information
-from allheads_labs.roles.task import ATTRIBUTES, ENTITIES, LENGTH, OTHER, QUERY, VALUES, told
+from allheads_labs.roles.model import Reader
+from allheads_labs.roles.task import ATTRIBUTES, ENTITIES, LENGTH, OTHER, QUERY, VALUES, sequences
 
 
 def draw(seed: int = 0) -> torch.Generator:
@@ -27,7 +27,7 @@ def draw(seed: int = 0) -> torch.Generator:
 
 
 def test_every_answer_is_told_once_and_the_kinds_say_where():
-    batch = told(draw(), 50)
+    batch = sequences(draw(), 50)
     assert batch.tokens.shape == (50, LENGTH)
     for row, answers, kinds in zip(batch.tokens.tolist(), batch.answers.tolist(), batch.kinds.tolist(), strict=True):
         key = row[-1] - QUERY
@@ -40,12 +40,12 @@ def test_every_answer_is_told_once_and_the_kinds_say_where():
 
 
 def test_chosen_rows_are_these():
-    batch = told(draw(), 9)
+    batch = sequences(draw(), 9)
     some = batch.chosen(torch.tensor([4, 4, 1]))
     for name in ("tokens", "answers", "kinds"):
         assert torch.equal(getattr(some, name), getattr(batch, name)[[4, 4, 1]])
     with pytest.raises(AllHeadsError, match="at least one sequence"):
-        told(draw(), 0)
+        sequences(draw(), 0)
 
 
 def entropy(share: torch.Tensor) -> float:
@@ -100,8 +100,8 @@ def test_carries_is_close_to_what_is_known_of_a_noisy_channel_and_not_above(nois
 
 
 def test_what_a_head_says_makes_the_answer():
-    reader, batch = Reader(16, 4, 1, 0), told(draw(), 40)
-    seen = reader.seen(batch.tokens)
+    reader, batch = Reader(16, 4, 1, 0), sequences(draw(), 40)
+    seen = reader.activations(batch.tokens)
     with torch.no_grad():
         assert torch.allclose(seen.logits, reader(batch.tokens), atol=1e-5)
     assert torch.all(seen.patterns.sum(-1) < 1)  # the rest is on the question itself
@@ -116,11 +116,11 @@ def test_what_a_head_says_makes_the_answer():
 
 @pytest.mark.parametrize("head", [0, 3, 5])
 def test_a_silent_head_is_one_whose_output_weights_are_gone(head):
-    readers, batch = [Reader(16, 4, 2, 0) for _ in range(2)], told(draw(), 40)
+    readers, batch = [Reader(16, 4, 2, 0) for _ in range(2)], sequences(draw(), 40)
     layer, own = divmod(head, 4)
     last = readers[1].body.transformer.h[layer].attn.c_proj
     with torch.no_grad():
-        with readers[0].without(head):
+        with readers[0].ablated(head):
             silent = readers[0](batch.tokens)
         whole = readers[0](batch.tokens)
         keep = last.weight.clone()
@@ -134,12 +134,12 @@ def test_a_silent_head_is_one_whose_output_weights_are_gone(head):
 
 
 def test_a_silent_head_speaks_on_elsewhere():
-    reader, batch = Reader(16, 4, 2, 0), told(draw(), 10)
+    reader, batch = Reader(16, 4, 2, 0), sequences(draw(), 10)
     written: list[torch.Tensor] = []
     handle = reader.body.transformer.h[0].attn.c_proj.register_forward_hook(lambda _, __, out: written.append(out))
     with torch.no_grad():
         reader(batch.tokens)
-        with reader.without(2):
+        with reader.ablated(2):
             reader(batch.tokens)
     handle.remove()
     assert torch.equal(written[0][:, :-1], written[1][:, :-1])
@@ -147,10 +147,10 @@ def test_a_silent_head_speaks_on_elsewhere():
 
 
 def test_breaks_is_the_accuracy_that_is_lost():
-    reader, batch = Reader(16, 2, 1, 0), told(draw(), 200)
-    fit(reader.learned(), lambda _: loss(reader, batch), steps=60, rate=1e-2)
+    reader, batch = Reader(16, 2, 1, 0), sequences(draw(), 200)
+    fit(reader.trained_parameters(), lambda _: loss(reader, batch), Recipe(60, 1e-2))
     lost = breaks(reader, batch)
-    with torch.no_grad(), reader.without(1):
+    with torch.no_grad(), reader.ablated(1):
         without = accuracies(reader(batch.tokens), batch)
     with torch.no_grad():
         whole = accuracies(reader(batch.tokens), batch)
@@ -188,43 +188,43 @@ def test_rank_correlation_against_scipy():
 
 
 def test_the_rate_warms_up_holds_and_falls():
-    rates = [held(step, 500) for step in range(500)]
+    rates = [linear(step, 500) for step in range(500)]
     assert rates[49:251] == [1.0] * 202
     assert rates[:49] == sorted(rates[:49])
     assert rates[251:] == sorted(rates[251:], reverse=True)
     assert rates[-1] == 0.02
-    assert held(0, 1) == 1.0
+    assert linear(0, 1) == 1.0
 
 
 def test_limited_data_is_seen_again_and_learnt_by_heart():
-    test, few = told(draw(9), 256), told(draw(1), 32)
+    test, few = sequences(draw(9), 256), sequences(draw(1), 32)
     reader = Reader(32, 4, 1, 0)
-    study.train(reader, 250, 32, 1, test)
+    lab.train(reader, 250, 32, 1, test)
     with torch.no_grad():
         assert accuracies(reader(few.tokens), few).mean() > 0.9
         assert accuracies(reader(test.tokens), test).mean() < 0.5
 
 
 def test_ability_emerges_and_heads_find_the_entity_first():
-    reader, test = Reader(32, 4, 1, 0), told(draw(study.SEED), 512)
-    course = study.train(reader, 500, 0, 0, test)
-    made = Result(study.BASE | {"steps": 500}, 0, {"course": course}, 1.0)
-    assert findings.steps(made)[-1] == 500
-    own = findings.series(made)
+    reader, test = Reader(32, 4, 1, 0), sequences(draw(lab.SEED), 512)
+    course = lab.train(reader, 500, 0, 0, test)
+    made = Result(lab.BASE | {"steps": 500}, 0, {"course": course}, 1.0)
+    assert report.steps(made)[-1] == 500
+    own = report.series(made)
     assert own["accuracy"][0] < 0.2
     assert own["accuracy"][-1] > 0.9
     assert own["found"][-1] > 0.7
     assert own["looks"][-1] > 0.1
-    assert findings.lag(made, "found") < 0
+    assert report.lag(made, "found") < 0
 
 
 def test_a_ladder_differs_from_its_base_in_one_thing():
-    units = study.units(False, 2)
+    units = lab.units(False, 2)
     base = units[0].setting
     assert len({json.dumps(unit.setting, sort_keys=True) for unit in units}) == len(units) // 2
     for unit in units:
         assert sum(unit.setting[name] != base[name] for name in base) <= 1
-    assert [len(study.units(True, seeds)) for seeds in (1, 3)] == [2, 6]
+    assert [len(lab.units(True, seeds)) for seeds in (1, 3)] == [2, 6]
 
 
 def course(lookings, accuracy):
@@ -258,9 +258,9 @@ LATE, EARLY = [0.0, 0.0, 0.0, 0.1, 1.0], [0.0, 1.0, 1.0, 1.0, 1.0]
 @pytest.mark.parametrize(("roles", "ability", "before"), [(LATE, EARLY, False), (EARLY, LATE, True)])
 def test_the_order_of_roles_and_ability_is_read_off(roles, ability, before):
     rows = [result(roles, ability, seed=seed) for seed in range(2)]
-    claims = {claim.claim: claim for claim in findings.claims(rows)}
+    claims = {claim.claim: claim for claim in report.claims(rows)}
     assert claims["roles come before ability, by where heads look"].holds == before
-    assert findings.lag(rows[0], "looks") * (1 if before else -1) < 0
+    assert report.lag(rows[0], "looks") * (1 if before else -1) < 0
     assert claims["heads find the right entity before they can say what it is like"].holds is False
 
 
@@ -271,21 +271,21 @@ def test_roles_that_go_with_ability_over_the_ladder_are_seen():
             for at, width in enumerate((8, 16, 32, 64), 1)
             for seed in range(2)
         ]
-        (claim,) = [each for each in findings.claims(rows) if "over the ladder" in each.claim]
+        (claim,) = [each for each in report.claims(rows) if "over the ladder" in each.claim]
         assert claim.holds == (sign == 1)
-    *_, twins = findings.claims([result(LATE, EARLY, gap=1.0)])
+    *_, twins = report.claims([result(LATE, EARLY, gap=1.0)])
     assert not twins.holds
 
 
 def test_the_quick_command(tmp_path, monkeypatch):
     """The whole way from trained networks to a page, with fewer steps than even a quick run."""
     monkeypatch.setenv("ALLHEADS_CACHE", str(tmp_path))
-    monkeypatch.setattr(study, "QUICK_STEPS", 12)
+    monkeypatch.setattr(lab, "QUICK_STEPS", 12)
     page = tmp_path / "figure.html"
     done = CliRunner().invoke(app, ["lab", "roles", "--quick", "--json", "--figure", str(page), "--minutes", "600"])
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
     assert [each["setting"]["heads"] for each in facts["results"]] == [4, 1]
     assert "Roles of heads and ability" in page.read_text()
-    tables = findings.tables([Result(**each) for each in facts["results"]])
+    tables = report.tables([Result(**each) for each in facts["results"]])
     assert all(name.startswith("roles:") and table.count("\n") >= 2 for name, table in tables.items())

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 from typer.testing import CliRunner
@@ -16,11 +17,11 @@ from typer.testing import CliRunner
 from allheads.cli.main import app
 from allheads.errors import AllHeadsError
 from allheads.plots.picture import Picture
-from allheads_labs import registry
-from allheads_labs import results_store as shelf
-from allheads_labs.intervals import interval, quantile
-from allheads_labs.lab import Claim, Lab, Unit
-from allheads_labs.running import perform, run
+from allheads_labs.kit import registry, results
+from allheads_labs.kit.lab import Claim, Lab, Result, Unit
+from allheads_labs.kit.running import perform, run
+from allheads_labs.kit.statistics import interval
+from allheads_labs.kit.table import count, first, frame, mean, table, where
 
 
 @pytest.fixture(autouse=True)
@@ -68,9 +69,9 @@ def test_an_interrupted_run_resumes_where_it_was():
         run(lab, quick=True, seeds=2)
     assert done == [(1, 0), (2, 0)]
     later, more = counting()
-    results = run(later, quick=True, seeds=2)
+    found = run(later, quick=True, seeds=2)
     assert more == [(1, 1), (2, 1)]
-    assert [each.found["square"] for each in results] == [1, 4, 2, 5]
+    assert [each.found["square"] for each in found] == [1, 4, 2, 5]
 
 
 def test_another_version_setting_or_seed_is_another_unit():
@@ -91,7 +92,7 @@ def test_another_version_setting_or_seed_is_another_unit():
 def test_a_damaged_result_is_made_again(damage):
     lab, done = counting(sizes=(3,))
     run(lab, quick=True, seeds=1)
-    shelf.place(lab, Unit({"size": 3}, 0, 1.0)).write_text(damage)
+    results.path_of(lab, Unit({"size": 3}, 0, 1.0)).write_text(damage)
     assert run(lab, quick=True, seeds=1)[0].found == {"square": 9}
     assert len(done) == 2
 
@@ -160,23 +161,50 @@ def test_two_processes_find_what_one_finds(cache):
     """A full run, with real processes; builtins are functions that they know, too."""
     units = [Unit({"size": size}, size, 1.0) for size in range(5)]
     lab = Lab("plain", 1, {False: units}.get, vars, dict, list)
-    results = run(lab, quick=False, seeds=1)
-    assert [each.found for each in results] == [vars(unit) for unit in units]
+    found = run(lab, quick=False, seeds=1)
+    assert [each.found for each in found] == [vars(unit) for unit in units]
     assert len(list((cache / "labs" / "plain").iterdir())) == 5
 
 
 def test_intervals():
     stats = pytest.importorskip("scipy.stats")
-    for freedom in (1, 4, 10, 11, 30, 500):
-        assert quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), abs=2e-4)
     values = [0.2, 0.5, 0.9, 0.4]
     low, high = stats.t.interval(0.95, 3, loc=0.5, scale=stats.sem(values))
     found = interval(values)
-    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high), abs=1e-4)
+    assert (found.low, found.high) == pytest.approx((low, high))
+    # From tables of Student's t: 4.3027 with two degrees of freedom.
+    assert interval([1.0, 2.0, 3.0]).half == pytest.approx(4.3027 / 3**0.5, abs=1e-4)
     assert interval([1.0]).half is None
-    for wrong in (lambda: interval([]), lambda: quantile(0)):
-        with pytest.raises(AllHeadsError):
-            wrong()
+    assert interval([1.0]).low == interval([1.0]).high == 1.0
+    with pytest.raises(AllHeadsError):
+        interval([])
+
+
+def test_without_scipy_one_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    monkeypatch.delitem(sys.modules, "allheads_labs.kit.statistics")
+    with pytest.raises(AllHeadsError, match=r"pip install 'allheads\[labs\]'"):
+        import_module("allheads_labs.kit.statistics")
+
+
+def table_rows():
+    losses = ((3, 0, 1.0), (3, 1, 2.0), (5, 0, None))
+    return [Result({"size": size}, seed, {"loss": {"end": loss}}, 1.0) for size, seed, loss in losses]
+
+
+def test_a_table_has_a_row_for_every_group_and_a_column_for_every_statistic():
+    made = table(
+        frame(table_rows()),
+        ["size"],
+        {"size": first("size"), "n": count, "loss": mean("loss/end", ".1f"), "of seed 0": where(count, seed=0)},
+    )
+    assert made.splitlines()[2:] == ["| 3 | 2 | 1.5 ± 6.4 | 1 |", "| 5 | 1 | none | 1 |"]
+
+
+def test_a_mapping_among_findings_can_be_rows():
+    rows = frame(table_rows(), "loss")
+    assert rows[["size", "loss"]].values.tolist() == [[3, "end"], [3, "end"], [5, "end"]]
+    assert rows["value"].tolist()[:2] == [1.0, 2.0]
 
 
 def invoke(*arguments):
@@ -185,11 +213,9 @@ def invoke(*arguments):
 
 @pytest.fixture
 def counted(monkeypatch):
-    from allheads_labs import figures
-
     lab, done = counting()
     monkeypatch.setattr(registry, "find", lambda name: lab)
-    monkeypatch.setattr(figures, "lab_figure", lambda lab, results: Picture())
+    monkeypatch.setattr(registry, "lab_figure", lambda lab, results: Picture())
     return done
 
 
@@ -229,14 +255,15 @@ def test_bad_input_is_one_line(counted, arguments, message):
 def test_ctrl_c_ends_a_run_and_the_next_one_goes_on(cache):
     """A real process, interrupted after the first unit is kept."""
     script = (
-        "import sys, time\nfrom allheads_labs.lab import Lab, Unit\nfrom allheads_labs.running import run\n"
-        "def do(unit):\n    time.sleep(0 if unit.seed < 1 else 30)\n    return {}\n"
+        "import sys, time\nfrom allheads_labs.kit.lab import Lab, Unit\nfrom allheads_labs.kit.running import run\n"
+        "def do(unit):\n    print(unit.seed, flush=True)\n    time.sleep(0 if unit.seed < 1 else 30)\n    return {}\n"
         "lab = Lab('slow', 1, lambda q, n: [Unit({}, s, 1.0) for s in range(n)], do, lambda r: {}, lambda r: [])\n"
-        "run(lab, quick=True, seeds=3, minutes=60, told=lambda unit: print(unit.seed, flush=True))\n"
+        "run(lab, quick=True, seeds=3, minutes=60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"0\n"
+        # The second unit begins when the first is kept.
+        assert [process.stdout.readline() for _ in range(2)] == [b"0\n", b"1\n"]
         os.kill(process.pid, signal.SIGINT)
         assert process.wait(20) != 0
     assert len(list((cache / "labs" / "slow").iterdir())) == 1

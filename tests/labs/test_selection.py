@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from allheads.cli.main import app
 from allheads.errors import AllHeadsError
-from allheads_labs.fitting import cosine
-from allheads_labs.lab import Result
-from allheads_labs.selection import findings, study, targets
-from allheads_labs.selection.learners import KINDS, Attentive, learner
-from allheads_labs.selection.targets import LAGS, WEIGHTS, Sample, blocks, sample, smooth
-from allheads_labs.selection.training import DECAY, NOISE, RATES, ROWS, each_cut, error, train
+from allheads_labs.kit.fitting import cosine
+from allheads_labs.kit.lab import Result
+from allheads_labs.selection import lab, report, targets
+from allheads_labs.selection.learners import KINDS, AttentionBlock, learner
+from allheads_labs.selection.targets import LAGS, WEIGHTS, Sequences, blocks, sample, smooth
+from allheads_labs.selection.training import DECAY, NOISE, RATES, ROWS, clip_each, error, train
 
 
 def draw(seed: int = 0) -> torch.Generator:
@@ -63,18 +63,18 @@ def test_blocks_are_those_of_the_definition():
 
 @pytest.mark.parametrize("kind", ["mixed", "anisotropic"])
 def test_targets_at_fixed_lags_read_these_and_nothing_else(kind):
-    made = sample(kind, draw(), 200, 12, 5, seed=3)
+    made = sample(kind, draw(), (200, 12, 5), seed=3)
     read = torch.stack([made.tokens[:, 11 - lag, at] for at, lag in enumerate(LAGS)], -1) / 4 + 0.5
     assert torch.allclose(smooth(read, kind, draw(3)), made.target, atol=1e-4)
     assert made.importance.sum(1).unique().tolist() == [3.0]
     assert made.importance[0].nonzero().flatten().tolist() == sorted(11 - lag for lag in LAGS)
-    other = sample(kind, draw(), 200, 12, 5, seed=4)
+    other = sample(kind, draw(), (200, 12, 5), seed=4)
     assert torch.equal(other.tokens, made.tokens)
     assert not torch.allclose(other.target, made.target, atol=0.1)
 
 
 def test_relative_importance_orders_tokens_and_the_target_reads_the_first_three():
-    made = sample("relative", draw(), 500, 20, 6, seed=5)
+    made = sample("relative", draw(), (500, 20, 6), seed=5)
     turn = torch.linalg.qr(torch.randn(6, 6, generator=draw(5)))[0]
     latent = made.tokens @ turn.mT
     important = latent[..., 0] + 0.5 * torch.sin(2 * latent[..., 1])
@@ -90,7 +90,7 @@ def test_relative_importance_orders_tokens_and_the_target_reads_the_first_three(
 
 @pytest.mark.parametrize("kind", ["relative", "mixed", "anisotropic"])
 def test_targets_have_unit_variance(kind):
-    made = sample(kind, draw(), 20_000, 9, 4, seed=0)
+    made = sample(kind, draw(), (20_000, 9, 4), seed=0)
     assert float(made.target.var()) == pytest.approx(1, abs=0.05)
     assert abs(float(made.target.mean())) < 0.05
 
@@ -98,7 +98,7 @@ def test_targets_have_unit_variance(kind):
 @pytest.mark.parametrize(("kind", "length", "d"), [("relative", 3, 5), ("mixed", 7, 4), ("anisotropic", 8, 2)])
 def test_what_is_too_small_is_refused(kind, length, d):
     with pytest.raises(AllHeadsError, match="tokens or more of at least 3 dimensions"):
-        sample(kind, draw(), 1, length, d, seed=0)
+        sample(kind, draw(), (1, length, d), seed=0)
 
 
 @pytest.mark.parametrize(("d", "length", "placed"), [(5, 11, False), (5, 35, False), (4, 8, True), (20, 11, False)])
@@ -138,8 +138,8 @@ def test_the_shortcut_is_the_whole_block_and_the_twin_is_the_same():
     with torch.no_grad():
         for parameter in one.parameters():
             parameter.mul_(2)
-    test = sample("relative", draw(), 64, 11, 5, seed=0)
-    found = study.compared(one, test)
+    test = sample("relative", draw(), (64, 11, 5), seed=0)
+    found = lab.compared(one, test)
     assert found["shortcut_gap"] < 1e-4
     assert 0 < found["gap"] < 1e-5
     assert found["pattern_gap"] < 1e-6
@@ -148,10 +148,10 @@ def test_the_shortcut_is_the_whole_block_and_the_twin_is_the_same():
 
 def test_a_stack_is_trained_like_one_alone():
     """Against a plain loop, with torch's own way of cutting gradients."""
-    known = sample("relative", draw(), 100, 6, 5, seed=0)
-    (stacked,) = train("transformer", "relative", known, [96], steps=5, seed=0)
+    known = sample("relative", draw(), (100, 6, 5), seed=0)
+    (stacked,) = train("transformer", known, [96], steps=5, seed=0)
     torch.default_generator.manual_seed(0)
-    alone = Attentive(5, 0)
+    alone = AttentionBlock(5, 0)
     chance = draw()
     goals = known.target + NOISE * torch.randn(100, generator=chance)
     optimiser = torch.optim.AdamW(alone.parameters(), lr=RATES["relative"], weight_decay=DECAY)
@@ -175,7 +175,7 @@ def test_gradients_of_a_stack_are_cut_one_by_one():
         each.grad = torch.randn(each.shape, generator=draw())
         each.grad[1] *= 0.01
     before = [each.grad.clone() for each in made]
-    each_cut(made)
+    clip_each(made)
     norm = torch.cat([each[0].flatten() for each in before]).norm()
     for each, old in zip(made, before, strict=True):
         assert torch.allclose(each.grad[0], old[0] / norm, rtol=1e-4)
@@ -183,8 +183,8 @@ def test_gradients_of_a_stack_are_cut_one_by_one():
 
 
 def test_errors_are_shares_of_the_variance():
-    made = sample("mixed", draw(), 5000, 8, 4, seed=0)
-    scaled = Sample(made.tokens, 7 * made.target, made.importance)
+    made = sample("mixed", draw(), (5000, 8, 4), seed=0)
+    scaled = Sequences("mixed", made.tokens, 7 * made.target, made.importance)
     nothing = learner("connected", 4, 8, placed=True)
     with torch.no_grad():
         for parameter in nothing.parameters():
@@ -195,12 +195,12 @@ def test_errors_are_shares_of_the_variance():
 def test_attention_learns_to_choose():
     found = {}
     for kind in ("transformer", "uniform"):
-        known, test = (sample("relative", draw(seed), 1024, 8, 5, seed=0) for seed in (0, 1))
-        few, many = train(kind, "relative", known, [32, 1024], steps=250, seed=0)
+        known, test = (sample("relative", draw(seed), (1024, 8, 5), seed=0) for seed in (0, 1))
+        few, many = train(kind, known, [32, 1024], steps=250, seed=0)
         found[kind] = error(many, test)
         assert error(few, test) > error(many, test)
         if kind == "transformer":
-            seen = study.attention(many, test)
+            seen = lab.attention(many, test)
     assert found["transformer"] < 0.5 * found["uniform"]
     assert seen["correlation"] > 0.7
     assert seen["weight"] > 0.6
@@ -230,7 +230,7 @@ def test_each_claim_can_fail(change, number):
     about = {name: change[name] for name in ("correlation", "gap") if name in change}
     rows = [result(name, {"2048": errors[name]}, **about) for name in KINDS]
     rows += [result(name, falling(-1.0), target="mixed", length=8) for name in KINDS]
-    assert [at for at, claim in enumerate(findings.claims(rows)) if not claim.holds] == (
+    assert [at for at, claim in enumerate(report.claims(rows)) if not claim.holds] == (
         [] if number is None else [number]
     )
 
@@ -239,7 +239,7 @@ def test_a_slope_that_is_too_flat_is_no_support_for_the_theory():
     rows = [result(name, {"2048": 0.1}) for name in KINDS]
     for power, holds in ((-1.0, True), (-0.3, False)):
         swept = [result(name, falling(power), target="mixed", length=8) for name in KINDS]
-        (claim,) = [each for each in findings.claims([*rows, *swept]) if "falls at least" in each.claim]
+        (claim,) = [each for each in report.claims([*rows, *swept]) if "falls at least" in each.claim]
         assert claim.holds == holds
         assert f"n^{power:.2f}" in claim.measured
 
@@ -252,19 +252,19 @@ def test_growth_with_length_is_seen():
             for name in KINDS
             for seed in range(3)
         ]
-        (claim,) = [each for each in findings.claims(rows) if "stays flat" in each.claim]
+        (claim,) = [each for each in report.claims(rows) if "stays flat" in each.claim]
         assert claim.holds == holds
 
 
 def test_the_quick_command(tmp_path, monkeypatch):
     """The whole way from trained learners to a page, with fewer steps than even a quick run."""
     monkeypatch.setenv("ALLHEADS_CACHE", str(tmp_path))
-    monkeypatch.setattr(study, "QUICK", (("relative", 6, 5, (64, 128), 3, 1.0), ("mixed", 8, 4, (64, 128), 3, 1.0)))
+    monkeypatch.setattr(lab, "QUICK", (("relative", 6, 5, (64, 128), 3, 1.0), ("mixed", 8, 4, (64, 128), 3, 1.0)))
     page = tmp_path / "figure.html"
     done = CliRunner().invoke(app, ["lab", "selection", "--quick", "--json", "--figure", str(page), "--minutes", "600"])
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
     assert len(facts["results"]) == 8
     assert "who finds the tokens" in page.read_text()
-    tables = findings.tables([Result(**each) for each in facts["results"]])
+    tables = report.tables([Result(**each) for each in facts["results"]])
     assert all(name.startswith("selection:") and table.count("\n") >= 2 for name, table in tables.items())

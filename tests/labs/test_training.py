@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 
 from allheads.cli.main import app
 from allheads.errors import AllHeadsError
-from allheads_labs.hidden import MLP, hidden_layer
-from allheads_labs.training import study as training
-from allheads_labs.training.study import Setting, gradient_gap, train
+from allheads_labs.training import lab, model
+from allheads_labs.training.hidden_layers import MLP, hidden_layer
+from allheads_labs.training.measures import gradient_gap
+from allheads_labs.training.training import Setting, train
 
 
 def start(dtype: torch.dtype = torch.float64) -> MLP:
@@ -35,7 +36,7 @@ def test_a_gradient_that_is_off_is_seen(monkeypatch):
             layer.bank.hooks.hook_pattern_self.add_hook(lambda pattern, hook: pattern * (1 + 1e-8))
         return layer
 
-    monkeypatch.setattr(training, "hidden_layer", wrong)
+    monkeypatch.setattr(model, "hidden_layer", wrong)
     assert gradient_gap() > 1e-10
 
 
@@ -93,12 +94,12 @@ def test_dropout_ends_with_training(place):
 
 def test_training_learns_and_the_tied_twin_learns_the_same():
     mlp, tied, untied = (train(Setting(form), seed=0, steps=30) for form in ("mlp", "tied", "untied"))
-    assert mlp.held_out[-1] < 3.6
-    assert tied.held_out[-1] == pytest.approx(mlp.held_out[-1], abs=1e-2)
-    assert tied.parted == mlp.parted == 0.0 < untied.parted
-    assert 0.3 < mlp.gates_mean < 0.7
-    assert mlp.steps == [30]
-    assert mlp.seconds_per_step > 0
+    assert mlp["held_out"][-1] < 3.6
+    assert tied["held_out"][-1] == pytest.approx(mlp["held_out"][-1], abs=1e-2)
+    assert tied["parted"] == mlp["parted"] == 0.0 < untied["parted"]
+    assert 0.3 < mlp["gates_mean"] < 0.7
+    assert mlp["steps"] == [30]
+    assert mlp["seconds_per_step"] > 0
 
 
 @pytest.mark.parametrize(
@@ -115,8 +116,9 @@ def test_no_steps_are_refused():
         train(Setting("mlp"), seed=0, steps=0)
 
 
-def test_the_command(monkeypatch):
-    monkeypatch.setattr(training, "SETTINGS", (Setting("mlp", weight_decay=0.3), Setting("untied", "key")))
+def test_the_command(monkeypatch, tmp_path):
+    monkeypatch.setenv("ALLHEADS_CACHE", str(tmp_path))
+    monkeypatch.setattr(lab, "SETTINGS", (Setting("mlp", weight_decay=0.3), Setting("untied", "key")))
     done = CliRunner().invoke(app, ["lab", "training", "--steps", "2", "--seeds", "1", "--json"])
     assert done.exit_code == 0, done.output
     report = json.loads(done.output)
@@ -126,3 +128,6 @@ def test_the_command(monkeypatch):
         "untied, dropout on key" in CliRunner().invoke(app, ["lab", "training", "--steps", "1", "--seeds", "1"]).output
     )
     assert CliRunner().invoke(app, ["lab", "training", "--seeds", "0"]).exit_code == 2
+    monkeypatch.setattr(lab, "train", lambda *_: pytest.fail("trained again"))
+    again = CliRunner().invoke(app, ["lab", "training", "--steps", "2", "--seeds", "1", "--json"])
+    assert json.loads(again.output)["runs"] == report["runs"]

@@ -10,11 +10,11 @@ import torch
 from typer.testing import CliRunner
 
 from allheads.cli.main import app
-from allheads_labs.lab import Result
-from allheads_labs.small_models import END, START
-from allheads_labs.translation import findings
+from allheads_labs.kit.lab import Result
+from allheads_labs.kit.small_models import END, START
+from allheads_labs.translation import report
 from allheads_labs.translation.alignment import diagonal, links, score
-from allheads_labs.translation.language import Pair, batch, corpus, pair
+from allheads_labs.translation.language import SentencePair, batch, corpus, pair
 from allheads_labs.translation.training import N_CTX, exact, translate
 
 PAIRS = [pair(random.Random(seed)) for seed in range(300)]
@@ -73,7 +73,7 @@ def test_batches_are_padded_and_shifted():
 
 
 def test_scores_by_hand():
-    one = Pair(("the", "verb0", "up1"), ("VERB0UP1",), frozenset({(0, 1), (0, 2)}))
+    one = SentencePair(("the", "verb0", "up1"), ("VERB0UP1",), frozenset({(0, 1), (0, 2)}))
     both = links(torch.tensor([[0.1, 0.45, 0.4, 0.05], [1.0, 0, 0, 0]]), one)
     assert both == one.links
     half = links(torch.tensor([[0.3, 0.7, 0.0, 0.0]]), one)
@@ -142,10 +142,10 @@ def test_the_example_can_be_drawn(quick):
 
 def test_a_twin_that_differs_breaks_the_claim(quick):
     rows = [Result(**each) for each in quick[0]["results"]]
-    named = {claim.claim: claim.holds for claim in findings.claims(rows)}
+    named = {claim.claim: claim.holds for claim in report.claims(rows)}
     assert named["twins translate the same, patterns within 1e-4"]
     rows[0].found["twin"]["pattern_gaps"]["cross"] = 2e-4
-    named = {claim.claim: claim.holds for claim in findings.claims(rows)}
+    named = {claim.claim: claim.holds for claim in report.claims(rows)}
     assert not named["twins translate the same, patterns within 1e-4"]
 
 
@@ -164,16 +164,16 @@ def test_links_are_found_on_average_over_seeds_or_not():
     text = "cross-attention finds the links, F1 of 0.9: {0}+{0} layers, 1 cross head, last layer"
     for other, holds in ((0.95, True), (0.7, False)):
         rows = [aligned(0.89), aligned(other, seed=1), aligned(0.95, layers=1)]
-        named = {claim.claim: claim for claim in findings.claims(rows)}
+        named = {claim.claim: claim for claim in report.claims(rows)}
         assert named[text.format(2)].holds == holds
         assert named[text.format(2)].measured.startswith(f"{(0.89 + other) / 2:.3f} ±")
         assert named[text.format(1)].holds
-    wrong = findings.claims([aligned(0.95, exact=0.98)])
+    wrong = report.claims([aligned(0.95, exact=0.98)])
     assert not wrong[0].holds
 
 
 def test_tables_have_a_row_for_every_layer_and_one_for_the_diagonal():
-    made = findings.tables([aligned(0.8), aligned(0.9, seed=1), aligned(0.7, heads=4)])
+    made = report.tables([aligned(0.8), aligned(0.9, seed=1), aligned(0.7, heads=4)])
     rows = made["translation:alignment"].splitlines()[2:]
     assert len(rows) == 5
     assert "| 2+2 | 1 | 2 | 100.0 ± 0.0 | last layer | 0.850 ± 0.635" in rows[0]

@@ -6,11 +6,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+import allheads as ah
 from allheads.errors import AllHeadsError
+
+#: Options that several commands have.
+ModelOption = Annotated[str, typer.Option(help="A model's name, folder, .gguf file, saved twin or hub id.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 progress = Console(stderr=True)
 #: Columns of a table that is not shown on a terminal.
@@ -33,6 +39,15 @@ def step(what: str) -> Iterator[None]:
     progress.print(f"{what} ...")
     yield
     progress.print(f"  {time.perf_counter() - started:.1f} s")
+
+
+def load_twin(model: str, device: str | None = None) -> ah.TwinBridge:
+    """The twin of a model by any name that `ah.load` takes, or the twin that is saved there; says what takes time."""
+    with step("Importing torch, transformers and TransformerLens"):
+        _ = ah.load
+    with step(f"Loading and converting {model}"):
+        source = ah.load(model) if device is None else ah.load(model, device=device)
+        return source if isinstance(source, ah.TwinBridge) else ah.convert(source)
 
 
 @contextmanager

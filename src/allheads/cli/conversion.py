@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from allheads.cli.console import explained, results, step
+import allheads as ah
+from allheads.cli.console import AsJson, results, step
 from allheads.errors import AllHeadsError
 
 if TYPE_CHECKING:
@@ -23,14 +24,13 @@ def convert(
     file: Annotated[Path | None, typer.Option(help="Verify on the paragraphs of this text file.")] = None,
     tolerance: Annotated[float | None, typer.Option(help="Certified error of the scalar activation.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Convert MODEL, verify its twin, and say whether they are the same. Exit code 1 if they are not."""
-    with explained():
-        texts = texts_of(text, file)
-        if report is not None and not report.absolute().parent.is_dir():
-            raise AllHeadsError("a report in an existing folder", str(report), "Create the folder first.")
-        verdict = _convert(model, texts, tolerance, report, as_json)
+    texts = texts_of(text, file)
+    if report is not None and not report.absolute().parent.is_dir():
+        raise AllHeadsError("a report in an existing folder", str(report), "Create the folder first.")
+    verdict = _convert(model, texts, tolerance, report, as_json)
     raise typer.Exit(0 if verdict.passed else 1)
 
 
@@ -38,7 +38,6 @@ def _convert(
     model: str, texts: list[str] | None, tolerance: float | None, report: Path | None, as_json: bool
 ) -> Report:
     with step("Importing torch, transformers and TransformerLens"):
-        import allheads as ah
         from allheads.verification.samples import sample_texts
 
         _ = ah.load, ah.convert, ah.verify

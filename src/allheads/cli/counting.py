@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from allheads.cli.console import explained, results, step
+from allheads.cli.console import results, step
 
 if TYPE_CHECKING:
     from allheads.twin.cost import Cost
@@ -21,13 +21,12 @@ def cost(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list and nothing else.")] = False,
 ) -> None:
     """What the attention-only twins of known models cost. No weights are needed."""
-    with explained():
-        with step("Importing torch and TransformerLens"):
-            from allheads.gates.approximation import DEFAULT_TOLERANCE
-            from allheads.models.shapes import KNOWN
-            from allheads.twin import cost as counting
-        asked = DEFAULT_TOLERANCE if tolerance is None else tolerance
-        costs = [counting.cost(name, tolerance=asked, n_ctx=n_ctx) for name in models or KNOWN]
+    with step("Importing torch and TransformerLens"):
+        from allheads.gates.approximation import DEFAULT_TOLERANCE
+        from allheads.models.shapes import KNOWN
+        from allheads.twin import cost as counting
+    asked = DEFAULT_TOLERANCE if tolerance is None else tolerance
+    costs = [counting.cost(name, tolerance=asked, n_ctx=n_ctx) for name in models or KNOWN]
     if as_json:
         typer.echo(json.dumps([each.to_dict() for each in costs]))
     else:

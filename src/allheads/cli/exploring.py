@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from allheads.cli.console import explained, step
+import allheads as ah
+from allheads.cli.console import load_twin, step
 from allheads.disk import checked_path
 
 
@@ -24,14 +25,9 @@ def explore(
     budget: Annotated[int, typer.Option(min=1, help="Heads and neurons in that graph.")] = 60,
 ) -> None:
     """Write one page for a text: click a prediction to see what made it, a head or neuron to see what it does."""
-    with explained():
-        checked_path(output)
-        with step("Importing torch, transformers and TransformerLens"):
-            import allheads as ah
-        with step(f"Loading and converting {model}"):
-            source = ah.load(model)
-            twin = source if isinstance(source, ah.TwinBridge) else ah.convert(source)
-        with step("Explaining every prediction"):
-            view = ah.plots.explore(twin, text, rule=rule, position=position, budget=budget)
-        view.save(output)
+    checked_path(output)
+    twin = load_twin(model)
+    with step("Explaining every prediction"):
+        view = ah.plots.explore(twin, text, rule=rule, position=position, budget=budget)
+    view.save(output)
     typer.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, opens in any browser")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from allheads.cli.attribution import attribute
+from allheads.cli.attributing import attribute
+from allheads.cli.console import explained
 from allheads.cli.conversion import convert
 from allheads.cli.counting import cost
 from allheads.cli.exploring import explore
@@ -24,5 +25,5 @@ def main() -> None:
 
 
 for command in (convert, explore, attribute, sweep, theorems, cost, frontier, coverage, faithfulness):
-    app.command()(command)
+    app.command()(explained()(command))
 app.add_typer(lab, name="lab")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from allheads.cli.console import explained, results, step
+import allheads as ah
+from allheads.cli.console import AsJson, ModelOption, load_twin, results
 
 if TYPE_CHECKING:
     from allheads.corpus.sweep_result import Sweep
@@ -21,33 +22,27 @@ TOP = 8
 def sweep(
     files: Annotated[list[Path], typer.Argument(help="Text files; each is one text.")],
     out: Annotated[Path, typer.Option(help="Write checkpoints and the result here.")],
-    model: Annotated[str, typer.Option(help="A model's name, folder, .gguf file, saved twin or hub id.")] = (
-        "smollm2-135m"
-    ),
+    model: ModelOption = "smollm2-135m",
     lines: Annotated[bool, typer.Option("--lines", help="Each line is a text.")] = False,
     context: Annotated[int, typer.Option(help="Tokens in a window.")] = 128,
     batch: Annotated[int, typer.Option(help="Windows at a time.")] = 8,
     every: Annotated[int, typer.Option(help="Batches between checkpoints.")] = 16,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint, if there is one.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Count what every neuron and every ordinary head does over a corpus; stop and resume at will.
 
     With several processes: accelerate launch --multi_gpu --num_processes 2 -m allheads sweep ..., on processors too.
     """
-    with explained():
-        with step("Importing torch, transformers and TransformerLens"):
-            import allheads as ah
-            from allheads.corpus import processes
-        if processes.fewer_than_asked():
-            typer.echo("allheads: accelerate has started one process; add --multi_gpu for several", err=True)
-        with step(f"Loading and converting {model}"):
-            source = ah.load(model, device=processes.device())
-            twin = source if isinstance(source, ah.TwinBridge) else ah.convert(source)
-        texts = ah.corpus.TextFiles(files, lines)
-        found = ah.corpus.sweep(twin, texts, context=context, batch=batch, every=every, out=out, resume=resume)
-        writes = processes.Processes.found().index == 0
-        processes.leave()
+    from allheads.corpus import processes
+
+    if processes.fewer_than_asked():
+        typer.echo("allheads: accelerate has started one process; add --multi_gpu for several", err=True)
+    twin = load_twin(model, processes.device())
+    texts = ah.corpus.TextFiles(files, lines)
+    found = ah.corpus.sweep(twin, texts, context=context, batch=batch, every=every, out=out, resume=resume)
+    writes = processes.Processes.found().index == 0
+    processes.leave()
     if writes and as_json:
         typer.echo(json.dumps(_facts(found, out)))
     elif writes:

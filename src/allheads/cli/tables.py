@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from allheads.cli.console import explained
 from allheads.cli.documents import put
 from allheads.disk import checked_path, write_whole
 
@@ -23,11 +22,10 @@ def frontier(
     from allheads.gates.table import fits, to_json
     from allheads.plots.frontier_figures import frontier_svg
 
-    with explained():
-        if write is not None:
-            put(write, {f"frontier:{name}": table() for name, table in TABLES.items()})
-        if figure is not None:
-            write_whole(checked_path(figure), frontier_svg())
+    if write is not None:
+        put(write, {f"frontier:{name}": table() for name, table in TABLES.items()})
+    if figure is not None:
+        write_whole(checked_path(figure), frontier_svg())
     if as_json:
         typer.echo(json.dumps([to_json(fit) for fit in fits()]))
     elif write is None and figure is None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -19,8 +18,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
+from allheads.disk import cache_root
 from allheads.errors import AllHeadsError
 
 MANIFEST = "manifest.json"
@@ -30,12 +28,6 @@ _SCRATCH = ".allheads-unfinished-"
 _CHUNK = 1 << 22
 
 logger = logging.getLogger(__name__)
-
-
-def cache_root() -> Path:
-    """The environment variable ``ALLHEADS_CACHE``, or else the user's cache folder for allheads."""
-    chosen = os.environ.get("ALLHEADS_CACHE")
-    return Path(chosen).expanduser() if chosen else user_cache_path("allheads")
 
 
 def cached_folder(key: str, build: Callable[[Path], None]) -> Path:

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from allheads.plots.gate_maps import gates as gates
     from allheads.plots.graph_view import graph as graph
     from allheads.plots.layer_errors import errors as errors
+    from allheads.plots.picture import Picture as Picture
     from allheads.plots.report_page import write_report as write_report
     from allheads.plots.streams import residual as residual
 
 _HOME = {
+    "Picture": "picture",
     "attention": "attention_view",
     "attribution": "contributions",
     "errors": "layer_errors",

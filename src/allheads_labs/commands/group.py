@@ -8,10 +8,10 @@ import typer
 from typer.core import TyperGroup
 
 from allheads.cli.console import explained
-from allheads_labs.commands.labs import command
+from allheads_labs.commands.lab import command
 from allheads_labs.commands.physics import physics
 from allheads_labs.commands.training import training
-from allheads_labs.registry import HOMES, unknown
+from allheads_labs.kit.registry import LABS, unknown
 
 
 class Labs(TyperGroup):
@@ -35,5 +35,5 @@ def main() -> None:
 
 lab.command()(training)
 lab.command()(physics)
-for name, (_, about) in HOMES.items():
+for name, about in LABS.items():
     lab.command(name, help=about)(command(name))

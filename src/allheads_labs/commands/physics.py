@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from functools import partial
+import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.progress import Progress
 
-from allheads.cli.console import explained, progress, step
-from allheads.cli.documents import document, put
-from allheads.disk import checked_path
-from allheads.errors import AllHeadsError
+from allheads.cli.console import explained, step
+from allheads_labs.commands.output import check_paths, deliver
 
 
 def physics(
@@ -30,44 +25,17 @@ def physics(
     What is done is kept in the cache: an interrupted run goes on where it was.
     """
     with explained():
-        if seeds < 1:
-            raise AllHeadsError("at least one seed", str(seeds), "The default is 5.")
-        if write is not None:
-            document(write)
-        if figure is not None:
-            checked_path(figure)
+        check_paths(write, figure)
         with step("Importing torch, transformers and TransformerLens"):
-            import allheads as ah
-            from allheads_labs import results_store as shelf
+            from allheads_labs.kit.running import run
+            from allheads_labs.kit.twins import twin_of
             from allheads_labs.physics import plot_trajectories, trajectories
-            from allheads_labs.physics.study import PARTS, Size, prompts, ticks
-            from allheads_labs.physics.tables import tables
-        with step(f"Loading and converting {model}"):
-            twin = ah.convert(ah.load(model))
-        size = Size.of(twin, quick, seeds)
-        found: dict[str, Any] = {}
-        with Progress(console=progress, disable=not progress.is_terminal) as bar:
-            for name, part in PARTS.items():
-                task = bar.add_task(name, total=ticks(size, name))
-                place = _place(name, model, size)
-                kept = shelf.read(place)
-                if kept is None:
-                    kept = shelf.write(place, part(twin, size, partial(bar.advance, task)))
-                found[name] = kept
-                bar.update(task, completed=ticks(size, name))
+            from allheads_labs.physics.lab import lab, parts
+            from allheads_labs.physics.parts import Size, prompts
+        this = lab(model)
+        results = run(this, quick=quick, seeds=seeds, minutes=math.inf)
         if figure is not None:
-            plot_trajectories(trajectories(twin, prompts(twin, size)[0])).save(figure)
-        if write is not None:
-            put(write, tables(found))
-    if as_json:
-        typer.echo(json.dumps({"lab": "physics", "model": model, "quick": quick, "seeds": seeds, "parts": found}))
-    elif write is None:
-        typer.echo("\n\n".join(f"{name}\n\n{table}" for name, table in tables(found).items()))
-
-
-def _place(part: str, model: str, size: object) -> Path:
-    from allheads.models.cache import cache_root
-    from allheads_labs.physics.study import VERSION
-
-    name = hashlib.sha256(f"{VERSION} {part} {model} {size}".encode()).hexdigest()[:20]
-    return cache_root() / "labs" / "physics" / f"{name}.json"
+            twin = twin_of(model)
+            plot_trajectories(trajectories(twin, prompts(twin, Size.of(twin, quick, seeds))[0])).save(figure)
+        facts = {"lab": "physics", "model": model, "quick": quick, "seeds": seeds, "parts": parts(results)}
+        deliver(this.tables(results), facts, write=write, as_json=as_json)

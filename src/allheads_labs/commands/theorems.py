@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from allheads import AllHeadsError
 from allheads.cli.console import explained, results, step
-from allheads.errors import AllHeadsError
 
 if TYPE_CHECKING:
-    from allheads_labs.theorems.claims import Verdict
+    from allheads_labs.theorems.theorem import Verdict
 
 
 def theorems(
@@ -24,12 +24,12 @@ def theorems(
         if trials < 1:
             raise AllHeadsError("at least one trial", str(trials), "The default is 100.")
         with step("Importing torch and TransformerLens"):
-            from allheads_labs.theorems.claims import judged
-            from allheads_labs.theorems.gallery import CLAIMS
+            from allheads_labs.theorems.gallery import THEOREMS
+            from allheads_labs.theorems.theorem import judged
         verdicts = []
-        for claim in CLAIMS:
-            with step(claim.name):
-                verdicts.append(judged(claim, trials))
+        for theorem in THEOREMS:
+            with step(theorem.name):
+                verdicts.append(judged(theorem, trials))
     if as_json:
         typer.echo(json.dumps([verdict.to_dict() for verdict in verdicts]))
     else:

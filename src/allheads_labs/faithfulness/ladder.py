@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from allheads import TwinBridge
 from allheads.attribution.forward_cache import ForwardCache
-from allheads.corpus.averages import Means
-from allheads.twin.twin import TwinBridge
+from allheads.corpus import Means
 from allheads_labs.faithfulness.methods import Case, Scores
 
 #: Rows of a batch.

@@ -10,13 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
 
+from allheads import TwinBridge
 from allheads.attribution.attribute import attribute
 from allheads.attribution.constants import only_biases_differ
 from allheads.attribution.forward_cache import ForwardCache
 from allheads.attribution.rules import RULES
-from allheads.corpus.averages import Means
+from allheads.corpus import Means
 from allheads.twin.capture import EMBEDDINGS
-from allheads.twin.twin import TwinBridge
 
 #: Steps from the mean embedding to the embedding.
 _STEPS = 8

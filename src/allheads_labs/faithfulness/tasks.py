@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from allheads.errors import AllHeadsError
-from allheads.twin.twin import TwinBridge
+from allheads import AllHeadsError, TwinBridge
 
 _NAMES = (
     *("Mary", "John", "Tom", "James", "Dan", "Sarah", "Anna", "Peter", "Paul", "Kate"),

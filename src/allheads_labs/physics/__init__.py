@@ -9,7 +9,17 @@ from allheads_labs.physics.figures import plot_steps, plot_trajectories
 from allheads_labs.physics.memories import memory
 from allheads_labs.physics.paths import trajectories
 from allheads_labs.physics.potentials import potential
-from allheads_labs.physics.probing import probes
+from allheads_labs.physics.probing import probes, spread_windows
 from allheads_labs.physics.segments import overlaps, segment
 
-__all__ = ["memory", "overlaps", "plot_steps", "plot_trajectories", "potential", "probes", "segment", "trajectories"]
+__all__ = [
+    "memory",
+    "overlaps",
+    "plot_steps",
+    "plot_trajectories",
+    "potential",
+    "probes",
+    "segment",
+    "spread_windows",
+    "trajectories",
+]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from allheads import TwinBridge
 from allheads.models.attention import read_attention
 from allheads.models.norms import Norm
-from allheads.twin.twin import TwinBridge
+from allheads.progress import bar
 from allheads.twin.wiring import read_wiring
 from allheads_labs.physics.potentials import potentials
 
@@ -27,17 +28,11 @@ class Climb:
     other: Float[Tensor, "prompt seed layer head"]
 
 
-def climbing(
-    twin: TwinBridge,
-    prompts: Int[Tensor, "prompt pos"],
-    layers: Sequence[int],
-    seeds: int,
-    told: Callable[[], object] = lambda: None,
-) -> Climb:
+def climbing(twin: TwinBridge, prompts: Int[Tensor, "prompt pos"], layers: Sequence[int], seeds: int) -> Climb:
     """The mean cosine between what every head writes at a token and the gradient of its potential there.
 
     The gradient is taken in the stream, through the norm. 1 would be motion uphill, -1 downhill, 0 has nothing to do
-    with it. The first token is left out: it sees itself only. ``told`` is called for every prompt.
+    with it. The first token is left out: it sees itself only.
 
     Raises `AllHeadsError` as `allheads_labs.physics.potential` does.
     """
@@ -48,7 +43,7 @@ def climbing(
         torch.randperm(prompts.shape[1] - 1, generator=torch.Generator().manual_seed(seed)) for seed in range(seeds)
     ]
     found_ones = []
-    for ids in prompts:
+    for ids in bar("Climbing", prompts):
         with torch.no_grad():
             seen = twin.run_with_cache(ids[None], names_filter=names, return_cache_object=False)[1]
         fields = potentials(twin, ids[None], [f"L{layer}.A{number}" for layer, number in labels])
@@ -60,7 +55,6 @@ def climbing(
             write = z.reshape(len(z), len(W_O), -1)[1:, number] @ W_O[number].to(z)
             rows = [uphill, whole, *(uphill[order] for order in orders)]
             found_ones.append(torch.stack([torch.cosine_similarity(write, row, dim=-1).mean() for row in rows]))
-        told()
     cosines = torch.stack(found_ones).reshape(len(prompts), len(layers), -1, 2 + seeds)
     return Climb(cosines[..., 0], cosines[..., 1], cosines[..., 2:].movedim(-1, 1))
 

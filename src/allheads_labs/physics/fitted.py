@@ -13,15 +13,16 @@ If keys were the coordinates in which a head's knowledge is written, the second 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from allheads import TwinBridge
 from allheads.models.attention import read_attention
-from allheads.twin.twin import TwinBridge
+from allheads.progress import bar
 from allheads_labs.physics.fields import HeadField
 from allheads_labs.physics.memories import memories
 
@@ -39,14 +40,8 @@ class Explained:
 
 
 @torch.no_grad()
-def explained(
-    twin: TwinBridge,
-    ids: Int[Tensor, "window pos"],
-    layers: Sequence[int],
-    seeds: int,
-    told: Callable[[], object] = lambda: None,
-) -> Explained:
-    """The three shares for every head of some layers; ``told`` is called for every layer.
+def explained(twin: TwinBridge, ids: Int[Tensor, "window pos"], layers: Sequence[int], seeds: int) -> Explained:
+    """The three shares for every head of some layers.
 
     Even windows are predicted from odd ones, and the other way round; the first token of a window is left out. Raises
     `AllHeadsError` as `allheads_labs.physics.memory` does.
@@ -56,7 +51,7 @@ def explained(
     draw = torch.Generator().manual_seed(0)
     found: list[list[Tensor]] = []
     known = memories(twin, layers)
-    for layer in layers:
+    for layer in bar("Explained", layers):
         x, pattern, z = (
             torch.cat([row[f"blocks.{layer}.attn.hook_{name}"] for row in rows]).float()
             for name in ("in", "pattern", "z")
@@ -74,7 +69,6 @@ def explained(
             said = next(known).write(field.pull(pattern[:, number])).float()
             chance = torch.stack([share_of_variance(mean_x @ each, small) for each in directions])
             found.append([_share(write[:, 1:], said[:, 1:]), share_of_variance(mean_key, small), chance])
-        told()
     shape = (len(layers), -1)
     one, two, three = (torch.stack([each[i] for each in found], -1) for i in range(3))
     return Explained(one.reshape(shape), two.reshape(shape), three.reshape(seeds, *shape))

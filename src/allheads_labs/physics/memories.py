@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from allheads.errors import AllHeadsError
+from allheads import AllHeadsError, TwinBridge
 from allheads.models.attention import Attention, read_attention
 from allheads.twin.labels import Label
-from allheads.twin.twin import TwinBridge, require_twin
+from allheads.twin.twin import require_twin
 from allheads.twin.wiring import Wiring, read_wiring
 from allheads.weights.factors import require_scores, require_values
 

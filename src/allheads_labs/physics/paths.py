@@ -18,13 +18,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from allheads import AllHeadsError, TwinBridge
 from allheads.attribution.forward_cache import ForwardCache
-from allheads.errors import AllHeadsError
 from allheads.models.attention import read_attention
 from allheads.models.norms import Norm
 from allheads.twin.labels import Label
 from allheads.twin.prompt import position_in, prompt_ids, token_texts
-from allheads.twin.twin import TwinBridge
 from allheads.twin.wiring import Wiring, read_wiring
 from allheads_labs.physics.potentials import potentials
 

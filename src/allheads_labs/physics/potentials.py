@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from allheads.errors import AllHeadsError
+from allheads import AllHeadsError, TwinBridge
 from allheads.heads.bank import HeadBank
 from allheads.models.attention import read_attention
 from allheads.twin.heads import Head
 from allheads.twin.labels import Label
 from allheads.twin.prompt import prompt_ids
-from allheads.twin.twin import TwinBridge, require_twin
+from allheads.twin.twin import require_twin
 from allheads_labs.physics.fields import Field, HeadField, NeuronField
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import pydoc_data.topics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from allheads.corpus.texts import opening, windows
-from allheads.errors import AllHeadsError
-from allheads.twin.twin import TwinBridge
+from allheads import AllHeadsError, TwinBridge
+from allheads.corpus import opening, windows
+from allheads.progress import bar
 from allheads_labs.physics.regression import Sums, Task
 from allheads_labs.physics.segments import chosen_layers
 from allheads_labs.physics.tags import TAGS, tags
@@ -22,7 +22,7 @@ FOLDS, PLACES, COMMON = 5, 8, 32
 
 
 @dataclass(frozen=True)
-class Found:
+class Probed:
     """What one task found: shares of right answers on text that a probe has not seen.
 
     ``chance`` is by majority, ``shuffled`` with shuffled labels in training, ``stream`` with as many random directions
@@ -56,14 +56,11 @@ def documentation() -> list[str]:
 @torch.no_grad()
 def probes(
     twin: TwinBridge,
-    texts: Sequence[str] | None = None,
+    ids: Int[Tensor, "window pos"] | None = None,
     *,
-    context: int = 128,
-    count: int = 96,
     seeds: int = 5,
     layers: Sequence[int] | None = None,
-    told: Callable[[], object] = lambda: None,
-) -> list[Found]:
+) -> list[Probed]:
     r"""Who carries what: linear probes on what every ordinary head writes, one for each head and question.
 
     The questions are ``identity`` (which of the 32 commonest tokens this is, asked of those only), ``token before``
@@ -74,24 +71,26 @@ def probes(
 
     Args:
         twin: from `ah.convert`, with a tokenizer.
-        texts: the documentation of Python if None.
-        context: tokens of a window.
-        count: windows, spread evenly over the texts.
+        ids: windows of text in order, five at least; `spread_windows` of Python's documentation if None.
         seeds: how many times labels are shuffled, and directions of the stream drawn.
         layers: all if None.
-        told: called for every window, twice.
 
     Returns:
-        A `Found` for each question; shares of right answers in [0, 1].
+        A `Probed` for each question; shares of right answers in [0, 1].
 
     Raises:
         AllHeadsError: no tokenizer, too few windows for five folds, layers that do not exist.
 
-    >>> for found in probes(twin, count=20, layers=[0, 15]):  # doctest: +SKIP
+    >>> for found in probes(twin, spread_windows(twin, count=20), layers=[0, 15]):  # doctest: +SKIP
     ...     print(found.task, found.top(3), found.chance.mean())
     """
     chosen = chosen_layers(twin, layers)
-    ids = spread_windows(twin, documentation() if texts is None else texts, context, count)
+    if ids is None:
+        ids = spread_windows(twin)
+    if twin.tokenizer is None:
+        raise AllHeadsError("a twin with a tokenizer", "none", "Parts of speech are those of words.")
+    if len(ids) < FOLDS:
+        raise AllHeadsError(f"{FOLDS} windows or more", str(len(ids)), "Each fold has one at least.")
     fold = (torch.arange(len(ids)) * FOLDS // len(ids))[:, None].expand_as(ids)
     tasks = _tasks(twin, ids, seeds)
     n_heads, d_head = (twin.blocks[chosen[0]].attn.W_Q.shape[i] for i in (0, 2))
@@ -99,23 +98,28 @@ def probes(
     directions = torch.randn(len(chosen), seeds, twin.cfg.d_model, d_head, generator=draw)
     sums = [[Sums(task, FOLDS, n_heads + seeds, d_head) for task in tasks] for _ in chosen]
     for act in ("add", "test"):
-        for window in range(len(ids)):
+        for window in bar(f"Probes: {act}", range(len(ids))):
             rows = window * ids.shape[1] + torch.arange(ids.shape[1])
             for number, X in enumerate(_features(twin, ids[window], chosen, directions)):
                 for each in sums[number]:
                     getattr(each, act)(int(fold[window, 0]), X, rows)
-            told()
         for each in (one for several in sums for one in several) if act == "add" else ():
             each.solve()
-    return [_found(task, chosen, [several[i] for several in sums], n_heads, ids, fold) for i, task in enumerate(tasks)]
+    return [_found(task, chosen, [several[i] for several in sums], ids, fold) for i, task in enumerate(tasks)]
 
 
-def spread_windows(twin: TwinBridge, texts: Sequence[str], context: int, count: int) -> Int[Tensor, "window pos"]:
-    """Full windows, evenly spread over texts, as ids; raises `AllHeadsError` without a tokenizer or enough of them."""
+def spread_windows(
+    twin: TwinBridge, texts: Sequence[str] | None = None, *, context: int = 128, count: int = 96
+) -> Int[Tensor, "window pos"]:
+    """So many full windows, evenly spread over texts, as ids; over the documentation of Python if None.
+
+    Raises `AllHeadsError` without a tokenizer or enough of them.
+    """
     if twin.tokenizer is None:
         raise AllHeadsError("a twin with a tokenizer", "none", "Parts of speech are those of words.")
     begin = opening(twin)
-    full = [each.ids for each in windows(twin, texts, context) if len(each.ids) == context - len(begin)]
+    cut = windows(twin, documentation() if texts is None else texts, context)
+    full = [window.ids for window in cut if len(window.ids) == context - len(begin)]
     if not FOLDS <= count <= len(full):
         raise AllHeadsError(f"{FOLDS} to {len(full)} windows", str(count), "So many there are in these texts.")
     chosen = [full[i * len(full) // count] for i in range(count)]
@@ -164,10 +168,12 @@ def _features(twin: TwinBridge, ids: Tensor, layers: Sequence[int], directions: 
     return found
 
 
-def _found(task: Task, layers: list[int], sums: list[Sums], n_heads: int, ids: Tensor, fold: Tensor) -> Found:
+def _found(task: Task, layers: list[int], sums: list[Sums], ids: Tensor, fold: Tensor) -> Probed:
     accuracy = torch.stack([each.accuracy() for each in sums], 1)
+    # The last parts are random directions, one for each way to shuffle labels.
+    n_heads = accuracy.shape[2] - (len(task.taught) - 1)
     heads = accuracy[:, :, :n_heads]
-    return Found(
+    return Probed(
         task.name,
         task.classes,
         tuple(layers),

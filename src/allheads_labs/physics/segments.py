@@ -10,17 +10,18 @@ is ``max(rank) / d_model`` on average where one of them is turned at random. Hea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from allheads.errors import AllHeadsError
+from allheads import AllHeadsError, TwinBridge
 from allheads.models.attention import read_attention
+from allheads.progress import bar
 from allheads.twin.labels import Label
-from allheads.twin.twin import TwinBridge, require_twin
+from allheads.twin.twin import require_twin
 
 
 @torch.no_grad()
@@ -75,10 +76,8 @@ class Overlaps:
 
 
 @torch.no_grad()
-def overlaps(
-    twin: TwinBridge, layers: Sequence[int] | None = None, told: Callable[[], object] = lambda: None
-) -> Overlaps:
-    """Overlaps of the segments of all ordinary heads, of all layers if None; ``told`` is called for every layer.
+def overlaps(twin: TwinBridge, layers: Sequence[int] | None = None) -> Overlaps:
+    """Overlaps of the segments of all ordinary heads, of all layers if None.
 
     Raises `AllHeadsError` for networks of several stacks, and layers that do not exist.
 
@@ -88,13 +87,12 @@ def overlaps(
     spans = torch.stack([basis(read_attention(twin, layer).W_O.float()) for layer in chosen])
     n_heads, d_head, d_model = spans.shape[1:]
     mean, largest = (torch.ones(len(chosen) * n_heads, len(chosen) * n_heads) for _ in range(2))
-    for a in range(len(chosen)):
+    for a in bar("Overlaps", range(len(chosen))):
         mine, rest = slice(a * n_heads, (a + 1) * n_heads), slice(a * n_heads, None)
         # This layer and later ones: the table is symmetric.
         cosines = angles(spans[a, :, None], spans[a:].flatten(0, 1))
         for table, block in ((mean, cosines.square().mean(-1)), (largest, cosines[..., 0])):
             table[mine, rest], table[rest, mine] = block, block.T
-        told()
     return Overlaps(tuple(chosen), n_heads, d_head / d_model, mean, largest)
 
 

@@ -49,11 +49,11 @@ def flops(kind: Kind, length: int, rows: int = ROWS) -> int:
 def seconds(kind: Kind, length: int, repeats: int = REPEATS) -> float:
     """The median wall time of one training step of ``ROWS`` sequences, after one that does not count."""
     learner, draw = Learner(kind, 0), torch.Generator().manual_seed(0)
-    optimiser = torch.optim.AdamW(learner.learned())
+    optimiser = torch.optim.AdamW(learner.trained_parameters())
     taken = []
     for _ in range(1 + repeats):
         # The query is the last of the tokens.
-        batch = recall(draw, ROWS, 4, length - 1)
+        batch = recall(draw, (ROWS, length - 1), 4)
         started = time.perf_counter()
         loss = F.cross_entropy(learner(batch.tokens)[:, 0], batch.answers[:, 0])
         optimiser.zero_grad()

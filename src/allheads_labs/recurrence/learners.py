@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from allheads_labs.pairs import PairEmbedding, moved
+from allheads_labs.kit.pair_embedding import PairEmbedding, PairModel
+from allheads_labs.kit.small_models import decoder
 from allheads_labs.recurrence.task import D_VOCAB, KEYS, VALUES
-from allheads_labs.small_models import as_bridge, decoder
 
 Kind = Literal["transformer", "lstm", "gru"]
 KINDS: tuple[Kind, ...] = ("transformer", "lstm", "gru")
@@ -19,7 +19,7 @@ D_MODEL, N_CTX = 64, 4096
 HIDDEN = {"lstm": 128, "gru": 151}
 
 
-class Learner(nn.Module):
+class Learner(PairModel):
     """Embedding, body, and logits of the values at the last positions."""
 
     def __init__(self, kind: Kind, seed: int) -> None:
@@ -28,7 +28,6 @@ class Learner(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.embed = PairEmbedding(KEYS, VALUES, D_MODEL, filler=True)
-            self.body: Any
             if kind == "transformer":
                 self.body = decoder(D_VOCAB, N_CTX, d_model=D_MODEL)
             else:
@@ -48,20 +47,10 @@ class Learner(nn.Module):
             return hidden @ self.body.lm_head.weight[:VALUES].mT
         return self.readout(self.body(embedded)[0][:, -queries:])
 
-    def learned(self) -> list[nn.Parameter]:
-        """The parameters that training moves."""
-        return moved(self)
-
     def size(self) -> int:
         """Parameters in use; of the transformer's unembedding only the rows of values are."""
         idle = (D_VOCAB - VALUES) * D_MODEL if self.kind == "transformer" else 0
-        return sum(p.numel() for p in self.learned()) - idle
-
-    def bridge(self) -> Any:
-        """The trained transformer as a bridge that reads ids. Its first ``VALUES`` logits are those of the values."""
-        with torch.no_grad():
-            self.body.transformer.wte.weight.copy_(self.embed.table())
-        return as_bridge(self.body, "recall")
+        return sum(p.numel() for p in self.trained_parameters()) - idle
 
 
 @torch.no_grad()

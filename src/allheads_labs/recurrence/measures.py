@@ -29,7 +29,7 @@ def recalled(
     draw, right = torch.Generator().manual_seed(SEED), torch.zeros(len(distances))
     with torch.no_grad():
         for _ in range(max(1, count // PORTION)):
-            batch = recall(draw, PORTION, pairs, length, distances=distances)
+            batch = recall(draw, (PORTION, length), pairs, distances=distances)
             right += (learner(batch.tokens, len(distances)).argmax(-1) == batch.answers).float().mean(0)
     return (right / max(1, count // PORTION)).tolist()
 
@@ -65,7 +65,7 @@ def gradients(learner: Learner, count: int = 4) -> dict[str, float]:
     found = {}
     for distance in GRADIENT_DISTANCES:
         draw = torch.Generator().manual_seed(SEED)
-        batch = recall(draw, count, GRADIENT_LOAD, GRADIENT_LENGTH, distances=[distance])
+        batch = recall(draw, (count, GRADIENT_LENGTH), GRADIENT_LOAD, distances=[distance])
         embedded = precise.embed(batch.tokens).detach().requires_grad_()
         chosen = precise.read(embedded).log_softmax(-1).gather(-1, batch.answers[..., None])
         (gradient,) = torch.autograd.grad(chosen.sum(), embedded)

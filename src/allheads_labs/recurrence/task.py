@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from allheads.errors import AllHeadsError
+from allheads import AllHeadsError
 
 KEYS, VALUES = 64, 8
 #: Ids: pairs first, then keys alone, then the filler.
@@ -24,7 +24,7 @@ D_VOCAB = FILLER + 1
 
 
 @dataclass(frozen=True)
-class Batch:
+class RecallBatch:
     """Ids ``[batch length + queries]``, and the value that each of the queries asks for ``[batch queries]``."""
 
     tokens: Int[Tensor, "batch pos"]
@@ -32,16 +32,19 @@ class Batch:
 
 
 def recall(
-    draw: torch.Generator, size: int, pairs: int, length: int, *, queries: int = 1, distances: Sequence[int] = ()
-) -> Batch:
-    """Random sequences with random queries, or with one query for each of ``distances``: so many tokens after its pair.
+    draw: torch.Generator, shape: tuple[int, int], pairs: int, *, queries: int = 1, distances: Sequence[int] = ()
+) -> RecallBatch:
+    """Random sequences of a shape, (batch, length), with random queries.
+
+    Or with one query for each of ``distances``: so many tokens after its pair.
 
     Raises `AllHeadsError` for more pairs than keys or positions, and distances that do not fit.
 
-    >>> batch = recall(torch.Generator().manual_seed(0), 1, 4, 16, distances=[9])
+    >>> batch = recall(torch.Generator().manual_seed(0), (1, 16), 4, distances=[9])
     >>> int(batch.tokens[0, 16 - 9]) % VALUES == int(batch.answers[0, 0])
     True
     """
+    size, length = shape
     if not 1 <= pairs <= min(KEYS, length):
         raise AllHeadsError(f"1 to {min(KEYS, length)} pairs", str(pairs), f"There are {KEYS} keys, a place for each.")
     planted = [length + query - distance for query, distance in enumerate(distances)]
@@ -58,4 +61,4 @@ def recall(
     asked = torch.randint(pairs, (size, queries), generator=draw)
     if distances:
         asked = torch.arange(len(planted)).expand(size, -1)
-    return Batch(torch.cat([tokens, QUERY + keys.gather(1, asked)], 1), values.gather(1, asked))
+    return RecallBatch(torch.cat([tokens, QUERY + keys.gather(1, asked)], 1), values.gather(1, asked))

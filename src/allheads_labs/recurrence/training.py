@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from allheads.errors import AllHeadsError
-from allheads_labs.fitting import fit
+from allheads import AllHeadsError
+from allheads_labs.kit.fitting import Recipe, fit
 from allheads_labs.recurrence.learners import Kind, Learner
-from allheads_labs.recurrence.task import Batch, recall
+from allheads_labs.recurrence.task import RecallBatch, recall
 
 #: (pairs, length), and how often the last one has to be right before the next one comes.
 STAGES = ((2, 2), (4, 4), (4, 8), (8, 8), (8, 32))
@@ -30,15 +29,6 @@ LOADS, LENGTHS = (2, 4, 4, 8, 16, 32, 64), (8, 8, 16, 16, 32, 32, 64, 64, 64, 12
 TOKENS, ROWS, QUERIES = 1024, 8, 16
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a learner is trained; the rate is constant for half of the steps and then falls (`allheads_labs.fitting`)."""
-
-    kind: Kind
-    steps: int
-    rate: float
-
-
 class Curriculum:
     """What the next step is about."""
 
@@ -46,7 +36,7 @@ class Curriculum:
         self.steps, self.stage, self.right = steps, 0, 0.0
         self._choose, self._draw = random.Random(seed), torch.Generator().manual_seed(seed)
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> RecallBatch:
         """Half of the steps are of the last stage, the others of those before."""
         if step >= MIXED * self.steps:
             self.stage = len(STAGES)
@@ -58,9 +48,10 @@ class Curriculum:
             self._at = last if self._choose.random() < 0.5 else self._choose.randrange(last + 1)
             pairs, length = STAGES[self._at]
         queries = min(pairs, QUERIES)
-        return recall(self._draw, max(ROWS, TOKENS // (length + queries)), pairs, length, queries=queries)
+        shape = max(ROWS, TOKENS // (length + queries)), length
+        return recall(self._draw, shape, pairs, queries=queries)
 
-    def hear(self, right: float) -> None:
+    def record(self, right: float) -> None:
         """The share of right answers in the step that is made."""
         if self.stage < len(STAGES) and self._at == self.stage:
             self.right = 0.9 * self.right + 0.1 * right
@@ -68,21 +59,21 @@ class Curriculum:
                 self.stage, self.right = self.stage + 1, 0.0
 
 
-def train(recipe: Recipe, seed: int) -> tuple[Learner, float]:
+def train(kind: Kind, recipe: Recipe, seed: int) -> tuple[Learner, float]:
     """A trained learner in evaluation mode, and the seconds it took.
 
     Raises `AllHeadsError` for no steps.
     """
     if recipe.steps < 1:
         raise AllHeadsError("at least one step", str(recipe.steps), "Recipes have hundreds.")
-    learner, course = Learner(recipe.kind, seed), Curriculum(recipe.steps, seed)
+    learner, course = Learner(kind, seed), Curriculum(recipe.steps, seed)
     started = time.perf_counter()
 
     def loss(step: int) -> Tensor:
         batch = course.batch(step)
         logits = learner(batch.tokens, batch.answers.shape[1])
-        course.hear(float((logits.argmax(-1) == batch.answers).float().mean()))
+        course.record(float((logits.argmax(-1) == batch.answers).float().mean()))
         return F.cross_entropy(logits.flatten(0, 1), batch.answers.flatten())
 
-    fit(learner.learned(), loss, steps=recipe.steps, rate=recipe.rate)
+    fit(learner.trained_parameters(), loss, recipe)
     return learner.eval(), time.perf_counter() - started

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from allheads_labs.kit.twins import side_by_side
 from allheads_labs.recurrence.learners import Learner
 from allheads_labs.recurrence.task import VALUES, recall
-from allheads_labs.twins import side_by_side
 
 SEQUENCES, PAIRS, LENGTH, SEED = 32, 64, 256, 10**6 + 1
 
@@ -18,15 +19,15 @@ def compared(learner: Learner) -> dict[str, Any]:
 
     Uses the learner up: its network is wrapped.
     """
-    batch = recall(torch.Generator().manual_seed(SEED), SEQUENCES, PAIRS, LENGTH, distances=[LENGTH])
+    batch = recall(torch.Generator().manual_seed(SEED), (SEQUENCES, LENGTH), PAIRS, distances=[LENGTH])
     both = side_by_side(learner.bridge(), batch.tokens)
-    theirs, ours = both.source[:, :VALUES], both.twin[:, :VALUES]
-    answers = batch.answers[:, 0]
+
+    def accuracy(logits: Tensor) -> float:
+        return float((logits[:, :VALUES].argmax(-1) == batch.answers[:, 0]).double().mean())
+
     return {
-        "accuracy": float((theirs.argmax(-1) == answers).double().mean()),
-        "twin_accuracy": float((ours.argmax(-1) == answers).double().mean()),
-        "pattern_gap": both.pattern_gap,
-        "logit_gap": float((ours - theirs).abs().max()),
+        **both.compared("accuracy", accuracy),
+        "logit_gap": float((both.twin - both.source)[:, :VALUES].abs().max()),
         # The pair asked for is the first token: what the query gives it, by layer and head.
         "looks": both.patterns[:, :, :, -1, 0].mean(1).tolist(),
     }

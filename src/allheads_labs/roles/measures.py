@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from allheads_labs.roles.learner import Reader, Seen
-from allheads_labs.roles.task import ATTRIBUTES, VALUES, Batch
+from allheads_labs.roles.model import HeadActivations, Reader
+from allheads_labs.roles.task import ATTRIBUTES, VALUES, AttributeBatch
 
 #: Less than this in all, and the shares of heads are noise.
 FLOOR = {"carries": 0.1, "breaks": 0.05}
@@ -40,7 +40,7 @@ def mutual_information(joint: Float[Tensor, "head attribute"]) -> float:
     return max(0.0, float(bits.sum()))
 
 
-def looks(patterns: Float[Tensor, "batch head told"], kinds: Int[Tensor, "batch told"]) -> Tensor:
+def looks(patterns: Float[Tensor, "batch head token"], kinds: Int[Tensor, "batch token"]) -> Tensor:
     """The mean weight that each head gives to the tokens of the right entity ``[head attribute]``, at the question."""
     weights = torch.einsum("bht,bta->ha", patterns.double(), F.one_hot(kinds, ATTRIBUTES + 1).double())
     return weights[:, :ATTRIBUTES] / len(patterns)
@@ -68,18 +68,18 @@ def carries(outputs: Float[Tensor, "batch head d_head"], answers: Int[Tensor, "b
     return found.clamp_min(0)
 
 
-def breaks(reader: Reader, batch: Batch) -> Tensor:
+def breaks(reader: Reader, batch: AttributeBatch) -> Tensor:
     """How much of each attribute's accuracy is lost without each head ``[head attribute]``; gains count as 0."""
     with torch.no_grad():
         whole = accuracies(reader(batch.tokens), batch)
         lost = []
         for head in range(reader.heads * len(reader.body.transformer.h)):
-            with reader.without(head):
+            with reader.ablated(head):
                 lost.append(whole - accuracies(reader(batch.tokens), batch))
     return torch.stack(lost).clamp_min(0)
 
 
-def accuracies(logits: Float[Tensor, "batch attribute value"], batch: Batch) -> Float[Tensor, " attribute"]:
+def accuracies(logits: Float[Tensor, "batch attribute value"], batch: AttributeBatch) -> Float[Tensor, " attribute"]:
     """The share of right answers for each attribute."""
     return (logits.argmax(-1) == batch.answers).double().mean(0)
 
@@ -91,7 +91,7 @@ def clarity(name: str, shares: Float[Tensor, "head attribute"]) -> float | None:
     return mutual_information(shares)
 
 
-def summary(seen: Seen, batch: Batch) -> dict[str, object]:
+def summary(seen: HeadActivations, batch: AttributeBatch) -> dict[str, object]:
     """All that is measured at a point of training, as JSON."""
     looked, carried = looks(seen.patterns, batch.kinds), carries(seen.outputs, batch.answers)
     return {

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from allheads.errors import AllHeadsError
+from allheads import AllHeadsError
 
 KEYS, ENTITIES, ATTRIBUTES, VALUES = 16, 4, 4, 8
 #: Ids: a key with a value of an attribute first, then keys that are asked for.
@@ -26,24 +26,24 @@ OTHER = ATTRIBUTES
 
 
 @dataclass(frozen=True)
-class Batch:
+class AttributeBatch:
     """Ids, the right value of every attribute, and which attribute of the right entity each token tells, or `OTHER`."""
 
     tokens: Int[Tensor, "batch pos"]
     answers: Int[Tensor, "batch attribute"]
-    kinds: Int[Tensor, "batch told"]
+    kinds: Int[Tensor, "batch token"]
 
-    def chosen(self, rows: Int[Tensor, " row"]) -> Batch:
+    def chosen(self, rows: Int[Tensor, " row"]) -> AttributeBatch:
         """Some of its sequences."""
-        return Batch(self.tokens[rows], self.answers[rows], self.kinds[rows])
+        return AttributeBatch(self.tokens[rows], self.answers[rows], self.kinds[rows])
 
 
-def told(draw: torch.Generator, size: int) -> Batch:
+def sequences(draw: torch.Generator, size: int) -> AttributeBatch:
     """Random sequences.
 
     Raises `AllHeadsError` for none.
 
-    >>> batch = told(torch.Generator().manual_seed(0), 2)
+    >>> batch = sequences(torch.Generator().manual_seed(0), 2)
     >>> batch.tokens.shape, sorted(set(batch.kinds[0].tolist()))
     (torch.Size([2, 17]), [0, 1, 2, 3, 4])
     """
@@ -59,4 +59,4 @@ def told(draw: torch.Generator, size: int) -> Batch:
     own = torch.arange(ENTITIES)[:, None] == asked[:, None, None]
     kinds = torch.where(own, attribute, OTHER).flatten(1).gather(1, order)
     tokens = torch.cat([ids.flatten(1).gather(1, order), QUERY + keys[rows, asked, None]], 1)
-    return Batch(tokens, values[rows, asked], kinds)
+    return AttributeBatch(tokens, values[rows, asked], kinds)

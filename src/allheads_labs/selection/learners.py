@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformer_lens.model_bridge import TransformerBridge
 
-from allheads_labs.small_models import as_bridge, decoder
+from allheads_labs.kit.small_models import as_bridge, decoder
 
 Kind = Literal["transformer", "uniform", "convolution", "connected"]
 KINDS: tuple[Kind, ...] = ("transformer", "uniform", "convolution", "connected")
@@ -40,7 +40,7 @@ class Embedding(nn.Module):
         return self.outer(F.silu(hidden if self.places is None else hidden + self.places))
 
 
-class Attentive(nn.Module):
+class AttentionBlock(nn.Module):
     """One block of a transformer, read at a token of its own at the end; ``frozen`` attention looks everywhere alike.
 
     Only what the reading token needs is computed; `bridge` is the whole block with the same weights.
@@ -60,7 +60,7 @@ class Attentive(nn.Module):
         own = self.embed(tokens)
         return torch.cat([own, self.reader.expand(*own.shape[:-2], 1, -1)], -2)
 
-    def looked(self, tokens: Float[Tensor, "*batch pos d_token"]) -> tuple[Tensor, Tensor]:
+    def with_pattern(self, tokens: Float[Tensor, "*batch pos d_token"]) -> tuple[Tensor, Tensor]:
         """The numbers, and the pattern of the reading token ``[*batch head more]``; its last column is itself."""
         stream = self.embedded(tokens)
         queries, keys, values = self.attn(self.ln_1(stream)).chunk(3, -1)
@@ -74,7 +74,7 @@ class Attentive(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "*batch pos d_token"]) -> Float[Tensor, "*batch"]:
         """The numbers."""
-        return self.looked(tokens)[0]
+        return self.with_pattern(tokens)[0]
 
     @torch.no_grad()
     def bridge(self, tokens: Float[Tensor, "batch pos d_token"]) -> tuple[TransformerBridge, Tensor]:
@@ -124,7 +124,7 @@ class Convolution(nn.Module):
         return self.readout(F.silu(self.inner(read)))[..., 0]
 
 
-class Connected(nn.Module):
+class FullyConnected(nn.Module):
     """Two hidden layers on all tokens in a row."""
 
     def __init__(self, d_token: int, length: int) -> None:
@@ -150,5 +150,5 @@ def learner(kind: Kind, d_token: int, length: int, *, placed: bool) -> nn.Module
     if kind == "convolution":
         return Convolution(d_token, placed=placed)
     if kind == "connected":
-        return Connected(d_token, length)
-    return Attentive(d_token, places, frozen=kind == "uniform")
+        return FullyConnected(d_token, length)
+    return AttentionBlock(d_token, places, frozen=kind == "uniform")

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from allheads.errors import AllHeadsError
+from allheads import AllHeadsError
 
 Kind = Literal["relative", "mixed", "anisotropic"]
 #: How smooth f is in each of its coordinates.
@@ -40,9 +40,10 @@ LEVELS, REST, SHIFT, JITTER = (3.0, 2.0, 1.0), (-0.25, -4.25), 5.0, 0.1
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Sequences, the target without noise, and the importance of every token; for fixed lags 1 or 0."""
+class Sequences:
+    """Sequences, a target without noise, and the importance of every token; for fixed lags 1 or 0."""
 
+    kind: Kind
     tokens: Float[Tensor, "n pos d_token"]
     target: Float[Tensor, " n"]
     importance: Float[Tensor, "n pos"]
@@ -63,27 +64,28 @@ def exponent(kind: Kind) -> float | None:
     return -2 * effective / (2 * effective + 1)
 
 
-def sample(kind: Kind, draw: torch.Generator, n: int, length: int, d_token: int, *, seed: int) -> Sample:
-    """Random sequences; ``seed`` fixes the function, ``draw`` what it is asked about.
+def sample(kind: Kind, draw: torch.Generator, shape: tuple[int, int, int], *, seed: int) -> Sequences:
+    """Random sequences ``[n pos d_token]``; ``seed`` fixes the function, ``draw`` the points at which it is taken.
 
     Raises `AllHeadsError` if tokens are too few, or have too few dimensions.
 
-    >>> sample("mixed", torch.Generator().manual_seed(0), 2, 8, 4, seed=0).tokens.shape
+    >>> sample("mixed", torch.Generator().manual_seed(0), (2, 8, 4), seed=0).tokens.shape
     torch.Size([2, 8, 4])
     """
+    n, length, d_token = shape
     shortest = len(WEIGHTS) + 1 if kind == "relative" else max(LAGS) + 1
     if length < shortest or d_token < len(LAGS):
         got = f"{length} of {d_token} dimensions"
         raise AllHeadsError(f"{shortest} tokens or more of at least {len(LAGS)} dimensions", got, "Make them larger.")
     fixed = torch.Generator().manual_seed(seed)
     if kind == "relative":
-        return _relative(draw, n, length, d_token, fixed)
+        return _relative(draw, shape, fixed)
     tokens = torch.rand(n, length, d_token, generator=draw)
     chosen = torch.stack([tokens[:, length - 1 - lag, at] for at, lag in enumerate(LAGS)], -1)
     importance = torch.zeros(n, length)
     importance[:, [length - 1 - lag for lag in LAGS]] = 1.0
     # Centred, as learners like it; the function was read before.
-    return Sample(4 * (tokens - 0.5), smooth(chosen, kind, fixed), importance)
+    return Sequences(kind, 4 * (tokens - 0.5), smooth(chosen, kind, fixed), importance)
 
 
 def blocks(kind: Kind) -> dict[tuple[int, ...], float]:
@@ -117,7 +119,8 @@ def smooth(points: Float[Tensor, "n coordinate"], kind: Kind, fixed: torch.Gener
     return (total / math.sqrt(sum(norm**2 for norm in norms.values()))).float()
 
 
-def _relative(draw: torch.Generator, n: int, length: int, d_token: int, fixed: torch.Generator) -> Sample:
+def _relative(draw: torch.Generator, shape: tuple[int, int, int], fixed: torch.Generator) -> Sequences:
+    n, length, d_token = shape
     first, rest = len(LEVELS), length - len(LEVELS)
     near = torch.tensor(LEVELS) + JITTER * (2 * torch.rand(n, first, generator=draw) - 1)
     far = REST[0] + (REST[1] - REST[0]) * torch.rand(n, rest, generator=draw)
@@ -130,7 +133,7 @@ def _relative(draw: torch.Generator, n: int, length: int, d_token: int, fixed: t
     turn = torch.linalg.qr(torch.randn(d_token, d_token, generator=fixed))[0]
     order = torch.rand(n, length, generator=draw).argsort(1)
     tokens = (latent @ turn).gather(1, order[..., None].expand(-1, -1, d_token))
-    return Sample(tokens, target, level.gather(1, order))
+    return Sequences("relative", tokens, target, level.gather(1, order))
 
 
 #: The standard deviation of the relative target: that of sin(1.5 x) for normal x, times the length of the weights.

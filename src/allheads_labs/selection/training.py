@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from allheads_labs.fitting import cosine, fit
+from allheads_labs.kit.fitting import Recipe, cosine, fit
 from allheads_labs.selection.learners import Kind, learner
 from allheads_labs.selection.targets import Kind as Target
-from allheads_labs.selection.targets import Sample
+from allheads_labs.selection.targets import Sequences
 
 ROWS, DECAY = 64, 0.1
 #: For all learners alike; of 3e-3, 4e-3, 5e-3 and 1e-2, tried on other sequences, what suits most of them.
@@ -26,12 +26,12 @@ RATES: dict[Target, float] = {"relative": 1e-2, "mixed": 4e-3, "anisotropic": 4e
 NOISE = 0.1
 
 
-def train(kind: Kind, target: Target, known: Sample, sizes: Sequence[int], *, steps: int, seed: int) -> list[nn.Module]:
+def train(kind: Kind, known: Sequences, sizes: Sequence[int], *, steps: int, seed: int) -> list[nn.Module]:
     """A trained learner for each size, which has seen so many of the first sequences, in evaluation mode."""
     length, d_token = known.tokens.shape[1:]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        made = [learner(kind, d_token, length, placed=target != "relative")]
+        made = [learner(kind, d_token, length, placed=known.kind != "relative")]
     made += [copy.deepcopy(made[0]) for _ in sizes[1:]]
     parameters, _ = stack_module_state(made)
     draw = torch.Generator().manual_seed(seed)
@@ -44,7 +44,7 @@ def train(kind: Kind, target: Target, known: Sample, sizes: Sequence[int], *, st
         found = program(parameters, known.tokens[rows])
         return (found - targets[rows]).square().mean(1).sum()
 
-    fit(list(parameters.values()), loss, steps=steps, rate=RATES[target], shape=cosine, decay=DECAY, cut=each_cut)
+    fit(list(parameters.values()), loss, Recipe(steps, RATES[known.kind], cosine, DECAY), clip_each)
     with torch.no_grad():
         for at, one in enumerate(made):
             for name, parameter in one.named_parameters():
@@ -53,8 +53,8 @@ def train(kind: Kind, target: Target, known: Sample, sizes: Sequence[int], *, st
 
 
 @torch.no_grad()
-def each_cut(parameters: Sequence[nn.Parameter]) -> None:
-    """Gradients of a stack cut at norm 1, each learner's by itself."""
+def clip_each(parameters: Sequence[nn.Parameter]) -> None:
+    """Gradients of a stack clipped at norm 1, each learner's by itself."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
     scale = (1 / (norms + 1e-6)).clamp_max(1.0)
@@ -63,7 +63,7 @@ def each_cut(parameters: Sequence[nn.Parameter]) -> None:
 
 
 @torch.no_grad()
-def error(one: nn.Module, test: Sample) -> float:
+def error(one: nn.Module, test: Sequences) -> float:
     """The mean squared error against targets without noise, as a share of their variance."""
     found: Float[Tensor, " n"] = one(test.tokens)
     return float((found - test.target).square().mean() / test.target.var(correction=0))

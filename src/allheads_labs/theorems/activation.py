@@ -19,7 +19,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from allheads.gates.gates import Gate, GateSum
+from allheads.gates import Gate, GateSum
 from allheads.pure.runner import Heads
 from allheads_labs.theorems.neuron import neuron_heads
 

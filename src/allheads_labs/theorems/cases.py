@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from allheads.gates.gates import GateSum
+from allheads.gates import GateSum
 from allheads.pure.runner import Heads, allowed, attend
-from allheads_labs.theorems.claims import DIMENSIONS, TOKENS, Trial
 from allheads_labs.theorems.mlp import PlainMLP
 from allheads_labs.theorems.rounding import rounding
+from allheads_labs.theorems.theorem import DIMENSIONS, TOKENS, Trial
 
 #: Neurons of the random MLPs, and d_head of the random ordinary heads.
 NEURONS, D_HEAD = 40, 8

@@ -6,15 +6,14 @@ import torch
 from torch import Generator
 from torch.nn import functional as F
 
-from allheads.gates.activations import activation_named
-from allheads.gates.gates import Gate, GateSum
+from allheads.gates import Gate, GateSum, activation_named
 from allheads.pure.runner import Norm
 from allheads_labs.theorems.cases import NEURONS, compared, evaluated, normal, stream
-from allheads_labs.theorems.claims import DIMENSIONS, Trial
 from allheads_labs.theorems.domain import reach, worst_input
 from allheads_labs.theorems.gated import gated_heads
 from allheads_labs.theorems.limits import one_head_error, witness
 from allheads_labs.theorems.products import product_head
+from allheads_labs.theorems.theorem import DIMENSIONS, Trial
 
 
 def random_gate(draw: Generator, tokens: int) -> Gate:

@@ -6,8 +6,7 @@ import torch
 from torch import Generator
 from torch.nn import functional as F
 
-from allheads.gates.approximation import approximate
-from allheads.gates.gates import GateSum
+from allheads.gates import GateSum, approximate
 from allheads.pure.runner import Heads, logits
 from allheads_labs.theorems.activation import activation_heads
 from allheads_labs.theorems.cases import (
@@ -20,11 +19,11 @@ from allheads_labs.theorems.cases import (
     random_mlp,
     stream,
 )
-from allheads_labs.theorems.claims import DIMENSIONS, TOKENS, Trial
 from allheads_labs.theorems.induction import Transformer, attention_only
 from allheads_labs.theorems.linear import linear_heads
 from allheads_labs.theorems.mlp import PlainMLP, in_one_layer, in_three_layers
 from allheads_labs.theorems.neuron import neuron_heads
+from allheads_labs.theorems.theorem import DIMENSIONS, TOKENS, Trial
 
 #: SiLU is nowhere steeper.
 SILU_STEEPEST = 1.0999

@@ -25,8 +25,7 @@ from dataclasses import replace
 from jaxtyping import Float
 from torch import Tensor
 
-from allheads.gates.activations import activation_named
-from allheads.gates.gates import Gate, GateSum
+from allheads.gates import Gate, GateSum, activation_named
 from allheads.pure.runner import Heads
 from allheads_labs.theorems.neuron import neuron_heads
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import torch
 
-from allheads.gates.gates import Gate, GateSum
+from allheads.gates import Gate, GateSum
 
 #: The least value of SiLU, ``-W(1/e)``.
 SILU_MINIMUM = -0.27846454276107380

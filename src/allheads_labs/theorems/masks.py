@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from allheads.errors import AllHeadsError
+from allheads import AllHeadsError
 from allheads.pure.runner import Heads, keys, queries, spread
 
 
@@ -67,44 +67,60 @@ def rounding_bound(omega: float, size: float, d_head: int, keys: int, dtype: tor
     return 1.01 * (math.tanh(delta / 2) + (keys + 4) * unit)
 
 
-def omega_within(
-    tolerance: float | None, *, spread: float, size: float, hidden: int, keys: int, d_head: int, dtype: torch.dtype
-) -> Omega:
-    """The omega for which leak and rounding together stay within the tolerance, or are least if none is given.
+@dataclass(frozen=True)
+class MaskedScores:
+    """What the choice of omega needs to know of scores.
 
-    Args:
-        tolerance: the largest error of an entry of a pattern.
+    Attributes:
         spread: no hidden score exceeds the largest seen score of its row by more.
         size: ``scale sum_c |q_c| |k_c| + |offset|``, at most.
         hidden: hidden keys in a row, at most.
         keys: keys in a row.
         d_head: without the one-hot block.
         dtype: of the scores.
+    """
+
+    spread: float
+    size: float
+    hidden: int
+    keys: int
+    d_head: int
+    dtype: torch.dtype
+
+    def at(self, leak: float) -> Omega:
+        """The omega that leaks so much, and its bounds."""
+        omega = max(0.0, self.spread + math.log(max(self.hidden, 1) / leak)) if self.hidden else 0.0
+        rounding = rounding_bound(omega, self.size, self.d_head, self.keys, self.dtype)
+        return Omega(omega, leak_bound(omega, self.spread, self.hidden), rounding)
+
+
+def omega_within(tolerance: float | None, scores: MaskedScores) -> Omega:
+    """The omega for which leak and rounding together stay within the tolerance, or are least if none is given.
+
+    Args:
+        tolerance: the largest error of an entry of a pattern.
+        scores: that are to be masked.
 
     Raises:
         AllHeadsError: a tolerance that the dtype cannot give (the message has the best one).
 
-    >>> omega_within(1e-5, spread=3, size=9, hidden=20, keys=21, d_head=1, dtype=torch.float32).bound <= 1e-5
+    >>> omega_within(1e-5, MaskedScores(3, 9, 20, 21, 1, torch.float32)).bound <= 1e-5
     True
     """
-    if not spread < math.inf or not size < math.inf:
-        raise AllHeadsError("finite scores", f"a spread of {spread} and a size of {size}", "Scale the input down.")
-
-    def at(leak: float) -> Omega:
-        value = max(0.0, spread + math.log(max(hidden, 1) / leak)) if hidden else 0.0
-        return Omega(value, leak_bound(value, spread, hidden), rounding_bound(value, size, d_head, keys, dtype))
-
+    if not scores.spread < math.inf or not scores.size < math.inf:
+        got = f"a spread of {scores.spread} and a size of {scores.size}"
+        raise AllHeadsError("finite scores", got, "Scale the input down.")
     # Rounding grows by (d_head + 2) eps for every unit of omega: the best leak is about that.
-    best = at((d_head + 2) * torch.finfo(dtype).eps)
+    best = scores.at((scores.d_head + 2) * torch.finfo(scores.dtype).eps)
     if tolerance is None:
         return best
-    wanted = at(tolerance / 2)
+    wanted = scores.at(tolerance / 2)
     if wanted.bound <= tolerance:
         return wanted
     if best.bound <= tolerance:
         return best
     raise AllHeadsError(
-        f"a tolerance that {dtype} can give, {best.bound:.1e} or more",
+        f"a tolerance that {scores.dtype} can give, {best.bound:.1e} or more",
         f"{tolerance:.1e}",
         "Raise the tolerance, or use float64.",
     )
@@ -115,8 +131,7 @@ def for_scores(x: Tensor, heads: Heads, seen: Bool[Tensor, "query key"], toleran
     size = heads.scale * (queries(x, heads).abs() @ keys(x, heads).abs().mT)
     if heads.bias_offsets is not None:
         size[:, :, len(x) :] += heads.bias_offsets.abs()[:, None]
-    return omega_within(
-        tolerance,
+    scores = MaskedScores(
         spread=spread(x, heads, seen),
         size=float(size.max()),
         hidden=int((~seen).sum(-1).max()),
@@ -124,6 +139,7 @@ def for_scores(x: Tensor, heads: Heads, seen: Bool[Tensor, "query key"], toleran
         d_head=heads.W_O.shape[1],
         dtype=x.dtype,
     )
+    return omega_within(tolerance, scores)
 
 
 def checked_mask(seen: Bool[Tensor, "query key"], shape: tuple[int, int]) -> Bool[Tensor, "query key"]:

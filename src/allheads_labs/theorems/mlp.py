@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from allheads.gates.gates import GateSum
+from allheads.gates import GateSum
 from allheads.pure.runner import Sublayer
 from allheads_labs.theorems.activation import activation_heads
 from allheads_labs.theorems.linear import constant_head, linear_heads

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from allheads.gates.gates import GateSum
+from allheads.gates import GateSum
 from allheads.pure.runner import Heads
 
 

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from allheads.gates.gates import Gate
+from allheads.gates import Gate
 from allheads.pure.runner import Heads
 
 

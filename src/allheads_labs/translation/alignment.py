@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from allheads_labs.translation.language import Pair
+from allheads_labs.translation.language import SentencePair
 
 #: Two words that share the attention evenly are both over it; chosen before any run.
 THRESHOLD = 0.25
@@ -35,11 +35,11 @@ class Score:
         return 2 * self.precision * self.recall / total if total else 0.0
 
 
-def links(weights: Float[Tensor, "to from"], pair: Pair) -> Links:
+def links(weights: Float[Tensor, "to from"], pair: SentencePair) -> Links:
     """The links that attention makes in one pair; rows and columns beyond its words are ends and padding.
 
     >>> import torch
-    >>> links(torch.tensor([[0.1, 0.9, 0.0]]), Pair(("the", "noun0"), ("NOUN0",), frozenset()))
+    >>> links(torch.tensor([[0.1, 0.9, 0.0]]), SentencePair(("the", "noun0"), ("NOUN0",), frozenset()))
     frozenset({(0, 1)})
     """
     found = (weights[: len(pair.target), : len(pair.source)] >= THRESHOLD).nonzero().tolist()
@@ -57,7 +57,7 @@ def score(found: Sequence[Links], planted: Sequence[Links]) -> Score:
     return Score(common / ours if ours else 0.0, common / theirs if theirs else 0.0)
 
 
-def diagonal(pair: Pair) -> Links:
+def diagonal(pair: SentencePair) -> Links:
     """The baseline that looks at no word: each place is linked to the one as far along."""
     last = len(pair.target)
     return frozenset((to, min(len(pair.source) - 1, round(to * len(pair.source) / last))) for to in range(last))

@@ -9,21 +9,20 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from allheads.plots.style import INK, SCALE, figure
-from allheads_labs.lab import Result
-from allheads_labs.translation.findings import by_setting
+from allheads_labs.kit.lab import Result
 
-TITLES = {"encoder": "encoder", "decoder": "decoder", "cross": "cross"}
+KINDS = ("encoder", "decoder", "cross")
 
 
 def draw(results: Sequence[Result]) -> go.Figure:
     """The last layer, heads averaged; rings are planted links. Upper row: the model, lower row: its twin."""
-    example = by_setting(results)[2, 1][0].found["example"]
+    example = next(one.found["example"] for one in results if (one.setting["layers"], one.setting["heads"]) == (2, 1))
     layer = max(int(name.split()[1]) for name in example["model"])
-    names = [f"{which}: {kind}" for which in ("model", "twin") for kind in TITLES]
+    names = [f"{which}: {kind}" for which in ("model", "twin") for kind in KINDS]
     drawn = make_subplots(2, 3, subplot_titles=names, horizontal_spacing=0.1, vertical_spacing=0.2)
     style = figure([], "Where the words come from", height=900, x="", y="").layout
     for row, which in enumerate(("model", "twin"), 1):
-        for column, kind in enumerate(TITLES, 1):
+        for column, kind in enumerate(KINDS, 1):
             drawn.add_trace(_map(example, example[which][f"{kind} {layer}"], kind), row, column)
         drawn.add_trace(_rings(example["links"]), row, 3)
     axes = {

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from allheads_labs.small_models import END, PAD, START
+from allheads_labs.kit.small_models import END, PAD, START
 
 NOUNS, ADJECTIVES, VERBS, PARTICLES, ADVERBS = 24, 12, 10, 3, 8
 _SOURCE = [
@@ -45,7 +45,7 @@ IDS = {word: number for number, word in enumerate(WORDS)}
 
 
 @dataclass(frozen=True)
-class Pair:
+class SentencePair:
     """A sentence, its translation, and the links between them: (place in the translation, place in the sentence)."""
 
     source: tuple[str, ...]
@@ -53,7 +53,7 @@ class Pair:
     links: frozenset[tuple[int, int]]
 
 
-def pair(draw: random.Random) -> Pair:
+def pair(draw: random.Random) -> SentencePair:
     """A random sentence with its translation.
 
     >>> one = pair(random.Random(3))
@@ -81,7 +81,7 @@ def pair(draw: random.Random) -> Pair:
         source.append(f"adv{which}")
     target = [*adverb, *subject, *object_, verb]
     links = frozenset((place, here) for place, (_, froms) in enumerate(target) for here in froms)
-    return Pair(tuple(source), tuple(word for word, _ in target), links)
+    return SentencePair(tuple(source), tuple(word for word, _ in target), links)
 
 
 def _noun_phrase(draw: random.Random, source: list[str]) -> list[tuple[str, tuple[int, ...]]]:
@@ -101,7 +101,7 @@ def _noun_phrase(draw: random.Random, source: list[str]) -> list[tuple[str, tupl
     return target
 
 
-def corpus(seed: int, train: int, held_out: int) -> tuple[list[Pair], list[Pair]]:
+def corpus(seed: int, train: int, held_out: int) -> tuple[list[SentencePair], list[SentencePair]]:
     """Training and held-out pairs: no sentence of one is in the other.
 
     >>> train, held_out = corpus(0, 50, 20)
@@ -109,7 +109,7 @@ def corpus(seed: int, train: int, held_out: int) -> tuple[list[Pair], list[Pair]
     0
     """
     draw = random.Random(seed)
-    found: dict[tuple[str, ...], Pair] = {}
+    found: dict[tuple[str, ...], SentencePair] = {}
     while len(found) < train + held_out:
         made = pair(draw)
         found.setdefault(made.source, made)
@@ -118,7 +118,7 @@ def corpus(seed: int, train: int, held_out: int) -> tuple[list[Pair], list[Pair]
 
 
 @dataclass(frozen=True)
-class Batch:
+class TranslationBatch:
     """Ids, padded: the sentence with its end, what the decoder reads, what it is to write."""
 
     source: Int[Tensor, "batch from"]
@@ -131,15 +131,15 @@ class Batch:
         return (self.source != PAD).long()
 
 
-def batch(pairs: list[Pair]) -> Batch:
+def batch(pairs: list[SentencePair]) -> TranslationBatch:
     """Pairs as ids.
 
-    >>> batch([Pair(("the", "noun0"), ("NOUN0",), frozenset({(0, 1)}))]).source.tolist()
+    >>> batch([SentencePair(("the", "noun0"), ("NOUN0",), frozenset({(0, 1)}))]).source.tolist()
     [[3, 6, 2]]
     """
     source = _padded([[*(IDS[word] for word in each.source), END] for each in pairs])
     read = _padded([[START, *(IDS[word] for word in each.target)] for each in pairs])
-    return Batch(source, read, _padded([[*(IDS[word] for word in each.target), END] for each in pairs]))
+    return TranslationBatch(source, read, _padded([[*(IDS[word] for word in each.target), END] for each in pairs]))
 
 
 def _padded(rows: list[list[int]]) -> Tensor:

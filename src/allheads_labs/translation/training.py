@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from allheads_labs.fitting import fit
-from allheads_labs.small_models import END, PAD, START, encoder_decoder
-from allheads_labs.translation.language import WORDS, Batch, Pair, batch
+from allheads_labs.kit.fitting import Recipe, fit
+from allheads_labs.kit.small_models import END, PAD, START, encoder_decoder
+from allheads_labs.translation.language import WORDS, SentencePair, TranslationBatch, batch
 
 #: Positions the model knows; no sentence, and no translation, is as long.
 N_CTX = 24
@@ -26,7 +26,7 @@ DECAY = 1.0
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TranslationSetting:
     """How an encoder-decoder is built and trained: AdamW; the rate warms up and falls in a line."""
 
     layers: int
@@ -35,11 +35,11 @@ class Recipe:
     steps: int
 
 
-def train(recipe: Recipe, pairs: Sequence[Pair], seed: int) -> Any:
+def train(setting: TranslationSetting, pairs: Sequence[SentencePair], seed: int) -> Any:
     """The trained network, in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model = encoder_decoder(len(WORDS), N_CTX, n_layers=recipe.layers, n_heads=recipe.heads)
+        model = encoder_decoder(len(WORDS), N_CTX, n_layers=setting.layers, n_heads=setting.heads)
     draw = random.Random(seed)
 
     def loss(_: int) -> Tensor:
@@ -47,7 +47,7 @@ def train(recipe: Recipe, pairs: Sequence[Pair], seed: int) -> Any:
         logits = model(input_ids=chosen.source, attention_mask=chosen.mask, decoder_input_ids=chosen.read).logits
         return F.cross_entropy(logits.flatten(0, 1), chosen.write.flatten(), ignore_index=PAD)
 
-    fit(list(model.parameters()), loss, steps=recipe.steps, rate=RATE, shape=_falling, decay=DECAY)
+    fit(list(model.parameters()), loss, Recipe(setting.steps, RATE, _falling, DECAY))
     return model.eval()
 
 
@@ -56,13 +56,13 @@ def _falling(step: int, steps: int) -> float:
 
 
 #: Logits ``[batch to d_vocab]`` of a batch whose ``read`` may be unfinished.
-Run = Callable[[Batch], Tensor]
+Forward = Callable[[TranslationBatch], Tensor]
 
 
-def through(bridge: Any) -> Run:
+def logits_of(bridge: Any) -> Forward:
     """A bridge, of the model or of its twin, as a function of a batch."""
 
-    def run(given: Batch) -> Float[Tensor, "batch to d_vocab"]:
+    def run(given: TranslationBatch) -> Float[Tensor, "batch to d_vocab"]:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return bridge(given.source, decoder_input=given.read, attention_mask=given.mask)
@@ -70,12 +70,12 @@ def through(bridge: Any) -> Run:
     return run
 
 
-def translate(run: Run, given: Batch) -> Int[Tensor, "batch to"]:
+def translate(run: Forward, given: TranslationBatch) -> Int[Tensor, "batch to"]:
     """What is written word by word, always the likeliest, padded after the end."""
     read = torch.full((len(given.source), 1), START)
     over = torch.zeros(len(read), dtype=torch.bool)
     while not over.all() and read.shape[1] < N_CTX:
-        best = run(Batch(given.source, read, read))[:, -1].argmax(-1).masked_fill(over, PAD)
+        best = run(TranslationBatch(given.source, read, read))[:, -1].argmax(-1).masked_fill(over, PAD)
         over |= best == END
         read = torch.cat([read, best[:, None]], 1)
     return read[:, 1:]

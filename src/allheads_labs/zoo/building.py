@@ -26,8 +26,7 @@ from transformer_lens.model_bridge.sources.native import NativeModel
 from transformers import PreTrainedModel
 from transformers.utils import logging as hf_logging
 
-from allheads.errors import AllHeadsError
-from allheads.models.reading import first_line
+from allheads import AllHeadsError
 from allheads_labs.zoo.families import BARE, CHANGES, CLASSES, NATIVE, NOT_IN_FLOAT64, WITHOUT_CLASS
 from allheads_labs.zoo.inputs import random_inputs
 from allheads_labs.zoo.sample import NotBuilt, Sample
@@ -71,7 +70,7 @@ def build(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Sa
         except (AllHeadsError, MemoryError):
             raise
         except Exception as cause:
-            raise NotBuilt(name, f"it does not come up: {first_line(cause)}") from cause
+            raise NotBuilt(name, f"it does not come up: {_first_line(cause)}") from cause
         # Again: how much chance the bridge used up depends on the family and on the dtype.
         torch.default_generator.manual_seed(seed)
         model = bridge.original_model
@@ -82,6 +81,11 @@ def build(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Sa
             generates=isinstance(model, PreTrainedModel) and model.can_generate(),
             output="last_hidden_state" if name in BARE else "logits",
         )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or ["(no message)"]
+    return f"{type(error).__name__}: {lines[0]}".rstrip(".")[:240]
 
 
 def _model(name: str, dtype: torch.dtype) -> PreTrainedModel:

@@ -7,16 +7,15 @@ if, where it generates, it writes the same tokens as its source, with and withou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
 
-from allheads.errors import AllHeadsError
-from allheads.twin.convert import convert
-from allheads.twin.twin import TwinBridge
+from allheads import AllHeadsError, TwinBridge, convert, verify
 from allheads.verification.report import Report
-from allheads.verification.verify import verify
+from allheads_labs.kit.markdown import markdown
 from allheads_labs.zoo import NotBuilt, Sample, build
 from allheads_labs.zoo.inputs import WORDS
 
@@ -124,21 +123,24 @@ def _written(sample: Sample, model: Any, use_cache: bool) -> torch.Tensor:
 def as_markdown(rows: list[Row]) -> str:
     """The table of all families, and what was not converted with its reason."""
     counts = {outcome: sum(row.outcome == outcome for row in rows) for outcome in ("converted", "refused", "not built")}
-    headers = "family|heads for|banks|error / bound|output|allowed|own noise|generates|stays in its layers"
-    lines = [
-        f"{counts['converted']} of {len(rows)} registered names are converted, {counts['refused']} refused, and"
-        f" {counts['not built']} cannot be built here.",
-        "",
-        f"| {headers.replace('|', ' | ')} |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- | --- |",
-    ]
-    for row in rows:
-        if row.outcome in ("converted", "differs"):
-            noise = "" if row.noise is None else f"{row.noise:.0e}"
-            lines.append(
-                f"| {row.name} | {row.kind} | {row.banks} | {row.tightness:.2f} | {row.difference:.0e} |"
-                f" {row.allowed:.0e} | {noise} | {row.generates} | {', '.join(row.untouched)} |"
-            )
-    lines += ["", "| family | outcome | reason |", "| --- | --- | --- |"]
-    lines += [f"| {row.name} | {row.outcome} | {row.reason} |" for row in rows if row.outcome != "converted"]
-    return "\n".join(lines) + "\n"
+    figures: dict[str, Callable[[Row], str]] = {
+        "family": lambda row: row.name,
+        "heads for": lambda row: row.kind,
+        "banks": lambda row: str(row.banks),
+        "error / bound": lambda row: f"{row.tightness:.2f}",
+        "output": lambda row: f"{row.difference:.0e}",
+        "allowed": lambda row: f"{row.allowed:.0e}",
+        "own noise": lambda row: "" if row.noise is None else f"{row.noise:.0e}",
+        "generates": lambda row: row.generates,
+        "stays in its layers": lambda row: ", ".join(row.untouched),
+    }
+    built = [[cell(row) for cell in figures.values()] for row in rows if row.outcome in ("converted", "differs")]
+    others = [[row.name, row.outcome, row.reason] for row in rows if row.outcome != "converted"]
+    return "\n\n".join(
+        [
+            f"{counts['converted']} of {len(rows)} registered names are converted, {counts['refused']} refused, and"
+            f" {counts['not built']} cannot be built here.",
+            markdown(list(figures), built, right=list(figures)[2:7]),
+            markdown(["family", "outcome", "reason"], others) + "\n",
+        ]
+    )

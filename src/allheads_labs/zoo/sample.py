@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from allheads.errors import AllHeadsError
+from allheads import AllHeadsError
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import typer
 from typer.testing import CliRunner
 
 from allheads_labs.commands.physics import physics
-from allheads_labs.physics import probing, study
-from allheads_labs.physics.tables import tables
+from allheads_labs.physics import parts, probing
+from allheads_labs.physics.report import tables
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +19,7 @@ def run(worded, texts, tmp_path_factory):
     app.command()(physics)
     cache = {"ALLHEADS_CACHE": str(tmp_path_factory.mktemp("cache"))}
     with pytest.MonkeyPatch.context() as patch:
-        for module in (study, probing):
-            patch.setattr(module, "documentation", lambda: texts)
+        patch.setattr(probing, "documentation", lambda: texts)
         yield lambda *words: CliRunner().invoke(app, ["--quick", "--model", str(worded), *words], env=cache)
 
 
@@ -32,29 +31,29 @@ def report(run):
 
 
 def test_it_measures_every_part(report):
-    parts = report["parts"]
-    assert list(parts) == list(study.PARTS)
+    found = report["parts"]
+    assert list(found) == list(parts.PARTS)
     assert report["lab"] == "physics"
-    assert max(parts["gradients"]["random"]) < 1e-10
-    assert max(*parts["gradients"]["heads"], *parts["gradients"]["neurons"]) < 1e-4
-    assert parts["gradients"]["count"] == [12, 3 * 4 * 2]
-    memory = parts["memory"]
+    assert max(found["gradients"]["random"]) < 1e-10
+    assert max(*found["gradients"]["heads"], *found["gradients"]["neurons"]) < 1e-4
+    assert found["gradients"]["count"] == [12, 3 * 4 * 2]
+    memory = found["memory"]
     assert (len(memory["shares"]), len(memory["shares"][0]), memory["expected"]) == (3, 4, 8 / 32)
     assert len(memory["random"]) == len(memory["other_layer"]) == 2
     assert 0.15 < sum(map(sum, memory["shares"])) / 12 < 0.35  # random weights are as random heads are
-    assert len(parts["paths"]["prompts"]) == 2
-    assert parts["paths"]["prompts"][0]["energy"].keys() == {"-2", "-1", "1", "2"}
-    assert parts["segments"]["chance"] == 8 / 32
-    assert parts["segments"]["by_distance"].keys() == {"0", "1", "2"}
-    assert set(parts["probes"]) == {"identity", "token before", "position", "part of speech"}
+    assert len(found["paths"]["prompts"]) == 2
+    assert found["paths"]["prompts"][0]["energy"].keys() == {"-2", "-1", "1", "2"}
+    assert found["segments"]["chance"] == 8 / 32
+    assert found["segments"]["by_distance"].keys() == {"0", "1", "2"}
+    assert set(found["probes"]) == {"identity", "token before", "position", "part of speech"}
 
 
 def test_what_is_done_is_not_done_again(run, report, monkeypatch):
     def refuse(*args):
         raise RuntimeError("done again")
 
-    for name in study.PARTS:
-        monkeypatch.setitem(study.PARTS, name, refuse)
+    for name in parts.PARTS:
+        monkeypatch.setitem(parts.PARTS, name, refuse)
     again = run("--seeds", "2", "--json")
     assert json.loads(again.stdout) == report
     assert isinstance(run("--seeds", "1").exception, RuntimeError)

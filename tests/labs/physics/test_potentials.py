@@ -7,7 +7,7 @@ import torch
 
 import allheads as ah
 from allheads_labs import physics
-from allheads_labs.physics.study import random_identity
+from allheads_labs.physics.parts import random_identity
 
 #: Grouped keys and full rotary; biases and no rotary; partial rotary, side by side; windows; both directions.
 READ = ["LlamaForCausalLM", "GPT2LMHeadModel", "GPTNeoXForCausalLM", "MistralForCausalLM", "BertForMaskedLM"]

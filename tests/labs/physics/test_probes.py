@@ -81,12 +81,8 @@ def test_tags():
 
 @pytest.fixture(scope="module")
 def found(worded_twin, texts):
-    ticks = []
-    result = physics.probes(
-        worded_twin, texts, context=32, count=30, seeds=2, layers=[0, 2], told=lambda: ticks.append(None)
-    )
-    assert len(ticks) == 60
-    return {each.task: each for each in result}
+    ids = physics.spread_windows(worded_twin, texts, context=32, count=30)
+    return {each.task: each for each in physics.probes(worded_twin, ids, seeds=2, layers=[0, 2])}
 
 
 def test_what_comes_out(found):
@@ -117,6 +113,9 @@ def test_what_cannot_be_probed(worded_twin, texts, twin_of):
     with pytest.raises(ah.AllHeadsError, match="a twin with a tokenizer"):
         physics.probes(twin_of("LlamaForCausalLM")[0])
     with pytest.raises(ah.AllHeadsError, match=r"5 to \d+ windows, got 4"):
-        physics.probes(worded_twin, texts, context=32, count=4)
+        physics.spread_windows(worded_twin, texts, context=32, count=4)
+    ids = physics.spread_windows(worded_twin, texts, context=32, count=5)
+    with pytest.raises(ah.AllHeadsError, match="5 windows or more, got 4"):
+        physics.probes(worded_twin, ids[:4])
     with pytest.raises(ah.AllHeadsError, match="layers from 0 to 2"):
-        physics.probes(worded_twin, texts, context=32, count=5, layers=[3])
+        physics.probes(worded_twin, ids, layers=[3])

@@ -15,13 +15,13 @@ from allheads.gates.approximation import approximate
 from allheads.gates.gates import Gate
 from allheads_labs.theorems import cases_gated, cases_mlp
 from allheads_labs.theorems.activation import activation_heads
-from allheads_labs.theorems.claims import Claim, Trial, judged
 from allheads_labs.theorems.domain import reach, worst_input
-from allheads_labs.theorems.gallery import CLAIMS
+from allheads_labs.theorems.gallery import THEOREMS
 from allheads_labs.theorems.linear import linear_heads
+from allheads_labs.theorems.theorem import Theorem, Trial, judged
 
 
-@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.name)
+@pytest.mark.parametrize("claim", THEOREMS, ids=lambda claim: claim.name)
 def test_claims_hold(claim):
     verdict = judged(claim, trials=8, seed=1)
     assert verdict.holds, verdict
@@ -30,7 +30,7 @@ def test_claims_hold(claim):
         assert verdict.error_float32 > 1e-9
 
 
-@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.name)
+@pytest.mark.parametrize("claim", THEOREMS, ids=lambda claim: claim.name)
 def test_exact_means_that_the_error_shrinks_with_the_precision(claim):
     if claim.exact:
         verdict = judged(claim, trials=3)
@@ -47,17 +47,17 @@ WRONG = {
 
 @pytest.mark.parametrize("gates", WRONG.values(), ids=WRONG)
 def test_wrong_constructions_do_not_hold(gates):
-    assert not judged(Claim("wrong", False, partial(cases_mlp.neurons, gates)), trials=3).holds
+    assert not judged(Theorem("wrong", False, partial(cases_mlp.neurons, gates)), trials=3).holds
 
 
 def test_a_wrong_gated_sum_does_not_hold():
     good = approximate("silu", gated=True)
     wrong = replace(good, delta=(good.delta[0] * (1 + 1e-4), good.delta[1]))
-    assert not judged(Claim("wrong", False, partial(cases_gated.gated, wrong)), trials=3).holds
+    assert not judged(Theorem("wrong", False, partial(cases_gated.gated, wrong)), trials=3).holds
 
 
 def test_impossibilities_are_lower_bounds():
-    claim = Claim("possible", False, lambda draw, dtype: Trial(1, 1, 0.2, 0.278), least=True)
+    claim = Theorem("possible", False, lambda draw, dtype: Trial(1, 1, 0.2, 0.278), least=True)
     assert not judged(claim, trials=1).holds
 
 
@@ -88,17 +88,17 @@ def test_the_domain_is_the_best_possible(centred):
 
 
 def test_the_command_prints_json_and_a_table(monkeypatch):
-    monkeypatch.setattr("allheads_labs.theorems.gallery.CLAIMS", CLAIMS[:2])
+    monkeypatch.setattr("allheads_labs.theorems.gallery.THEOREMS", THEOREMS[:2])
     done = CliRunner().invoke(app, ["theorems", "--trials", "1", "--json"])
     assert done.exit_code == 0, done.output
-    assert [row["claim"] for row in json.loads(done.output)] == [claim.name for claim in CLAIMS[:2]]
+    assert [row["claim"] for row in json.loads(done.output)] == [claim.name for claim in THEOREMS[:2]]
     done = CliRunner().invoke(app, ["theorems", "--trials", "1"])
     assert "neuron, SiLU: one head" in done.output
 
 
 def test_the_command_fails_when_a_theorem_does(monkeypatch):
-    wrong = Claim("wrong", False, partial(cases_mlp.neurons, WRONG["another slope"]))
-    monkeypatch.setattr("allheads_labs.theorems.gallery.CLAIMS", [wrong])
+    wrong = Theorem("wrong", False, partial(cases_mlp.neurons, WRONG["another slope"]))
+    monkeypatch.setattr("allheads_labs.theorems.gallery.THEOREMS", [wrong])
     done = CliRunner().invoke(app, ["theorems", "--trials", "1"])
     assert done.exit_code == 1
     assert "NO" in done.output

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from allheads.errors import AllHeadsError
 from allheads.pure.runner import Heads
 from allheads_labs.theorems.cases_masks import mask_error
-from allheads_labs.theorems.masks import causal, for_scores, leak_bound, omega_within, sliding_window
+from allheads_labs.theorems.masks import MaskedScores, causal, for_scores, leak_bound, omega_within, sliding_window
 
 
 def random_case(seed: int, length: int, d_head: int, tokens: int, reach: float, dtype: torch.dtype):
@@ -79,21 +79,21 @@ def test_the_chosen_omega_is_good_and_large_ones_are_not(seen, dtype, limit):
 
 
 def test_a_tolerance_is_kept_or_refused_with_the_best():
-    facts = {"spread": 3.0, "size": 9.0, "hidden": 20, "keys": 21, "d_head": 8}
-    loose, tight = (omega_within(t, dtype=torch.float64, **facts) for t in (1e-3, 1e-9))
+    double, single = (MaskedScores(3.0, 9.0, 20, 21, 8, dtype) for dtype in (torch.float64, torch.float32))
+    loose, tight = (omega_within(tolerance, double) for tolerance in (1e-3, 1e-9))
     assert loose.bound <= 1e-3 and tight.bound <= 1e-9
     assert loose.value < tight.value
-    best = omega_within(None, dtype=torch.float32, **facts)
+    best = omega_within(None, single)
     with pytest.raises(AllHeadsError, match=f"{best.bound:.1e} or more"):
-        omega_within(1e-9, dtype=torch.float32, **facts)
+        omega_within(1e-9, single)
     # Close to the best there is an omega that keeps the tolerance, though half of it as leak would not do.
-    assert omega_within(1.05 * best.bound, dtype=torch.float32, **facts).bound <= 1.05 * best.bound
+    assert omega_within(1.05 * best.bound, single).bound <= 1.05 * best.bound
 
 
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
 def test_scores_must_be_finite(value):
     with pytest.raises(AllHeadsError, match="finite scores"):
-        omega_within(None, spread=value, size=1.0, hidden=1, keys=2, d_head=1, dtype=torch.float32)
+        omega_within(None, MaskedScores(value, 1.0, 1, 2, 1, torch.float32))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from allheads_labs.kit.markdown import markdown
+
 
 def ranged(values: Sequence[float], form: str = ".3f") -> str:
     """The mean and the range over seeds, prompts or folds.
@@ -21,11 +23,6 @@ def tables(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return {f"physics:{name}": _TABLES[name](found) for name, found in parts.items()}
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _gradients(found: Mapping[str, Any]) -> str:
     heads, neurons = found["count"]
     rows = [
@@ -33,7 +30,7 @@ def _gradients(found: Mapping[str, Any]) -> str:
         [f"{heads} ordinary heads", "relative", f"{found['heads'][0]:.1e}", f"{found['heads'][1]:.1e}"],
         [f"{neurons} neuron heads", "relative", f"{found['neurons'][0]:.1e}", "none: no key of their own"],
     ]
-    table = _table(["closed form against autograd", "error", "keys held", "own key"], rows)
+    table = markdown(["closed form against autograd", "error", "keys held", "own key"], rows)
     return f"{table}\n\nThe term of the own key is {found['own']:.2f} times as long as the other (median over heads)."
 
 
@@ -56,8 +53,8 @@ def _memory(found: Mapping[str, Any]) -> str:
     ]
     if found["same_layer"] is not None:
         summary.insert(3, ["OV with other keys of the same layer", f"{found['same_layer']:.3f}"])
-    by_head = _table(["share of OV", *(f"A{i}" for i in range(n_heads)), "mean"], rows)
-    return f"{_table(['share of OV that M explains', ''], summary)}\n\n{by_head}"
+    by_head = markdown(["share of OV", *(f"A{i}" for i in range(n_heads)), "mean"], rows)
+    return f"{markdown(['share of OV that M explains', ''], summary)}\n\n{by_head}"
 
 
 def _motion(found: Mapping[str, Any]) -> str:
@@ -79,8 +76,8 @@ def _motion(found: Mapping[str, Any]) -> str:
         [f"L{layer}", *(f"{statistics.mean(found[name][i]):.3f}" for name in ("cosine", "gradient", "chance"))]
         for i, layer in enumerate(found["layers"])
     ]
-    by_layer = _table(["layer", "cosine", "explained by the gradient", "by random directions"], layers)
-    return f"{_table(['motion along the gradient', ''], rows)}\n\n{by_layer}"
+    by_layer = markdown(["layer", "cosine", "explained by the gradient", "by random directions"], layers)
+    return f"{markdown(['motion along the gradient', ''], rows)}\n\n{by_layer}"
 
 
 def _paths(found: Mapping[str, Any]) -> str:
@@ -99,13 +96,13 @@ def _paths(found: Mapping[str, Any]) -> str:
             )
         ]
         rows.append([f"L{layer}", *columns])
-    away = _table(
+    away = markdown(
         ["points after the head's own layer", "U less that at its own layer, nats a head"],
         [[f"{int(at):+d}", ranged([each["energy"][at] for each in prompts], "+.2f")] for at in prompts[0]["energy"]],
     )
     turn, others = ([each[name] for each in prompts] for name in ("turn", "turn_of_others"))
     said = f"Turns: median {ranged(turn, '.0f')} degrees; to the next step of another token {ranged(others, '.0f')}."
-    return f"{_table(head, rows)}\n\n{said}\n\n{away}"
+    return f"{markdown(head, rows)}\n\n{said}\n\n{away}"
 
 
 def _segments(found: Mapping[str, Any]) -> str:
@@ -120,7 +117,7 @@ def _segments(found: Mapping[str, Any]) -> str:
         ["the same, random lines, by seed", ranged(found["neurons_chance"])],
         ["most alike", pairs],
     ]
-    return _table(["mean squared cosine of principal angles", ""], rows)
+    return markdown(["mean squared cosine of principal angles", ""], rows)
 
 
 def _probes(found: Mapping[str, Any]) -> str:
@@ -152,7 +149,7 @@ def _probes(found: Mapping[str, Any]) -> str:
         [f"L{layer}", *(f"{each['by_layer'][i]:.2f}, {each['best_by_layer'][i]:.2f}" for each in found.values())]
         for i, layer in enumerate(layers)
     ]
-    return f"{_table(head, rows)}\n\n{_table(['mean, best of the layer', *found], columns)}"
+    return f"{markdown(head, rows)}\n\n{markdown(['mean, best of the layer', *found], columns)}"
 
 
 _TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from allheads_labs.lab import Lab, Unit
+from allheads_labs.kit.fitting import Recipe
+from allheads_labs.kit.lab import Lab, Unit
 from allheads_labs.recurrence import costs
-from allheads_labs.recurrence.findings import claims, tables
 from allheads_labs.recurrence.learners import KINDS, Learner
 from allheads_labs.recurrence.measures import GRID, accuracies, gradients
-from allheads_labs.recurrence.training import Recipe, train
+from allheads_labs.recurrence.report import claims, tables
+from allheads_labs.recurrence.training import train
 from allheads_labs.recurrence.twins import compared
 
 #: (kind, steps, learning rate, seeds of five, seconds). Time forces fewer seeds where only the sweep needs them.
@@ -53,7 +54,7 @@ def run(unit: Unit) -> dict[str, Any]:
     setting: Mapping[str, Any] = unit.setting
     if "cost of" in setting:
         return {"seconds": {str(length): costs.seconds(setting["cost of"], length) for length in setting["lengths"]}}
-    learner, seconds = train(Recipe(setting["kind"], setting["steps"], setting["rate"]), unit.seed)
+    learner, seconds = train(setting["kind"], Recipe(setting["steps"], setting["rate"]), unit.seed)
     found: dict[str, Any] = {
         "size": learner.size(),
         "training_seconds": seconds,

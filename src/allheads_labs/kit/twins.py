@@ -1,15 +1,19 @@
-"""A small trained transformer beside its attention-only twin: the same answers, and the same patterns?"""
+"""Twins for labs: a small trained transformer beside its own, and those of pretrained models."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from allheads.twin.convert import convert
+import allheads as ah
+from allheads import TwinBridge
+from allheads.cli.console import step
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,18 @@ class SideBySide:
     patterns: Float[Tensor, "layer batch head to from"]
     pattern_gap: float
 
+    def compared(self, name: str, measure: Callable[[Tensor], float]) -> dict[str, float]:
+        """A measure of the logits of both, and how far their patterns are apart, as JSON."""
+        return {
+            name: measure(self.source),
+            f"twin_{name}": measure(self.twin),
+            "pattern_gap": self.pattern_gap,
+        }
+
 
 def side_by_side(source: TransformerBridge, tokens: Int[Tensor, "batch pos"]) -> SideBySide:
     """Both on the same ids; the twin by slots, one softmax for each neuron, and not by the source's own formula."""
-    twin = convert(source)
+    twin = ah.convert(source)
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(source.cfg.n_layers)]
     with torch.no_grad(), twin.evaluated("slots"):
         (ours, seen), (theirs, known) = (
@@ -35,3 +47,10 @@ def side_by_side(source: TransformerBridge, tokens: Int[Tensor, "batch pos"]) ->
         )
     gap = max(float((known[name] - seen[name]).abs().max()) for name in names)
     return SideBySide(theirs[:, -1], ours[:, -1], torch.stack([known[name] for name in names]), gap)
+
+
+@cache
+def twin_of(model: str) -> TwinBridge:
+    """The twin of a model by name, folder or hub id; converted once in a process."""
+    with step(f"Loading and converting {model}"):
+        return ah.convert(ah.load(model))

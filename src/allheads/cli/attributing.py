@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from allheads.cli.console import explained, results, step
+import allheads as ah
+from allheads.cli.console import AsJson, ModelOption, load_twin, results, step
 
 if TYPE_CHECKING:
     from allheads.attribution.attribution import Attribution
@@ -20,29 +21,22 @@ def attribute(
     target: Annotated[str, typer.Option(help="The token to explain, with its space: ' Mary'.")],
     versus: Annotated[str | None, typer.Option(help="A token it is compared with.")] = None,
     rule: Annotated[str, typer.Option(help="What is frozen: value, gate, half, live, relp or gradient.")] = "half",
-    model: Annotated[str, typer.Option(help="A model's name, folder, .gguf file, saved twin or hub id.")] = (
-        "smollm2-135m"
-    ),
+    model: ModelOption = "smollm2-135m",
     position: Annotated[int, typer.Option(help="Where the logits are read.")] = -1,
     top: Annotated[int, typer.Option(min=1, help="How many heads and neurons are listed.")] = 12,
     report: Annotated[Path | None, typer.Option(help="Write a page with pictures and a graph here, as HTML.")] = None,
     budget: Annotated[int, typer.Option(min=1, help="Heads and neurons in the page's graph.")] = 60,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Split the logit of a token, or a difference of two, over tokens, attention heads and neurons."""
-    with explained():
-        with step("Importing torch, transformers and TransformerLens"):
-            import allheads as ah
-        with step(f"Loading and converting {model}"):
-            source = ah.load(model)
-            twin = source if isinstance(source, ah.TwinBridge) else ah.convert(source)
-        with step("One forward and one backward pass"):
-            asked = target if versus is None else (target, versus)
-            found = ah.attribute(twin, prompt, asked, rule=rule, position=position)
-        if report is not None:
-            with step(f"Writing {report}"):
-                flows = found.graph(budget=budget)
-                ah.plots.write_attribution(found, flows, report)
+    twin = load_twin(model)
+    with step("One forward and one backward pass"):
+        asked = target if versus is None else (target, versus)
+        found = ah.attribute(twin, prompt, asked, rule=rule, position=position)
+    if report is not None:
+        with step(f"Writing {report}"):
+            flows = found.graph(budget=budget)
+            ah.plots.write_attribution(found, flows, report)
     if as_json:
         typer.echo(json.dumps(_facts(found, top)))
     else:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from allheads.twin.convert import convert
-from allheads_labs.lab import Lab, Unit
-from allheads_labs.small_models import as_bridge
+from allheads import convert
+from allheads_labs.kit.lab import Lab, Unit
+from allheads_labs.kit.small_models import as_bridge
 from allheads_labs.translation.alignment import Links, diagonal, links, score
-from allheads_labs.translation.findings import claims, tables
-from allheads_labs.translation.language import Batch, Pair, batch, corpus
-from allheads_labs.translation.training import Recipe, exact, through, train, translate
+from allheads_labs.translation.language import SentencePair, TranslationBatch, batch, corpus
+from allheads_labs.translation.report import claims, tables
+from allheads_labs.translation.training import TranslationSetting, exact, logits_of, train, translate
 
 #: (layers on each side, heads of every attention, sentences, steps, seconds); the first is what the claims are about.
 FULL = ((2, 1, 8000, 500, 35.0), (1, 1, 8000, 500, 20.0), (2, 4, 8000, 500, 35.0))
@@ -43,7 +43,7 @@ def units(quick: bool, seeds: int) -> list[Unit]:
 def run(unit: Unit) -> dict[str, Any]:
     """Train, translate what was held out, read off the links, and do the same with the twin."""
     setting = unit.setting
-    recipe = Recipe(setting["layers"], setting["heads"], setting["sentences"], setting["steps"])
+    recipe = TranslationSetting(setting["layers"], setting["heads"], setting["sentences"], setting["steps"])
     pairs, held_out = corpus(unit.seed, recipe.sentences, HELD_OUT // (4 if setting["quick"] else 1))
     started = time.perf_counter()
     source = as_bridge(train(recipe, pairs, unit.seed), "toy translation")
@@ -52,21 +52,21 @@ def run(unit: Unit) -> dict[str, Any]:
     known = patterns(source, test)
     with twin.evaluated("slots"):
         seen = patterns(twin, test)
-        twin_exact = exact(translate(through(twin), test), test.write)
+        twin_exact = exact(translate(logits_of(twin), test), test.write)
     return {
         "training_seconds": seconds,
-        "exact": exact(translate(through(source), test), test.write),
+        "exact": exact(translate(logits_of(source), test), test.write),
         "alignment": aligned(known, held_out, recipe.layers),
         "twin": {
             "exact": twin_exact,
             "pattern_gaps": {kind: _gap(known, seen, kind) for kind in KINDS.values()},
             "alignment": aligned(seen, held_out, recipe.layers)["last layer"],
         },
-        "example": _example(known, seen, held_out, test),
+        "example": _example(known, seen, held_out),
     }
 
 
-def patterns(model: TransformerBridge, given: Batch) -> dict[str, Tensor]:
+def patterns(model: TransformerBridge, given: TranslationBatch) -> dict[str, Tensor]:
     """All patterns ``[batch head to from]`` by kind and layer, ``"cross 1"``; columns of padding are zero."""
     names = {
         f"{stem.format(layer)}.hook_pattern": f"{kind} {layer}"
@@ -81,7 +81,7 @@ def patterns(model: TransformerBridge, given: Batch) -> dict[str, Tensor]:
     return {short: cache[name] for name, short in names.items()}
 
 
-def aligned(seen: dict[str, Tensor], pairs: Sequence[Pair], layers: int) -> dict[str, dict[str, float]]:
+def aligned(seen: dict[str, Tensor], pairs: Sequence[SentencePair], layers: int) -> dict[str, dict[str, float]]:
     """Precision, recall and F1 of the links of cross-attention, heads averaged: of each layer, and of their mean."""
     planted = [each.links for each in pairs]
     each_layer = [seen[f"cross {layer}"].mean(1) for layer in range(layers)]
@@ -101,7 +101,7 @@ def _gap(known: dict[str, Tensor], seen: dict[str, Tensor], kind: str) -> float:
     return max(float((known[name] - seen[name]).abs().max()) for name in known if name.startswith(kind))
 
 
-def _example(known: dict[str, Tensor], seen: dict[str, Tensor], pairs: Sequence[Pair], test: Batch) -> dict[str, Any]:
+def _example(known: dict[str, Tensor], seen: dict[str, Tensor], pairs: Sequence[SentencePair]) -> dict[str, Any]:
     """One sentence with all that was planted, if there is one, and its patterns, of the model and of the twin."""
     row = max(range(len(pairs)), key=lambda at: (_planted(pairs[at]), -len(pairs[at].source)))
     one = pairs[row]
@@ -120,7 +120,7 @@ def _example(known: dict[str, Tensor], seen: dict[str, Tensor], pairs: Sequence[
     }
 
 
-def _planted(pair: Pair) -> int:
+def _planted(pair: SentencePair) -> int:
     """How many of dropped words, adverb, plural, particle and adjective a pair has."""
     words = " ".join((*pair.source, *pair.target))
     return sum(mark in words for mark in ("the", "adv", "PL", "up", "adj"))

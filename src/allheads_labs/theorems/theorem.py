@@ -1,4 +1,4 @@
-"""What a claim is, and how it is put to the test: random inputs, both precisions, measured against its bound."""
+"""What a theorem is here, and how it is put to the test: random inputs, both precisions, error against its bound."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A statement, and a random case of it. ``exact`` claims must be within 1e-10 in float64.
+class Theorem:
+    """A statement, and a random case of it. ``exact`` ones must be within 1e-10 in float64.
 
-    An impossibility is a claim whose error must be *at least* the bound: ``least`` is then True.
+    An impossibility is a theorem whose error must be *at least* the bound: ``least`` is then True.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The worst case of a claim in each precision."""
+    """The worst case of a theorem in each precision."""
 
     claim: str
     heads: int
@@ -56,23 +56,23 @@ class Verdict:
 EXACT = 1e-10
 
 
-def judged(claim: Claim, trials: int = TRIALS, seed: int = 0) -> Verdict:
-    """Put a claim to the test on ``trials`` random cases in float64 and as many in float32."""
+def judged(theorem: Theorem, trials: int = TRIALS, seed: int = 0) -> Verdict:
+    """Put a theorem to the test on ``trials`` random cases in float64 and as many in float32."""
     worst, holds = {}, True
     for dtype in (torch.float64, torch.float32):
         draw = torch.Generator().manual_seed(seed)
-        cases = [claim.trial(draw, dtype) for _ in range(trials)]
-        holds = holds and all(_holds(claim, case, dtype) for case in cases)
-        worst[dtype] = (min if claim.least else max)(cases, key=lambda case: case.error)
+        cases = [theorem.trial(draw, dtype) for _ in range(trials)]
+        holds = holds and all(_holds(theorem, case, dtype) for case in cases)
+        worst[dtype] = (min if theorem.least else max)(cases, key=lambda case: case.error)
     exact, single = worst[torch.float64], worst[torch.float32]
     return Verdict(
-        claim.name, exact.heads, exact.bias_tokens, exact.error, exact.bound, single.error, single.bound, holds
+        theorem.name, exact.heads, exact.bias_tokens, exact.error, exact.bound, single.error, single.bound, holds
     )
 
 
-def _holds(claim: Claim, case: Trial, dtype: torch.dtype) -> bool:
-    if claim.exact and dtype == torch.float64 and not case.error <= EXACT:
+def _holds(theorem: Theorem, case: Trial, dtype: torch.dtype) -> bool:
+    if theorem.exact and dtype == torch.float64 and not case.error <= EXACT:
         return False
     if case.bound is None:
         return math.isfinite(case.error)
-    return case.error >= case.bound if claim.least else case.error <= case.bound
+    return case.error >= case.bound if theorem.least else case.error <= case.bound

@@ -1,7 +1,7 @@
-"""What a lab is: units of work, each one setting and one seed, and what becomes of their results.
+"""What a lab is: units of work, each one setting with one seed, and tables and claims made of their results.
 
-A new lab is a module with a `Lab` called ``LAB``, a line in `allheads_labs.registry`, and a figure in
-`allheads_labs.figures`. `allheads_labs.running` does the rest: order, processes, time, and the shelf of finished units.
+A new lab is a package with a `Lab` called ``LAB`` in ``lab.py``, a ``draw`` in ``figure.py``, and a line in
+`allheads_labs.kit.registry`. `allheads_labs.kit.running` does the rest: order, processes, time, and results on disk.
 """
 
 from __future__ import annotations
@@ -49,12 +49,20 @@ class Claim:
     measured: str
     holds: bool
 
+    def __post_init__(self) -> None:
+        # Comparisons of numpy's numbers are not what JSON knows as bool.
+        object.__setattr__(self, "holds", bool(self.holds))
+
+
+def _no_claims(results: Sequence[Result]) -> list[Claim]:
+    return []
+
 
 @dataclass(frozen=True)
 class Lab:
     """An experiment. ``version`` is of its code: raise it when results would change, and old ones are left alone.
 
-    Its functions are those of modules, so that other processes can be told which they are.
+    Its functions are those of modules, so that they can be sent to other processes.
 
     Attributes:
         units: what is to be done, for a number of seeds, in ``quick`` or full form; a short one that is typical first.
@@ -62,6 +70,7 @@ class Lab:
         tables: Markdown tables by the names of their markers in ``docs/labs.md``.
         claims: what the results say, one by one.
         seeds: of a full run; a quick one has a single seed.
+        threads: of a unit; None for as many as torch takes.
     """
 
     name: str
@@ -69,22 +78,11 @@ class Lab:
     units: Callable[[bool, int], list[Unit]]
     run: Callable[[Unit], dict[str, Any]]
     tables: Callable[[Sequence[Result]], dict[str, str]]
-    claims: Callable[[Sequence[Result]], list[Claim]]
+    claims: Callable[[Sequence[Result]], list[Claim]] = _no_claims
     seeds: int = 5
+    threads: int | None = 1
 
     def fingerprint(self, unit: Unit) -> str:
         """The name of a unit's result: of the lab, its version, the setting and the seed, and of nothing else."""
         about = json.dumps([self.name, self.version, unit.setting, unit.seed], sort_keys=True)
         return hashlib.sha256(about.encode()).hexdigest()[:20]
-
-
-def claims_table(claims: Sequence[Claim]) -> str:
-    """As Markdown.
-
-    >>> print(claims_table([Claim("it holds", "0.99", True)]))
-    | claim | measured | holds |
-    | --- | --- | --- |
-    | it holds | 0.99 | yes |
-    """
-    rows = [f"| {each.claim} | {each.measured} | {'yes' if each.holds else '**no**'} |" for each in claims]
-    return "\n".join(["| claim | measured | holds |", "| --- | --- | --- |", *rows])

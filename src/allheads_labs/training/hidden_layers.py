@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from allheads.errors import AllHeadsError
-from allheads.gates.approximation import approximate
+from allheads import AllHeadsError
+from allheads.gates import approximate
 from allheads.heads.bank import HeadBank
 
 Form = Literal["mlp", "tied", "untied"]
@@ -45,7 +45,7 @@ class MLP(nn.Module):
         return torch.sigmoid(x @ self.W_in + self.b_in).mT
 
 
-class Heads(nn.Module):
+class HiddenHeads(nn.Module):
     """The same as a bank of heads, with dropout on what hooks reach."""
 
     def __init__(self, start: MLP, *, tied: bool, dropout: Dropout, rate: float) -> None:
@@ -96,7 +96,7 @@ class Heads(nn.Module):
         return seen[0]
 
 
-def hidden_layer(form: Form, start: MLP, dropout: Dropout = "none", rate: float = 0.1) -> MLP | Heads:
+def hidden_layer(form: Form, start: MLP, dropout: Dropout = "none", rate: float = 0.1) -> MLP | HiddenHeads:
     """One form of the hidden layer, starting from the weights of ``start``.
 
     Raises `AllHeadsError` for an unknown form or dropout, a rate outside [0, 1), or patterns where there are none.
@@ -117,4 +117,4 @@ def hidden_layer(form: Form, start: MLP, dropout: Dropout = "none", rate: float 
             raise AllHeadsError("dropout on what an MLP has", f"dropout on {dropout}s", "Use the tied or untied form.")
         copied = {name: tensor.detach().clone() for name, tensor in start.named_parameters()}
         return MLP(**copied, dropout=rate if dropout == "hidden" else 0.0)
-    return Heads(start, tied=form == "tied", dropout=dropout, rate=rate)
+    return HiddenHeads(start, tied=form == "tied", dropout=dropout, rate=rate)

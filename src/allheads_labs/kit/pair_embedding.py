@@ -1,11 +1,16 @@
-"""Tokens that are pairs: an embedding of a key and a value as their sum, in place of a transformer's own table."""
+"""Tokens that are pairs of a key and a value, embedded as a sum, in place of a transformer's own table."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformer_lens.model_bridge import TransformerBridge
+
+from allheads_labs.kit.small_models import as_bridge
 
 
 class PairEmbedding(nn.Module):
@@ -30,7 +35,19 @@ class PairEmbedding(nn.Module):
         return F.embedding(tokens, self.table())
 
 
-def moved(learner: nn.Module) -> list[nn.Parameter]:
-    """What training moves: not a transformer's own table, which a `PairEmbedding` replaces, nor its positions."""
-    idle = ("wte.", "wpe.")
-    return [p for name, p in learner.named_parameters() if p.numel() and not any(part in name for part in idle)]
+class PairModel(nn.Module):
+    """A network, its ``body``, that reads a pair embedding."""
+
+    embed: PairEmbedding
+    body: Any
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """All but a transformer's own table, which the pair embedding replaces, and its positions."""
+        idle = ("wte.", "wpe.")
+        return [p for name, p in self.named_parameters() if p.numel() and not any(part in name for part in idle)]
+
+    def bridge(self) -> TransformerBridge:
+        """The transformer as a bridge that reads ids; its first logits are those of the values. Wraps it in place."""
+        with torch.no_grad():
+            self.body.transformer.wte.weight.copy_(self.embed.table())
+        return as_bridge(self.body, type(self).__name__)

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from allheads_labs.fitting import fit
-from allheads_labs.lab import Lab, Unit
-from allheads_labs.roles.findings import claims, tables
-from allheads_labs.roles.learner import Reader
+from allheads_labs.kit.fitting import Recipe, fit
+from allheads_labs.kit.lab import Lab, Unit
+from allheads_labs.kit.twins import side_by_side
 from allheads_labs.roles.measures import breaks, clarity, summary
-from allheads_labs.roles.task import Batch, told
-from allheads_labs.twins import side_by_side
+from allheads_labs.roles.model import Reader
+from allheads_labs.roles.report import claims, tables
+from allheads_labs.roles.task import AttributeBatch, sequences
 
 #: The step of the ladder that all others differ from in one thing; ``data`` 0 is new sequences at every step.
 BASE = {"width": 32, "heads": 4, "layers": 1, "data": 0}
@@ -46,7 +46,7 @@ def run(unit: Unit) -> dict[str, Any]:
     """Train, look at the heads on the way, break them at the end, and compare with the twin."""
     setting = unit.setting
     reader = Reader(setting["width"], setting["heads"], setting["layers"], unit.seed)
-    test = told(torch.Generator().manual_seed(SEED), TEST)
+    test = sequences(torch.Generator().manual_seed(SEED), TEST)
     course = train(reader, setting["steps"], setting["data"], unit.seed, test)
     lost = breaks(reader, test)
     return {
@@ -58,27 +58,27 @@ def run(unit: Unit) -> dict[str, Any]:
     }
 
 
-def train(reader: Reader, steps: int, data: int, seed: int, test: Batch) -> list[dict[str, Any]]:
+def train(reader: Reader, steps: int, data: int, seed: int, test: AttributeBatch) -> list[dict[str, Any]]:
     """What was seen at the points and at the end, each with its ``step``; ``reader`` is trained in place."""
     draw, course = torch.Generator().manual_seed(seed), []
-    known = told(draw, data) if data else None
+    known = sequences(draw, data) if data else None
 
     def look(step: int) -> None:
-        course.append({"step": step, **summary(reader.seen(test.tokens), test)})
+        course.append({"step": step, **summary(reader.activations(test.tokens), test)})
 
     def loss(step: int) -> Tensor:
         if step in POINTS:
             look(step)
-        batch = told(draw, ROWS) if known is None else known.chosen(torch.randint(data, (ROWS,), generator=draw))
+        batch = sequences(draw, ROWS) if known is None else known.chosen(torch.randint(data, (ROWS,), generator=draw))
         return F.cross_entropy(reader(batch.tokens).flatten(0, 1), batch.answers.flatten())
 
-    fit(reader.learned(), loss, steps=steps, rate=RATE)
+    fit(reader.trained_parameters(), loss, Recipe(steps, RATE))
     reader.eval()
     look(steps)
     return course
 
 
-def _twin(reader: Reader, batch: Batch) -> dict[str, float]:
+def _twin(reader: Reader, batch: AttributeBatch) -> dict[str, float]:
     both = side_by_side(reader.bridge(), batch.tokens)
     size, values = batch.answers.shape[1], reader.embed.values.shape[0]
 
@@ -86,7 +86,7 @@ def _twin(reader: Reader, batch: Batch) -> dict[str, float]:
         best = logits[:, :values].unflatten(-1, (size, -1)).argmax(-1)
         return float((best == batch.answers).double().mean())
 
-    return {"accuracy": right(both.source), "twin_accuracy": right(both.twin), "pattern_gap": both.pattern_gap}
+    return both.compared("accuracy", right)
 
 
 LAB = Lab("roles", 1, units, run, tables, claims)

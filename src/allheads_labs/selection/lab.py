@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from allheads_labs.lab import Lab, Unit
-from allheads_labs.ranks import rank_correlation
-from allheads_labs.selection.findings import claims, tables
-from allheads_labs.selection.learners import KINDS, Attentive
-from allheads_labs.selection.targets import LAGS, Sample, sample
+from allheads_labs.kit.lab import Lab, Unit
+from allheads_labs.kit.statistics import rank_correlation
+from allheads_labs.kit.twins import side_by_side
+from allheads_labs.selection.learners import KINDS, AttentionBlock
+from allheads_labs.selection.report import claims, tables
+from allheads_labs.selection.targets import LAGS, Sequences, sample
 from allheads_labs.selection.training import error, train
-from allheads_labs.twins import side_by_side
 
 SIZES, ONE_SIZE, QUICK_SIZES = (256, 512, 1024, 2048, 4096), (2048,), (512, 2048)
 #: (target, tokens, their dimensions, numbers of sequences, steps, seconds of a transformer). The first of each target
@@ -55,32 +55,36 @@ def units(quick: bool, seeds: int) -> list[Unit]:
 def run(unit: Unit) -> dict[str, Any]:
     """Train one learner for each number of sequences; test them, and look at the attention of those that have any."""
     setting = unit.setting
-    shape = (setting["length"], setting["d_token"])
     # Tests of all seeds ask about other sequences than training does, and about the same function.
     known, test = (
-        sample(setting["target"], torch.Generator().manual_seed(start), count, *shape, seed=unit.seed)
+        sample(
+            setting["target"],
+            torch.Generator().manual_seed(start),
+            (count, setting["length"], setting["d_token"]),
+            seed=unit.seed,
+        )
         for start, count in ((unit.seed, max(setting["sizes"])), (SEED, TEST))
     )
-    kinds, sizes = (setting["learner"], setting["target"]), setting["sizes"]
-    made = train(*kinds, known, sizes, steps=setting["steps"], seed=unit.seed)
+    sizes = setting["sizes"]
+    made = train(setting["learner"], known, sizes, steps=setting["steps"], seed=unit.seed)
     found: dict[str, Any] = {
         "parameters": sum(p.numel() for p in made[0].parameters()),
         "errors": {str(n): error(one, test) for n, one in zip(sizes, made, strict=True)},
     }
-    attentive = [one for one in made if isinstance(one, Attentive) and not one.frozen]
+    attentive = [one for one in made if isinstance(one, AttentionBlock) and not one.frozen]
     if attentive:
         found["attention"] = {str(n): attention(one, test) for n, one in zip(sizes, attentive, strict=True)}
         found["twin"] = compared(attentive[-1], test)
     return found
 
 
-def attention(one: Attentive, test: Sample) -> dict[str, Any]:
+def attention(one: AttentionBlock, test: Sequences) -> dict[str, Any]:
     """Rank correlation of attention and importance within a sequence, heads averaged and each; the weight on three.
 
     For fixed lags importance is 1 for the tokens that count and 0 for others.
     """
     with torch.no_grad():
-        seen = one.looked(test.tokens)[1][..., :-1]
+        seen = one.with_pattern(test.tokens)[1][..., :-1]
     three = test.importance.topk(len(LAGS), dim=-1).indices
     every = test.importance[:, None].expand_as(seen)
     one.frozen = True
@@ -94,7 +98,7 @@ def attention(one: Attentive, test: Sample) -> dict[str, Any]:
     }
 
 
-def compared(one: Attentive, test: Sample) -> dict[str, float]:
+def compared(one: AttentionBlock, test: Sequences) -> dict[str, float]:
     """The learner beside its attention-only twin: errors, the largest difference of a number, and of a pattern."""
     tokens, target = test.tokens[:TWIN], test.target[:TWIN]
     both = side_by_side(*one.bridge(tokens))
@@ -105,10 +109,8 @@ def compared(one: Attentive, test: Sample) -> dict[str, float]:
     with torch.no_grad():
         computed = one(tokens)
     return {
-        "error": missed(both.source),
-        "twin_error": missed(both.twin),
+        **both.compared("error", missed),
         "gap": float((both.source - both.twin)[:, 0].abs().max()),
-        "pattern_gap": both.pattern_gap,
         "shortcut_gap": float((both.source[:, 0] - computed).abs().max()),
     }
 

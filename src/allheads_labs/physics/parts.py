@@ -1,4 +1,4 @@
-"""What ``allheads lab physics`` measures, part by part; every part is plain JSON."""
+"""What the physics lab measures, part by part; every part is plain JSON."""
 
 from __future__ import annotations
 
@@ -11,21 +11,17 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from allheads import TwinBridge
 from allheads.models.attention import read_attention
-from allheads.twin.twin import TwinBridge
+from allheads.progress import bar
 from allheads_labs.physics.climbing import climbing
 from allheads_labs.physics.fields import HeadField
 from allheads_labs.physics.fitted import explained
 from allheads_labs.physics.memories import key_share, memories
 from allheads_labs.physics.paths import Trajectories, trajectories
 from allheads_labs.physics.potentials import Potential, potentials
-from allheads_labs.physics.probing import documentation, probes, spread_windows
+from allheads_labs.physics.probing import probes, spread_windows
 from allheads_labs.physics.segments import angles, basis, overlaps, random_segments
-
-#: Of the results below: raise it when they would change.
-VERSION = 1
-
-Told = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -50,23 +46,22 @@ class Size:
 
 def prompts(twin: TwinBridge, size: Size) -> Int[Tensor, "prompt pos"]:
     """Beginnings of pieces of Python's documentation."""
-    return spread_windows(twin, documentation(), size.context, max(5, size.prompts))[: size.prompts, : size.prompt]
+    return spread_windows(twin, context=size.context, count=max(5, size.prompts))[: size.prompts, : size.prompt]
 
 
-def gradients(twin: TwinBridge, size: Size, told: Told) -> dict[str, Any]:
+def gradients(twin: TwinBridge, size: Size) -> dict[str, Any]:
     """Closed gradients against autograd: random heads in float64 by seed, and the twin's own in its dtype."""
     heads: list[tuple[float, float, float]] = []
     neurons: list[tuple[float, float, float]] = []
     ids = prompts(twin, size)[:1]
     draw = torch.Generator().manual_seed(0)
-    for layer in size.layers:
+    for layer in bar("Gradients", size.layers):
         bank = twin.banks[layer]
         some = torch.randint(bank.d_mlp, (4,), generator=draw).tolist()
         labels = [f"L{layer}.A{i}" for i in range(len(read_attention(twin, layer).W_Q))]
         labels += [f"L{layer}.N{i}.{part}" for i in some for part in range(bank.gates.heads)]
         for found in potentials(twin, ids, labels):
             (neurons if ".N" in found.label else heads).append(_identity(found))
-        told()
     return {
         "random": [random_identity(seed) for seed in range(size.seeds)],
         "heads": [max(each[i] for each in heads) for i in range(2)],
@@ -114,20 +109,19 @@ def random_identity(seed: int, heads: int = 10, pos: int = 9, d_model: int = 24,
 
 
 @torch.no_grad()
-def memory_shares(twin: TwinBridge, size: Size, told: Told) -> dict[str, Any]:
+def memory_shares(twin: TwinBridge, size: Size) -> dict[str, Any]:
     """The share of OV that M explains for every head, for random heads, and with the keys of other heads."""
     n_heads, d_model, d_head = read_attention(twin, 0).W_K.shape
     found = list(memories(twin, size.layers))
     shares = [[each.share for each in found[i : i + n_heads]] for i in range(0, len(found), n_heads)]
     same, other, chance = [], [], []
     reads = [read_attention(twin, layer) for layer in size.layers]
-    for read in reads:
+    for read in bar("Memory", reads):
         W_K, W_V, W_O = (W.float() for W in (read.W_K, read.W_V, read.W_O))
         table = key_share(W_K[:, None], W_V, W_O)
         # With grouped queries several heads have the same keys.
         apart = (W_K[:, None] != W_K).flatten(2).any(-1)
         same += table[apart].tolist()
-        told()
     for seed in range(size.seeds):
         draw = torch.Generator().manual_seed(seed)
         order = (torch.arange(len(reads)) + torch.randint(1, max(2, len(reads)), (1,), generator=draw)) % len(reads)
@@ -149,11 +143,11 @@ def memory_shares(twin: TwinBridge, size: Size, told: Told) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def motion(twin: TwinBridge, size: Size, told: Told) -> dict[str, Any]:
+def motion(twin: TwinBridge, size: Size) -> dict[str, Any]:
     """Do heads move along the gradient, and how much of what they write follows from it?"""
-    climb = climbing(twin, prompts(twin, size), size.layers, size.seeds, told)
-    ids = spread_windows(twin, documentation(), size.context, max(6, size.windows // 4))
-    shares = explained(twin, ids, size.layers, size.seeds, told)
+    climb = climbing(twin, prompts(twin, size), size.layers, size.seeds)
+    ids = spread_windows(twin, context=size.context, count=max(6, size.windows // 4))
+    shares = explained(twin, ids, size.layers, size.seeds)
     return {
         "layers": list(size.layers),
         "cosine": climb.held.mean(0).tolist(),
@@ -170,16 +164,15 @@ def motion(twin: TwinBridge, size: Size, told: Told) -> dict[str, Any]:
     }
 
 
-def paths(twin: TwinBridge, size: Size, told: Told) -> dict[str, Any]:
+def paths(twin: TwinBridge, size: Size) -> dict[str, Any]:
     """Lengths and turns of steps, who pushes, and the potential of heads away from their own layer; by prompt."""
     rows = []
     for seed, row in enumerate(prompts(twin, size)):
         found = trajectories(twin, row)
         energies = {}
-        for layer in size.layers:
+        for layer in bar(f"Paths of prompt {seed}", size.layers):
             # By head; the first token sees itself only.
             energies[layer] = (found.energy(layer) / found.heads.shape[1])[:, 1:].mean(1).tolist()
-            told()
         rows.append(_path(found, seed) | {"energy": _away(energies)})
     return {"prompts": rows}
 
@@ -214,9 +207,9 @@ def _path(found: Trajectories, seed: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def segments(twin: TwinBridge, size: Size, told: Told) -> dict[str, Any]:
+def segments(twin: TwinBridge, size: Size) -> dict[str, Any]:
     """Overlaps of what heads write by how far layers are apart, against random segments; neurons inside them."""
-    found = overlaps(twin, size.layers, told)
+    found = overlaps(twin, size.layers)
     d_head, d_model = read_attention(twin, 0).W_O.shape[1:]
     apart = [each for each in (0, 1, 2, 4, 8, 16, 24) if len(found.pairs(each))]
     random, longest = [], []
@@ -260,9 +253,10 @@ def _best_of_random(layers: Sequence[Tensor], seeds: int) -> list[float]:
     return found
 
 
-def carried(twin: TwinBridge, size: Size, told: Told) -> dict[str, Any]:
+def carried(twin: TwinBridge, size: Size) -> dict[str, Any]:
     """What probes read off heads, beside majority, shuffled labels, random directions and a table of tokens."""
-    found = probes(twin, context=size.context, count=size.windows, seeds=size.seeds, layers=size.layers, told=told)
+    ids = spread_windows(twin, context=size.context, count=size.windows)
+    found = probes(twin, ids, seeds=size.seeds, layers=size.layers)
     return {
         each.task: {
             "classes": len(each.classes),
@@ -293,15 +287,8 @@ def _mean(values: Tensor | Sequence[float]) -> float:
     return float(torch.as_tensor(values).double().mean())
 
 
-def ticks(size: Size, part: str) -> int:
-    """How often a part tells that it went on."""
-    layers = len(size.layers)
-    special = {"paths": size.prompts * layers, "motion": size.prompts + layers, "probes": 2 * size.windows}
-    return special.get(part, layers)
-
-
 #: Name -> what it measures, in the order in which a run takes them.
-PARTS: dict[str, Callable[[TwinBridge, Size, Told], dict[str, Any]]] = {
+PARTS: dict[str, Callable[[TwinBridge, Size], dict[str, Any]]] = {
     "gradients": gradients,
     "memory": memory_shares,
     "motion": motion,

@@ -11,21 +11,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from allheads_labs.pairs import PairEmbedding, moved
+from allheads_labs.kit.pair_embedding import PairEmbedding, PairModel
+from allheads_labs.kit.small_models import decoder
 from allheads_labs.roles.task import ATTRIBUTES, D_VOCAB, KEYS, LENGTH, VALUES
-from allheads_labs.small_models import as_bridge, decoder
 
 
 @dataclass(frozen=True)
-class Seen:
+class HeadActivations:
     """At the question, heads of all layers in a row: logits, where each looks, and what it has read, before W_O."""
 
     logits: Float[Tensor, "batch attribute value"]
-    patterns: Float[Tensor, "batch head told"]
+    patterns: Float[Tensor, "batch head token"]
     outputs: Float[Tensor, "batch head d_head"]
 
 
-class Reader(nn.Module):
+class Reader(PairModel):
     """Embedding, a GPT-2 without positions, and a readout of every attribute at the question."""
 
     def __init__(self, d_model: int, heads: int, layers: int, seed: int) -> None:
@@ -34,18 +34,14 @@ class Reader(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.embed = PairEmbedding(KEYS, ATTRIBUTES * VALUES, d_model, filler=False)
-            self.body: Any = decoder(D_VOCAB, LENGTH, d_model=d_model, n_heads=heads, n_layers=layers)
+            self.body = decoder(D_VOCAB, LENGTH, d_model=d_model, n_heads=heads, n_layers=layers)
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch attribute value"]:
         """Logits of the values of every attribute."""
         return self._answers(self.body.transformer(inputs_embeds=self.embed(tokens)))
 
-    def learned(self) -> list[nn.Parameter]:
-        """The parameters that training moves."""
-        return moved(self)
-
     @torch.no_grad()
-    def seen(self, tokens: Int[Tensor, "batch pos"]) -> Seen:
+    def activations(self, tokens: Int[Tensor, "batch pos"]) -> HeadActivations:
         """Patterns and outputs of every head at the question."""
         outputs: list[Tensor] = []
         handles = [
@@ -61,10 +57,10 @@ class Reader(nn.Module):
                 handle.remove()
         read = torch.cat([each.unflatten(-1, (self.heads, -1)) for each in outputs], 1)
         patterns = torch.cat([each[:, :, -1, :-1] for each in found.attentions], 1)
-        return Seen(self._answers(found), patterns, read)
+        return HeadActivations(self._answers(found), patterns, read)
 
     @contextmanager
-    def without(self, head: int) -> Iterator[None]:
+    def ablated(self, head: int) -> Iterator[None]:
         """Within the block a head, counted through all layers, says nothing at the question."""
         layer, own = divmod(head, self.heads)
         projection = self.body.transformer.h[layer].attn.c_proj
@@ -79,12 +75,6 @@ class Reader(nn.Module):
             yield
         finally:
             handle.remove()
-
-    def bridge(self) -> Any:
-        """As a bridge that reads ids; its first logits are those of the values, attribute by attribute. Uses it up."""
-        with torch.no_grad():
-            self.body.transformer.wte.weight.copy_(self.embed.table())
-        return as_bridge(self.body, "roles")
 
     def _answers(self, found: Any) -> Tensor:
         unembed = self.body.lm_head.weight[: ATTRIBUTES * VALUES]
