@@ -28,6 +28,10 @@ def write_attribution(found: Attribution, graph: AttributionGraph, path: str | P
     pictures["graph"] = "graph", graph_picture(graph)
     model = found.question.twin.cfg.model_name or "the model"
     rule = RULES.get(found.rule.name, found.rule)
+    parts = [
+        [part.label, f"{part.position} {found.tokens[part.position]!r}", f"{part.effect:+.4f}", f"{part.direct:+.4f}"]
+        for part in found.top(_PARTS)
+    ]
     inflow = graph.nodes[0].inflow["V"]
     fields = {
         "model": escape(model),
@@ -38,7 +42,7 @@ def write_attribution(found: Attribution, graph: AttributionGraph, path: str | P
         "answers": f"Asked: {escape(rule.answers)}",
         "misses": f"Not seen: {escape(rule.misses)}",
         "facts": table(["", "logits"], _facts(found)),
-        "parts": table(["part", "token", "effect", "direct"], _parts(found)),
+        "parts": table(["part", "token", "effect", "direct"], parts),
         "graph_text": f"{len(graph.parts)} parts, found backward from the target. They write {inflow.kept:+.3f} of its "
         f"{inflow.total:+.3f} themselves; {inflow.left_out:+.3f} is left out, {inflow.left_out_size:.3f} in absolute "
         "parts. Squares are heads, circles neurons, triangles tokens.",
@@ -55,10 +59,3 @@ def _facts(found: Attribution) -> list[list[str]]:
         rows.append(["positions", f"{float(found.positions.sum()):+.4f}"])
     rows += [["constants", f"{constants:+.4f}"], ["not linear", f"{found.intercept:+.4f}"]]
     return [*rows, ["sum", f"{found.total:+.4f}"], ["completeness error, of 1", f"{found.completeness_error:.1e}"]]
-
-
-def _parts(found: Attribution) -> list[list[str]]:
-    return [
-        [part.label, f"{part.position} {found.tokens[part.position]!r}", f"{part.effect:+.4f}", f"{part.direct:+.4f}"]
-        for part in found.top(_PARTS)
-    ]

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Int
@@ -36,8 +36,8 @@ from allheads.twin.labels import Label
 from allheads.twin.prompt import position_in, prompt_ids, token_texts
 from allheads.twin.twin import TwinBridge
 
-#: Tokens that are offered after each token; predictions that are explained, the last ones of a long text.
-_OFFERED, EXPLAINED = 5, 64
+#: Likely next tokens shown after each token; predictions that are explained, the last ones of a long text.
+_NEXT, EXPLAINED = 5, 64
 #: Parts listed for each prediction, and of these, those that get a card.
 _LISTED, _CARDS = 100, 40
 #: Predictions explained with one forward pass, over what comes before the last of them.
@@ -58,7 +58,7 @@ def explore(
     Args:
         twin: from `ah.convert`; a language model that reads from left to right.
         tokens: a text of up to 512 tokens, or its ids ``[pos]``; its last 64 predictions are explained.
-        rule: what is held, as in `ah.attribute`.
+        rule: what is frozen, as in `ah.attribute`.
         position: after which token the prediction is whose graph is drawn.
         budget: heads and neurons in that graph.
 
@@ -77,39 +77,39 @@ def explore(
     length = ids.shape[1]
     if length > LONGEST:
         raise AllHeadsError(f"a text of at most {LONGEST} tokens", f"{length}", "Explore a part of it.")
-    at = position_in(length, position)
-    offers = _offers(twin, ids)
-    targets = [_target(twin, offer[0][0], place) for place, offer in enumerate(offers)]
-    flows = grow(Question(twin, ids, targets[at], chosen), budget)
+    opened = position_in(length, position)
+    predictions = _predictions(twin, ids)
+    metrics = [_above_mean(twin, after[0], position) for position, after in enumerate(predictions)]
+    flows = grow(Question(twin, ids, metrics[opened], chosen), budget)
     explained = {
         found.target.position: _explanation(found)
-        for found in bar("Predictions", _attributions(twin, ids, targets, chosen), total=min(length, EXPLAINED))
+        for found in bar("Predictions", _attributions(twin, ids, metrics, chosen), total=min(length, EXPLAINED))
     }
-    places = _places(flows, explained.values())
-    neurons = [label for label in places if Label.parse(label).kind == "N"]
-    ordinary = [str(head) for head in twin.index.ordinary()]
+    positions = _positions(flows, explained.values())
+    labels = [*map(str, twin.index.ordinary()), *(label for label in positions if Label.parse(label).kind == "N")]
     data = {
-        **read_patterns(twin, ids, None, [*ordinary, *neurons], None).to_dict(),
-        "cards": cards(twin, ids, places),
+        **read_patterns(twin, ids, None, labels, None).to_dict(),
+        "cards": cards(twin, ids, positions),
         "gates": [pack(layer.gate.T)[0] for layer in neuron_gates(twin, ids, range(len(twin.banks)))],
         "graph": graph_data(flows),
         "predictions": [
-            {"offered": [[visible(text), round(p, 4)] for _, text, p in offer], **explained.get(place, {})}
-            for place, offer in enumerate(offers)
+            {"offered": [[visible(text), round(share, 4)] for _, text, share in after], **explained.get(position, {})}
+            for position, after in enumerate(predictions)
         ],
         "d_mlp": [bank.d_mlp for bank in twin.banks],
-        "opened": at,
+        "opened": opened,
         "rule": {"name": chosen.name, "answers": chosen.answers, "misses": chosen.misses},
     }
     return View("explore", data, f"{twin.cfg.model_name}: a network of heads", height=900)
 
 
-Offer = list[tuple[int, str, float]]
+#: A likely next token: its id, its text, its probability.
+NextToken: TypeAlias = tuple[int, str, float]
 
 
 @torch.no_grad()
-def _offers(twin: TwinBridge, ids: Int[Tensor, "1 pos"]) -> list[Offer]:
-    """After each token the likeliest ones, with their probabilities.
+def _predictions(twin: TwinBridge, ids: Int[Tensor, "1 pos"]) -> list[list[NextToken]]:
+    """After each token the likeliest next ones.
 
     Raises `AllHeadsError` for a network whose first logits depend on later tokens.
     """
@@ -117,35 +117,32 @@ def _offers(twin: TwinBridge, ids: Int[Tensor, "1 pos"]) -> list[Offer]:
     alone = twin(ids[:, :1])[0, 0].float()
     if not torch.allclose(alone, logits[0], atol=1e-2 * float(logits[0].abs().max())):
         raise AllHeadsError("a model that reads from left to right", str(twin.cfg.architecture), "Use ah.attribute.")
-    shares, tokens = logits.softmax(-1).topk(_OFFERED)
+    shares, tokens = logits.softmax(-1).topk(_NEXT)
     texts = [token_texts(twin, row[None]) for row in tokens]
-    return [list(zip(*each, strict=True)) for each in zip(tokens.tolist(), texts, shares.tolist(), strict=True)]
+    return [list(zip(*rows, strict=True)) for rows in zip(tokens.tolist(), texts, shares.tolist(), strict=True)]
 
 
-def _target(twin: TwinBridge, token: int, position: int) -> Metric:
+def _above_mean(twin: TwinBridge, token: NextToken, position: int) -> Metric:
     """A token's logit, less the mean over the vocabulary."""
     weights = torch.full((twin.cfg.d_vocab_out,), -1.0 / twin.cfg.d_vocab_out, dtype=torch.float64)
-    weights[token] += 1.0
-    return Metric.of_logits(
-        visible(token_texts(twin, torch.tensor([[token]]))[0]), position, weights.to(twin.cfg.device)
-    )
+    weights[token[0]] += 1.0
+    return Metric.of_logits(visible(token[1]), position, weights.to(twin.cfg.device))
 
 
 def _attributions(
-    twin: TwinBridge, ids: Int[Tensor, "1 pos"], targets: Sequence[Metric], rule: Rule
+    twin: TwinBridge, ids: Int[Tensor, "1 pos"], metrics: Sequence[Metric], rule: Rule
 ) -> Iterator[Attribution]:
     """The last predictions, some at a time: the network looks back only, so what comes after them is left out."""
-    for start in range(max(0, len(targets) - EXPLAINED), len(targets), _CHUNK):
-        some = targets[start : start + _CHUNK]
-        read = ids[:, : start + len(some)]
-        yield from answers([Question(twin, read, metric, rule) for metric in some])
+    for start in range(max(0, len(metrics) - EXPLAINED), len(metrics), _CHUNK):
+        chunk = metrics[start : start + _CHUNK]
+        before = ids[:, : start + len(chunk)]
+        yield from answers([Question(twin, before, metric, rule) for metric in chunk])
 
 
 def _explanation(found: Attribution) -> dict[str, Any]:
     """Plain values for JSON: the parts with the largest effects, and what the tokens themselves bring."""
     tokens = by_token(found)[: found.target.position + 1]
     return {
-        "target": found.target.name,
         "value": short(found.target_value),
         "tokens": [short(value) for value in tokens.tolist()],
         "constants": short(sum(value for value, _ in found.constants.values()) + found.intercept),
@@ -153,11 +150,9 @@ def _explanation(found: Attribution) -> dict[str, Any]:
     }
 
 
-def _places(flows: AttributionGraph, explained: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+def _positions(flows: AttributionGraph, explained: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """The parts that get cards, and where each matters most: those of the graph, and the first of every list."""
-    largest: dict[str, tuple[float, int]] = {}
-    rows = [(node.label, node.position, node.effect) for node in flows.parts]
-    rows += [(label, place, effect) for each in explained for label, place, effect, _ in each["parts"][:_CARDS]]
-    for label, place, effect in rows:
-        largest[label] = max(largest.get(label, (0.0, place)), (abs(effect), place))
-    return {label: place for label, (_, place) in largest.items()}
+    parts = [(node.label, node.position, node.effect) for node in flows.parts]
+    parts += [tuple(part[:3]) for found in explained for part in found["parts"][:_CARDS]]
+    parts.sort(key=lambda part: (abs(part[2]), part[1]))
+    return {label: position for label, position, _ in parts}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import defaultdict
 from html import escape
 
 import plotly.graph_objects as go
 
 from allheads.errors import AllHeadsError
-from allheads.gates.table import Fit, fits
+from allheads.gates.table import fits
 from allheads.plots.picture import Picture
 from allheads.plots.style import figure
 
@@ -37,9 +37,8 @@ def frontier(activation: str = "gelu", *, gated: bool = False) -> Picture:
     domain = min(fit.gate_sum.domain for fit in rows)
     lines = []
     for heads in sorted({fit.gate_sum.heads for fit in rows}):
-        own = [fit for fit in rows if (fit.gate_sum.heads, fit.gate_sum.domain) == (heads, domain)]
-        points = sorted((sum(fit.gate_sum.bias_tokens), fit.gate_sum.max_error) for fit in own)
-        x, y = zip(*points, strict=True)
+        sums = [fit.gate_sum for fit in rows if (fit.gate_sum.heads, fit.gate_sum.domain) == (heads, domain)]
+        x, y = zip(*sorted((sum(gates.bias_tokens), gates.max_error) for gates in sums), strict=True)
         lines.append(go.Scatter(x=x, y=y, name=f"{heads} head{'s' * (heads > 1)}", mode="lines+markers"))
     title = f"{activation}: what heads and bias tokens buy" + (f", |g| up to {domain:g}" if gated else "")
     drawn = figure(lines, title, height=420, x="bias tokens of all heads", y="certified error")
@@ -52,7 +51,7 @@ def frontier_svg() -> str:
     >>> frontier_svg().startswith("<svg")
     True
     """
-    panels = [("plain, whole line", _lines(math.inf)), ("gated, |g| up to 64", _lines(64.0))]
+    panels = [("plain, whole line", _cheapest(math.inf)), ("gated, |g| up to 64", _cheapest(64.0))]
     drawn = "".join(f'<g transform="translate({i * WIDTH} 0)">{_panel(*panel)}</g>' for i, panel in enumerate(panels))
     style = (
         "text{font:13px system-ui,sans-serif;fill:#59636e}.t{font-weight:600}.r{stroke:#818b98;stroke-opacity:.25}"
@@ -64,22 +63,15 @@ def frontier_svg() -> str:
     )
 
 
-def _lines(domain: float) -> dict[str, list[tuple[int, float]]]:
-    """For every activation the fits that nothing cheaper beats."""
-    lines = {}
-    for name in sorted({fit.gate_sum.activation.name for fit in fits()}):
-        own = [f for f in fits() if f.gate_sum.activation.name == name and f.gate_sum.domain == domain]
-        if own:
-            lines[name] = _undominated(own)
+def _cheapest(domain: float) -> dict[str, list[tuple[int, float]]]:
+    """For every activation the slots and errors of the fits that nothing cheaper beats."""
+    lines: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    rows = [fit for fit in fits() if fit.gate_sum.domain == domain]
+    for fit in sorted(rows, key=lambda fit: (fit.gate_sum.activation.name, fit.slots, fit.gate_sum.max_error)):
+        line = lines[fit.gate_sum.activation.name]
+        if not line or fit.gate_sum.max_error < line[-1][1]:
+            line.append((fit.slots, fit.gate_sum.max_error))
     return lines
-
-
-def _undominated(rows: Iterable[Fit]) -> list[tuple[int, float]]:
-    best: list[tuple[int, float]] = []
-    for fit in sorted(rows, key=lambda fit: (fit.slots, fit.gate_sum.max_error)):
-        if not best or fit.gate_sum.max_error < best[-1][1]:
-            best.append((fit.slots, fit.gate_sum.max_error))
-    return best
 
 
 def _x(slots: float) -> float:
@@ -92,6 +84,7 @@ def _y(error: float) -> float:
 
 
 def _panel(title: str, lines: dict[str, list[tuple[int, float]]]) -> str:
+    """One panel of the SVG: axes, and a line with dots and a name for every activation."""
     parts = [f'<text class="t" x="{MARGIN}" y="{MARGIN - 24}">{escape(title)}</text>']
     for decade in range(DECADES[0], DECADES[1] + 1, 2):
         y = _y(10.0**decade)

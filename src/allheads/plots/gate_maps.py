@@ -27,6 +27,7 @@ from allheads.twin.labels import Label
 from allheads.twin.prompt import Texts
 from allheads.twin.twin import TwinBridge
 
+#: Neurons of a layer that are drawn.
 TOP = 24
 
 
@@ -37,11 +38,6 @@ class NeuronGates:
     layer: int
     gate: Float[Tensor, "pos d_mlp"]
     size: Float[Tensor, "pos d_mlp"]
-
-    def top(self, count: int = TOP, by: str = "contribution") -> list[int]:
-        """The neurons that write most at any one token, or that are most open on average, in that order."""
-        largest = self.size.amax(0) if by == "contribution" else self.gate.mean(0)
-        return largest.topk(min(count, len(largest))).indices.tolist()
 
 
 def gates(
@@ -114,8 +110,12 @@ def mean_gate_map(layers: Sequence[NeuronGates], names: Sequence[str]) -> Pictur
 
 
 def neuron_map(gates: NeuronGates, names: Sequence[str], top: int = TOP, by: str = "contribution") -> Picture:
-    """Neurons of a layer, the first at the top; hovering tells how much each writes."""
-    chosen = gates.top(top, by)
+    """The neurons of a layer that write most at any one token, or are most open on average, the first at the top.
+
+    Hovering tells how much each writes.
+    """
+    largest = gates.size.amax(0) if by == "contribution" else gates.gate.mean(0)
+    chosen = largest.topk(min(top, len(largest))).indices.tolist()
     drawn = heat_map(
         gates.gate[:, chosen].T,
         f"Layer {gates.layer}",

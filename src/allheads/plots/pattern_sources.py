@@ -1,6 +1,6 @@
 """Where patterns come from: a model that is run, a cache by hook point, or plain tensors.
 
-1. List what is there: every ordinary head, with the hook point that shows its pattern; neurons' heads where named.
+1. List the heads: every ordinary one; neurons' heads where named.
 2. Choose among them by label and layer.
 3. Pack each as it passes. A model's patterns are never held all at once.
 """
@@ -8,23 +8,24 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import ActivationCache
-from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
 from allheads.models.attention import attention_layers
+from allheads.models.bridge import ActivationCache, TransformerBridge
 from allheads.models.locations import Location
 from allheads.plots.patterns import Patterns, check_size
 from allheads.plots.token_names import visible
+from allheads.twin.heads import Head
 from allheads.twin.labels import Kind, Label
 from allheads.twin.prompt import one_row, token_texts
 from allheads.twin.twin import require_twin
@@ -38,21 +39,6 @@ Text = str | Tensor | Sequence[str]
 _POINT = "hook_pattern"
 
 
-@dataclass(frozen=True)
-class PatternOf:
-    """A head whose pattern can be drawn: the hook point that shows it, its number there, and what its sides are.
-
-    A neuron's head attends to its ``slots`` only: itself and its bias tokens.
-    """
-
-    label: Label
-    point: str
-    number: int
-    rows: str
-    columns: str
-    slots: int | None = None
-
-
 def read_patterns(
     source: Source,
     tokens: Text | None,
@@ -64,47 +50,58 @@ def read_patterns(
     labels = [heads] if isinstance(heads, (str, Label)) else heads
     wanted = None if labels is None else [str(label) for label in labels]
     if isinstance(source, TransformerBridge):
-        available = [*_ordinary_heads(source), *_named_neurons(source, wanted or [])]
-        found = _run(source, tokens, decoder, _chosen(available, wanted, layers))
+        neurons = [label for label in map(Label.parse, wanted or []) if label.kind == "N"]
+        named = [head for label in neurons for head in require_twin(source).index.heads(label)]
+        ordinary = _ordinary_heads({layer.location.prefix: layer.n_heads for layer in attention_layers(source)})
+        found = _run(source, tokens, decoder, _chosen([*ordinary, *named], wanted, layers))
     else:
-        given = _by_hook_point(source)
-        chosen = _chosen(_given_heads(given), wanted, layers)
+        given = _by_prefix(source)
+        ordinary = _ordinary_heads({prefix: len(patterns) for prefix, patterns in given.items()})
+        chosen = _chosen(ordinary, wanted, layers)
         found = Patterns(_names(tokens=tokens, decoder=decoder))
-        largest = max((given[head.point] for head in chosen), key=Tensor.numel)
+        largest = max((given[head.hook_prefix] for head in chosen), key=Tensor.numel)
         check_size(len(chosen), *largest.shape[-2:])
         for head in chosen:
-            found.add(head.label, given[head.point][head.number], head.rows, head.columns)
-    found.warn()
+            _add(found, head, given[head.hook_prefix])
+    if found.deviation:
+        warnings.warn(
+            f"{found.worst} has rows that are not probabilities, off by up to {found.deviation:.3g}: "
+            "weights are drawn as 0 below 0, and as 1 above 1.",
+            stacklevel=3,
+        )
     return found
 
 
-def _ordinary_heads(model: TransformerBridge) -> Iterator[PatternOf]:
-    for layer in attention_layers(model):
-        location = layer.location
-        for number in range(layer.n_heads):
-            label = Label(location.stem, layer.kind, number)
-            yield PatternOf(label, f"{location.prefix}{_POINT}", number, *_sides(location))
+def _ordinary_heads(counts: Mapping[str, int]) -> Iterator[Head]:
+    """The heads of attention layers: how many there are, by prefix of their hook points."""
+    for prefix, count in counts.items():
+        kind: Kind = "X" if "cross_attn" in prefix else "A"
+        stem = Location.at(prefix).stem
+        yield from (Head(Label(stem, kind, number), number, None, prefix) for number in range(count))
 
 
-def _named_neurons(model: TransformerBridge, labels: Iterable[str]) -> Iterator[PatternOf]:
-    """The heads of those neurons that are named."""
-    neurons = [label for label in map(Label.parse, labels) if label.kind == "N"]
-    for head in (head for label in neurons for head in require_twin(model).index.heads(label)):
-        slots = 1 + head.module.gates.bias_tokens[head.label.part]
-        rows = _sides(Location.at(head.hook_prefix))[0]
-        yield PatternOf(head.label, f"{head.hook_prefix}{_POINT}", head.number, rows, "slots", slots)
+def _add(found: Patterns, head: Head, patterns: Float[Tensor, "head row column"]) -> None:
+    """Add one head's pattern under the names of its rows and columns.
 
-
-def _sides(location: Location) -> tuple[str, str]:
-    """Which texts the rows and columns of a component are; towers see patches or frames."""
+    A neuron's head attends to its slots only. Towers see patches or frames. A pattern that is not square looks from a
+    decoder's tokens, whatever it is called.
+    """
+    location = Location.at(head.hook_prefix)
+    slots = 1 + head.module.gates.bias_tokens[head.label.part] if head.of_neuron else None
+    pattern = patterns[head.number, :, :slots]
     if location.stack == "decoder_blocks":
-        return "decoder", "tokens" if "cross_attn" in location.name else "decoder"
-    return ("tokens", "tokens") if location.tower in ("", "E") else ("patches", "patches")
+        rows, columns = "decoder", "tokens" if "cross_attn" in location.name else "decoder"
+    elif location.tower not in ("", "E"):
+        rows = columns = "patches"
+    else:
+        square = slots is not None or pattern.shape[0] == pattern.shape[1]
+        rows, columns = "tokens" if square else "decoder", "tokens"
+    found.add(head.label, pattern, rows, columns if slots is None else "slots")
 
 
-def _chosen(available: Iterable[PatternOf], labels: list[str] | None, layers: Iterable[int] | None) -> list[PatternOf]:
+def _chosen(available: Iterable[Head], labels: list[str] | None, layers: Iterable[int] | None) -> list[Head]:
     """In the order in which they are named. Raises `AllHeadsError` for an unknown label, and for none at all."""
-    by_label: dict[str, list[PatternOf]] = {}
+    by_label: dict[str, list[Head]] = {}
     for head in available:
         for name in {str(head.label), str(head.label.neuron)}:
             by_label.setdefault(name, []).append(head)
@@ -122,38 +119,38 @@ def _chosen(available: Iterable[PatternOf], labels: list[str] | None, layers: It
     return chosen
 
 
-def _run(model: TransformerBridge, tokens: Any, decoder: Any, chosen: Sequence[PatternOf]) -> Patterns:
+def _run(model: TransformerBridge, tokens: Any, decoder: Any, chosen: Sequence[Head]) -> Patterns:
     """Run the model once, and pack every pattern as it passes its hook point."""
     if tokens is None:
         raise AllHeadsError("a text for the model to read", "none", "Pass a string or token ids.")
     texts = {"tokens": tokens} if decoder is None else {"tokens": tokens, "decoder": decoder}
     rows = {name: one_row(model, text) for name, text in texts.items()}
     (arguments,) = input_runs(model, dict(zip(("input", "decoder_input"), rows.values(), strict=False)))
-    check_size(sum(head.slots is None for head in chosen), *[max(row.shape[1] for row in rows.values())] * 2)
-    heads_at: dict[str, list[PatternOf]] = defaultdict(list)
+    check_size(sum(not head.of_neuron for head in chosen), *[max(row.shape[1] for row in rows.values())] * 2)
+    heads_at: dict[str, list[Head]] = defaultdict(list)
     for head in chosen:
-        heads_at[head.point].append(head)
+        heads_at[f"{head.hook_prefix}{_POINT}"].append(head)
     missing = [point for point in heads_at if point not in model.hook_dict]
     if missing:
         raise AllHeadsError(f"a model with {missing[0]}", "none", "This attention shows no pattern: name other heads.")
     found = Patterns({name: [visible(word) for word in token_texts(model, row)] for name, row in rows.items()})
 
-    def pack(pattern: Tensor, hook: object, heads: Sequence[PatternOf]) -> None:
+    def pack(pattern: Tensor, hook: object, heads: Sequence[Head]) -> None:
         for head in heads:
-            found.add(head.label, pattern[0, head.number, :, : head.slots], head.rows, head.columns)
+            _add(found, head, pattern[0])
         if len(found.heads) == len(chosen):
             raise _AllPacked
 
     hooks: Any = [(point, partial(pack, heads=heads)) for point, heads in heads_at.items()]
     with torch.no_grad(), suppress(_AllPacked), model.hooks(fwd_hooks=hooks):
         model(**arguments)
-    packed = {head["label"]: head for head in found.heads}
-    silent = {str(head.label) for head in chosen} - packed.keys()
+    order = {str(head.label): number for number, head in enumerate(chosen)}
+    silent = order.keys() - {head["label"] for head in found.heads}
     if silent:
         raise AllHeadsError(
             "attention that shows its patterns", f"none at {min(silent)}", "Load it with attn_implementation='eager'."
         )
-    found.heads = [packed[str(head.label)] for head in chosen]
+    found.heads.sort(key=lambda head: order[head["label"]])
     return found
 
 
@@ -161,8 +158,8 @@ class _AllPacked(Exception):  # noqa: N818 - nothing went wrong
     """Every pattern is there: the rest of the network need not run."""
 
 
-def _by_hook_point(source: Any) -> dict[str, Tensor]:
-    """Patterns ``[head row column]`` by hook point. Raises `AllHeadsError` for anything else, and for a batch."""
+def _by_prefix(source: Any) -> dict[str, Float[Tensor, "head row column"]]:
+    """Patterns by prefix of their hook points. Raises `AllHeadsError` for anything else, and for a batch."""
     if isinstance(source, Tensor):
         source = [source]
     if isinstance(source, Sequence) and not isinstance(source, str):
@@ -180,19 +177,7 @@ def _by_hook_point(source: Any) -> dict[str, Tensor]:
         raise AllHeadsError(
             "a cache with attn.hook_pattern", f"{len(list(source.keys()))} other names", "Cache patterns, too."
         )
-    return {name: value[0] if value.ndim == 4 else value for name, value in given.items()}
-
-
-def _given_heads(given: Mapping[str, Tensor]) -> Iterator[PatternOf]:
-    """What a cache shows. A pattern that is not square looks from a decoder's tokens, whatever it is called."""
-    for point, pattern in given.items():
-        location = Location.at(point.removesuffix(f".{_POINT}"))
-        rows, columns = _sides(location)
-        if rows == columns == "tokens" and pattern.shape[1] != pattern.shape[2]:
-            rows = "decoder"
-        kind: Kind = "X" if "cross_attn" in point else "A"
-        for number in range(pattern.shape[0]):
-            yield PatternOf(Label(location.stem, kind, number), point, number, rows, columns)
+    return {name.removesuffix(_POINT): value.reshape(value.shape[-3:]) for name, value in given.items()}
 
 
 def _names(**texts: Text | None) -> dict[str, list[str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,15 +48,6 @@ class Patterns:
         self.error = max(self.error, error)
         head = {"label": str(label), "stem": label.stem, "kind": label.kind}
         self.heads.append(head | {"rows": row, "columns": column, "weights": weights})
-
-    def warn(self) -> None:
-        """Say if any row was not one of probabilities."""
-        if self.deviation:
-            warnings.warn(
-                f"{self.worst} has rows that are not probabilities, off by up to {self.deviation:.3g}: "
-                "weights are drawn as 0 below 0, and as 1 above 1.",
-                stacklevel=4,
-            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

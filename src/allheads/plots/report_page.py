@@ -33,12 +33,7 @@ LONGEST, BUDGET = 128, 4_500_000
 
 
 def write_report(
-    twin: TwinBridge,
-    report: Report,
-    tokens: Texts,
-    path: str | Path,
-    *,
-    layers: Sequence[int] | None = None,
+    twin: TwinBridge, report: Report, tokens: Texts, path: str | Path, *, layers: Sequence[int] | None = None
 ) -> Path:
     """Write one self-contained HTML file and return its path.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import plotly.graph_objects as go
 from jaxtyping import Float
@@ -44,18 +44,14 @@ def figure(data: Sequence[Any], title: str, *, height: int, x: str, y: str) -> P
     )
 
 
-def heat_map(
-    values: Float[Tensor, "row column"],
-    title: str,
-    *,
-    columns: tuple[str, Sequence[str]],
-    rows: tuple[str, Sequence[str]],
-    value: str,
-) -> Picture:
-    """Rows against columns, each given as (name of the axis, names of its entries); hovering tells all three.
+#: What an axis is called, and the names of its entries.
+_Axis: TypeAlias = tuple[str, Sequence[str]]
+
+
+def heat_map(values: Float[Tensor, "row column"], title: str, *, columns: _Axis, rows: _Axis, value: str) -> Picture:
+    """Rows against columns; hovering shows both names and the value.
 
     The colours are those of values from 0 to 1: other limits are ``zmin`` and ``zmax`` of ``update_traces``.
-
     The names are taken as they are: plotly reads them as its small HTML, so they come escaped.
     """
     (x, column_names), (y, row_names) = columns, rows

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from allheads import AllHeadsError, Label, TwinBridge
+from allheads.plots.principal_components import principal_components
 from allheads.twin.capture import captured
 from allheads.twin.prompt import position_in, prompt_ids, token_texts
 from allheads.weights import Norm, Wiring, read_attention, read_wiring
@@ -156,14 +157,7 @@ def trajectories(twin: TwinBridge, tokens: str | Tensor) -> Trajectories:
 
 def principal(stream: Float[Tensor, "point pos d_model"]) -> tuple[Tensor, Tensor]:
     """Normed streams in the three directions of their largest variance, and the share of it in each."""
-    rows = (stream / stream.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-30)).double()
-    centred = rows - rows.mean((0, 1))
-    flat = centred.flatten(0, 1)
-    values, vectors = torch.linalg.eigh(flat.T @ flat)
-    # The sign of a direction is free: its largest entry is positive.
-    vectors = vectors.flip(1)[:, :3]
-    vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
-    return centred @ vectors, values.flip(0)[:3] / values.sum()
+    return principal_components(stream / stream.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-30))
 
 
 def _pushes(twin: TwinBridge, layer: int, step: Tensor, z: Tensor, post: Tensor) -> tuple[Tensor, Tensor, Tensor]:

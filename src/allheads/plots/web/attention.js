@@ -12,16 +12,10 @@ function attentionView(root, data) {
     el("canvas", { width: 1, height: 1, "aria-hidden": true }), head.label));
   const grid = el("div", { class: "grid", role: "listbox", "aria-label": "Heads" }, ...buttons);
   const kinds = { A: "look at their own text", X: "look across", N: "neurons" };
-  const layer = choice("Layer", [...new Set(heads.map((head) => head.stem))].map((stem) => [stem, stem]));
-  const kind = choice("Kind", [...new Set(heads.map((head) => head.kind))].map((name) => [name, kinds[name]]));
+  const layer = dropdown("Layer", [...new Set(heads.map((head) => head.stem))].map((stem) => [stem, stem]), filter);
+  const kind = dropdown("Kind", [...new Set(heads.map((head) => head.kind))].map((name) => [name, kinds[name]]), filter);
+  for (const { select, label } of [layer, kind]) label.hidden = select.options.length < 3;
   const search = el("input", { type: "search", placeholder: "L3.A5", "aria-label": "Search by label", oninput: filter });
-
-  function choice(name, options) {
-    const select = el("select", { onchange: filter }, el("option", { value: "" }, "all"),
-      ...options.map(([value, text]) => el("option", { value }, text)));
-    const label = el("label", { hidden: options.length < 2 }, `${name} `, select);
-    return { select, label };
-  }
 
   function filter() {
     const text = search.value.trim().toLowerCase();

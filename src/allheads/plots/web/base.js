@@ -2,13 +2,13 @@
 
 /** An element; children are elements or text, and text stays text. */
 function el(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
+  const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else if (value !== null && value !== false) made.setAttribute(name, value === true ? "" : value);
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value !== null && value !== false) element.setAttribute(name, value === true ? "" : value);
   }
-  made.append(...children);
-  return made;
+  element.append(...children);
+  return element;
 }
 
 /** Is the page that frames this one dark? Notebooks have themes of their own. */
@@ -72,6 +72,13 @@ async function unpack(text) {
     return all;
   };
   return { rows, columns, each, levels };
+}
+
+/** A dropdown of [value, text], the first entry all of them; `change` is called when one is chosen. */
+function dropdown(name, options, change) {
+  const select = el("select", { onchange: change }, el("option", { value: "" }, "all"),
+    ...options.map(([value, text]) => el("option", { value }, text)));
+  return { select, label: el("label", {}, `${name} `, select) };
 }
 
 /** Move along items with the arrow keys; only one of them is in the focus order. */

@@ -19,14 +19,14 @@ class Card {
       this.title, this.facts, this.gate, this.sides, this.pattern);
   }
 
-  /** All that is known of a part; `context` is said beneath its name. */
+  /** All that is known of a part; `context` stands beneath its name. */
   async show(label, context = "") {
     const { cards, heads } = this.data;
     const card = cards[label];
     this.element.hidden = false;
     this.title.textContent = label;
     this.heads = heads.filter((head) => head.label === label || head.label.startsWith(`${label}.`));
-    this.facts.textContent = [context, card ? this.said(card, label) : this.unsaid(label)].filter(Boolean).join(" ");
+    this.facts.textContent = [context, card ? this.summary(card, label) : this.missing(label)].filter(Boolean).join(" ");
     this.sides.replaceChildren(...Object.entries(SIDES).filter(([side]) => card?.[side]?.length).map(([side, title]) =>
       el("section", {}, el("h3", {}, side === "promotes" && "at" in card ? `At ${card.at} ${this.data.names[0][card.at]} it promotes` : title),
         el("ol", {}, ...card[side].map(([token, value]) =>
@@ -38,14 +38,14 @@ class Card {
     if (this.heads.length) await this.panel.show(this.heads[0]);
   }
 
-  said(card, label) {
+  summary(card, label) {
     const size = card.size.toPrecision(3);
     if (!label.includes(".N")) return `The model's own head; writes ${size} at its most important token. Error bound 0.`;
     return `A neuron as ${this.heads.length === 1 ? "one head" : `${this.heads.length} heads`}: writes at most ${size} in this text, `
       + `certified to within ${card.bound === 0 ? "0" : card.bound.toExponential(1)}.`;
   }
 
-  unsaid(label) {
+  missing(label) {
     return label.includes(".N") ? `Not among the parts that matter most here: ah.weights.circuit(twin, "${label}") reads its weights.` : "";
   }
 

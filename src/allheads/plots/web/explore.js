@@ -20,14 +20,11 @@ function exploreView(root, data) {
   const offered = el("p");
   const origin = el("p", { class: "soft" });
   const search = el("input", { type: "search", placeholder: "L10.N77", "aria-label": "Search by label", oninput: list });
-  const select = (name, options) => {
-    const made = el("select", { onchange: list }, el("option", { value: "" }, "all"), ...options.map(([value, said]) => el("option", { value }, said)));
-    return [made, el("label", {}, `${name} `, made)];
-  };
   const layers = [...new Set(data.heads.map((head) => stem(head.label)))];
-  const [layer, layerLabel] = select("Layer", layers.map((name) => [name, name]));
-  const [kind, kindLabel] = select("Kind", [["A", "attention heads"], ["N", "neurons"]]);
-  const [position, positionLabel] = select("Position", [["1+", "all but the first"], ...tokens.map((token, at) => [String(at), `${at} ${token}`])]);
+  const layer = dropdown("Layer", layers.map((name) => [name, name]), list);
+  const kind = dropdown("Kind", [["A", "attention heads"], ["N", "neurons"]], list);
+  const position = dropdown("Position",
+    [["1+", "all but the first"], ...tokens.map((token, at) => [String(at), `${at} ${token}`])], list);
   const count = el("span", { class: "soft", "aria-live": "polite" });
   const body = el("tbody");
   const table = el("table", {}, el("thead", {}, el("tr", {},
@@ -62,10 +59,10 @@ function exploreView(root, data) {
 
   function list() {
     const found = predictions[state.at].parts ?? [];
-    const asked = search.value.trim().toLowerCase();
-    const fits = found.filter(([label, at]) => (!layer.value || stem(label) === layer.value)
-      && (!kind.value || label.includes(`.${kind.value}`)) && (!position.value || (position.value === "1+" ? at > 0 : at === Number(position.value)))
-      && label.toLowerCase().includes(asked));
+    const text = search.value.trim().toLowerCase();
+    const [stemOf, kindOf, positionOf] = [layer, kind, position].map(({ select }) => select.value);
+    const fits = found.filter(([label, at]) => (!stemOf || stem(label) === stemOf) && (!kindOf || label.includes(`.${kindOf}`))
+      && (!positionOf || (positionOf === "1+" ? at > 0 : at === Number(positionOf))) && label.toLowerCase().includes(text));
     const most = Math.max(...found.map((part) => Math.abs(part[2])), 1e-9);
     count.textContent = `${fits.length} of the ${found.length} parts with the largest effects`;
     body.replaceChildren(...fits.map(([label, at, effect, direct], rank) => el("tr",
@@ -112,7 +109,7 @@ function exploreView(root, data) {
     el("h3", {}, "Click a prediction to see what made it. Colour: what each token's embedding brings, blue for and orange against"), text,
     el("div", { class: "columns wide" },
       el("section", {}, heading, offered, origin,
-        el("div", { class: "tools" }, layerLabel, kindLabel, positionLabel, search, count), el("div", { class: "ranked" }, table)),
+        el("div", { class: "tools" }, layer.label, kind.label, position.label, search, count), el("div", { class: "ranked" }, table)),
       card.element),
     el("section", {}, el("h2", {}, "What flows where"), elsewhere, drawn.element));
   themed(() => { card.panel.draw(); });

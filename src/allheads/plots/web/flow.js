@@ -10,10 +10,10 @@ const SHAPES = {
 const [CELL, ROW, LEFT, TOP] = [18, 22, 48, 20];
 
 function svg(tag, attributes, ...children) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
 }
 
 /** Where nodes stand: those of one token and layer side by side, so that none hides another. */
@@ -24,24 +24,24 @@ function layout(nodes, count) {
     cells.set(key, [...(cells.get(key) ?? []), node]);
   }
   const widths = Array.from({ length: count + 1 }, () => 2);
-  for (const [key, some] of cells) {
+  for (const [key, group] of cells) {
     const position = Number(key.split(" ")[0]) + 1;
-    widths[position] = Math.max(widths[position], some.length + 1);
+    widths[position] = Math.max(widths[position], group.length + 1);
   }
   const [top, starts] = [Math.max(...nodes.map((node) => node.layer)), [0]];
   for (const width of widths) starts.push(starts.at(-1) + width);
   const places = new Map();
-  for (const [key, some] of cells) {
+  for (const [key, group] of cells) {
     const [position, height] = key.split(" ").map(Number);
     const middle = (starts[position + 1] + starts[position + 2]) / 2;
-    some.forEach((node, rank) => places.set(node.name, [
-      LEFT + CELL * (middle + rank - (some.length - 1) / 2), TOP + ROW * (top - height)]));
+    group.forEach((node, rank) => places.set(node.name, [
+      LEFT + CELL * (middle + rank - (group.length - 1) / 2), TOP + ROW * (top - height)]));
   }
   return { places, starts, top };
 }
 
-/** The picture; `chosen` is told a node when it is clicked or entered. */
-function flow(graph, names, chosen) {
+/** The picture; `choose` gets a node when it is clicked or entered. */
+function flow(graph, names, choose) {
   const { places, starts, top } = layout(graph.nodes, names.length);
   const [width, height] = [LEFT + CELL * starts.at(-1) + 20, TOP + ROW * (top + 1) + 90];
   const most = Math.max(...graph.edges.map((edge) => Math.abs(edge[2])), 1e-9);
@@ -60,8 +60,8 @@ function flow(graph, names, chosen) {
     const [x, y] = places.get(node.name);
     return svg("g", {
       class: `node ${sign(node.effect)}`, transform: `translate(${x} ${y})`, tabindex: at ? -1 : 0, role: "button",
-      "data-name": node.name, "aria-label": told(node),
-    }, svg("path", { d: SHAPES[node.kind](node.kind === "T" ? 9 : size) }), svg("title", {}, told(node)));
+      "data-name": node.name, "aria-label": describe(node),
+    }, svg("path", { d: SHAPES[node.kind](node.kind === "T" ? 9 : size) }), svg("title", {}, describe(node)));
   });
   const axis = names.map((name, at) => svg("text", {
     transform: `translate(${LEFT + CELL * (starts[at + 1] + starts[at + 2]) / 2} ${height - 82}) rotate(40)`, class: "axis",
@@ -75,13 +75,13 @@ function flow(graph, names, chosen) {
   }, ...axis, ...edges, ...nodes);
   const text = el("div", { class: "lists", "aria-live": "polite" });
 
-  function told(node) {
+  function describe(node) {
     const effect = `${node.effect >= 0 ? "+" : ""}${node.effect.toPrecision(3)}`;
     return node.kind === "T" ? `${graph.target}: ${graph.value.toPrecision(4)}` : `${node.label} at ${node.position} ${names[node.position] ?? ""}, effect ${effect}`;
   }
 
-  function list(title, some, end) {
-    const items = some.sort((a, b) => Math.abs(b[2]) - Math.abs(a[2])).slice(0, 8).map((edge) => el("li", {},
+  function list(title, edges, end) {
+    const items = edges.sort((a, b) => Math.abs(b[2]) - Math.abs(a[2])).slice(0, 8).map((edge) => el("li", {},
       el("span", { class: "number" }, `${edge[2] >= 0 ? "+" : ""}${edge[2].toPrecision(3)} `),
       el("span", { class: "word" }, edge[end] + (edge[3] === "V" ? "" : ` into ${edge[3]}`))));
     return el("section", {}, el("h3", {}, title), el("ol", {}, ...items));
@@ -93,7 +93,7 @@ function flow(graph, names, chosen) {
     graph.edges.forEach(([source, target], at) => edges[at].classList.toggle("on", source === name || target === name));
     const node = graph.nodes.find((each) => each.name === name);
     text.replaceChildren(...(node ? [
-      el("section", {}, el("h3", {}, told(node)), ...Object.entries(node.left).map(([side, [left, total]]) =>
+      el("section", {}, el("h3", {}, describe(node)), ...Object.entries(node.left).map(([side, [left, total]]) =>
         el("p", { class: "soft" }, `${side}: ${left.toPrecision(3)} of ${total.toPrecision(3)} comes from what is not in the graph.`))),
       list("flows in from", graph.edges.filter((edge) => edge[1] === name), 0),
       list("flows out to", graph.edges.filter((edge) => edge[0] === name), 1),
@@ -103,11 +103,11 @@ function flow(graph, names, chosen) {
   const named = (event) => event.target.closest("[data-name]")?.dataset.name;
   picture.addEventListener("pointerover", (event) => named(event) && light(named(event)));
   picture.addEventListener("focusin", (event) => named(event) && light(named(event)));
-  picture.addEventListener("click", (event) => named(event) && chosen(graph.nodes.find((node) => node.name === named(event))));
+  picture.addEventListener("click", (event) => named(event) && choose(graph.nodes.find((node) => node.name === named(event))));
   picture.addEventListener("keydown", (event) => {
     if (event.key === "Enter" || event.key === " ") {
       event.preventDefault();
-      chosen(graph.nodes.find((node) => node.name === named(event)));
+      choose(graph.nodes.find((node) => node.name === named(event)));
     }
   });
   roving(picture, () => nodes, () => {});

@@ -17,17 +17,17 @@ function paint(canvas, { rows, columns, each }, most, colours) {
 }
 
 /** A row of tokens that can be walked through. */
-function strip(names, label, told) {
+function strip(names, label, { over, out, pin }) {
   const items = names.map((name, at) => el("span", { role: "option", "data-at": at, tabindex: at ? -1 : 0 }, name));
   const element = el("div", { class: "strip", role: "listbox", "aria-label": label }, ...items);
   const at = (event) => event.target.closest("[data-at]")?.dataset.at;
-  element.addEventListener("pointerover", (event) => at(event) !== undefined && told.over(Number(at(event))));
-  element.addEventListener("pointerleave", () => told.out());
-  element.addEventListener("click", (event) => at(event) !== undefined && told.hold(Number(at(event))));
+  element.addEventListener("pointerover", (event) => at(event) !== undefined && over(Number(at(event))));
+  element.addEventListener("pointerleave", () => out());
+  element.addEventListener("click", (event) => at(event) !== undefined && pin(Number(at(event))));
   element.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" || event.key === " ") { event.preventDefault(); told.hold(Number(at(event))); }
+    if (event.key === "Enter" || event.key === " ") { event.preventDefault(); pin(Number(at(event))); }
   });
-  roving(element, () => items, (item) => told.over(Number(item.dataset.at)));
+  roving(element, () => items, (item) => over(Number(item.dataset.at)));
   return { element, items };
 }
 
@@ -37,16 +37,16 @@ class PatternPanel {
     this.names = names;
     this.error = error;
     this.canvas = el("canvas", { role: "img", tabindex: 0 });
-    this.told = el("p", { class: "soft", "aria-live": "polite" });
+    this.caption = el("p", { class: "soft", "aria-live": "polite" });
     this.strips = el("div");
     this.lists = el("div", { class: "lists" });
     const matrix = el("div", { class: "pattern" }, this.canvas);
-    this.element = el("div", {}, matrix, this.told, this.strips, this.lists);
+    this.element = el("div", {}, matrix, this.caption, this.strips, this.lists);
     this.canvas.addEventListener("pointermove", ({ offsetX, offsetY }) => {
       this.over(Math.floor(offsetY / this.size), Math.floor(offsetX / this.size));
     });
     this.canvas.addEventListener("pointerleave", () => this.out());
-    this.element.addEventListener("keydown", ({ key }) => key === "Escape" && this.hold(null, null));
+    this.element.addEventListener("keydown", ({ key }) => key === "Escape" && this.pin(null, null));
   }
 
   async show(head) {
@@ -55,7 +55,7 @@ class PatternPanel {
     if (this.head !== head) return; // Another one was chosen meanwhile.
     const levels = pattern.levels();
     this.pattern = { ...pattern, levels, level: (row, column) => levels[row * pattern.columns + column] };
-    this.held = null;
+    this.pinned = null;
     this.size = Math.max(1, Math.min(28, Math.floor(560 / Math.max(pattern.rows, pattern.columns))));
     this.strip();
     this.draw();
@@ -75,11 +75,11 @@ class PatternPanel {
   strip() {
     const { head, names } = this;
     this.same = head.rows === head.columns;
-    const told = (place) => ({
-      over: (at) => this.over(...place(at)), hold: (at) => this.hold(...place(at)), out: () => this.out(),
+    const handlers = (cell) => ({
+      over: (at) => this.over(...cell(at)), pin: (at) => this.pin(...cell(at)), out: () => this.out(),
     });
-    this.rowStrip = strip(names[head.rows], this.same ? "tokens" : "looks", told((at) => [at, null]));
-    this.columnStrip = this.same ? this.rowStrip : strip(names[head.columns], "looked at", told((at) => [null, at]));
+    this.rowStrip = strip(names[head.rows], this.same ? "tokens" : "looks", handlers((at) => [at, null]));
+    this.columnStrip = this.same ? this.rowStrip : strip(names[head.columns], "looked at", handlers((at) => [null, at]));
     this.items = [...new Set([...this.rowStrip.items, ...this.columnStrip.items])];
     this.strips.replaceChildren(
       el("h3", {}, this.same ? "Tokens: hover, or walk with the arrow keys" : "These look"), this.rowStrip.element,
@@ -87,17 +87,17 @@ class PatternPanel {
     );
   }
 
-  /** Whatever is held stays until Escape, or until something else is held. */
+  /** Whatever is pinned stays until Escape, or until something else is pinned. */
   over(row, column) {
-    if (!this.held) this.mark(row, column);
+    if (!this.pinned) this.mark(row, column);
   }
 
   out() {
-    this.mark(...(this.held ?? [null, null]));
+    this.mark(...(this.pinned ?? [null, null]));
   }
 
-  hold(row, column) {
-    this.held = row === null && column === null ? null : [row, column];
+  pin(row, column) {
+    this.pinned = row === null && column === null ? null : [row, column];
     this.out();
   }
 
@@ -121,7 +121,7 @@ class PatternPanel {
       this.rowStrip.items.forEach((item, at) => this.underline(item, level(at, looked)));
       this.list(`${this.name("columns", looked)} is looked at by`, rows, (at) => level(at, looked), "rows");
     }
-    this.told.textContent = row !== null && column !== null
+    this.caption.textContent = row !== null && column !== null
       ? `${this.name("rows", row)} looks at ${this.name("columns", column)}: ${(level(row, column) / 255).toFixed(3)}`
       : `Colour: where a token looks; underlined: what looks at it. Weights are shown to within ${this.error}.`;
   }
