@@ -6,11 +6,12 @@ import copy
 from typing import Any
 
 from torch import nn
+from transformer_lens import ActivationCache
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-__all__ = ["TransformerBridge", "bridge", "share"]
+__all__ = ["ActivationCache", "TransformerBridge", "bridge", "share"]
 
 
 def share(source: TransformerBridge) -> nn.Module:

@@ -15,11 +15,10 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from transformer_lens import ActivationCache
-from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
 from allheads.models.attention import attention_layers
+from allheads.models.bridge import ActivationCache, TransformerBridge
 from allheads.models.locations import Location
 from allheads.plots.patterns import Patterns, check_size
 from allheads.plots.texts import one_row, visible, words

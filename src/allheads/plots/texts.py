@@ -7,9 +7,9 @@ from html import escape
 
 from jaxtyping import Int
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
+from allheads.models.bridge import TransformerBridge
 from allheads.twin.twin import TwinBridge, require_twin
 from allheads.verification.inputs import Texts, token_rows
 

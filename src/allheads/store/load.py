@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
 from allheads.models import load as models
+from allheads.models.bridge import TransformerBridge
 from allheads.models.packaged import PACKAGED
 from allheads.store.rebuild import load_twin
 from allheads.store.record import FILE
