@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from allheads.models.mlps import MLP, Unit
+from allheads.models.mlps import MLP, ReplacedMLP
 from allheads.models.norms import Norm, measure_norm, norm_modules
-from allheads.models.observe import Seen
+from allheads.models.observe import Activations
 
 #: How far beyond the largest measured preactivation a measured domain reaches.
 MARGIN = 4.0
@@ -34,7 +34,7 @@ def needs_domain(mlp: MLP) -> bool:
     return mlp.gated or mlp.activation.squared
 
 
-def input_domains(body: nn.Module, units: list[Unit], seen: Seen) -> list[list[Domain]]:
+def input_domains(body: nn.Module, units: list[ReplacedMLP], seen: Activations) -> list[list[Domain]]:
     """The domain of every MLP, unit by unit; infinite where the activation is plain.
 
     ``seen`` is a run of the network in which its norms and the units were watched.
