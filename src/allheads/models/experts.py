@@ -26,7 +26,7 @@ Layout = tuple[bool, MLPFormula]
 
 
 def routed(module: nn.Module) -> bool:
-    """Is the stack told which expert takes which row?"""
+    """Is the stack called with the expert of every row?"""
     return len(inspect.signature(module.forward).parameters) >= 3
 
 
@@ -124,14 +124,14 @@ def _fits(layout: Layout, module: nn.Module, number: int) -> bool:
     return True
 
 
-def rows_of(unit: ReplacedMLP, mlp: MLP, seen: Activations) -> list[Tensor]:
+def rows_of(unit: ReplacedMLP, mlp: MLP, activations: Activations) -> list[Tensor]:
     """What one MLP of a unit read in a run: everything, or what an expert was routed; ``[row d_model]`` each."""
-    reads = seen.inputs.get(unit.reads, [])
+    reads = activations.inputs.get(unit.reads, [])
     if not unit.site.experts:
         return [read.flatten(0, -2) for read in reads]
     number = unit.mlps.index(mlp)
     rows = []
-    for read, routes in zip(reads, seen.routes[unit.reads], strict=True):
+    for read, routes in zip(reads, activations.routes[unit.reads], strict=True):
         if routes:
             rows.append(read[(routes[0] == number).any(-1)])
         else:

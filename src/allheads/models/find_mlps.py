@@ -42,11 +42,11 @@ class MLPLocation:
 def locate_mlps(source: TransformerBridge, body: nn.Module) -> list[MLPLocation]:
     """Every MLP and every stack of experts, in the order of the network; ``body`` is it without a bridge."""
     paths = {id(module): network_path(path) for path, module in source.original_model.named_modules()}
-    known = {name: component for name, component in named_components(source) if id(component) in paths}
-    names = {paths[id(component)]: name for name, component in known.items()}
+    components = {name: component for name, component in named_components(source) if id(component) in paths}
+    names = {paths[id(component)]: name for name, component in components.items()}
     sites = _of_bridge(source, body, paths)
     sites += _elsewhere(sites, names, body, is_experts)
-    attention = frozenset(path for path, name in names.items() if isinstance(known[name], AttentionBridge))
+    attention = frozenset(path for path, name in names.items() if isinstance(components[name], AttentionBridge))
     sites += _elsewhere(sites, names, body, computes_mlp, attention)
     order = {path: number for number, (path, _) in enumerate(body.named_modules())}
     sites.sort(key=lambda site: order[site.path])

@@ -68,8 +68,8 @@ def graft(twin: TransformerBridge, unit: ReplacedMLP, banks: Sequence[HeadBank])
     for name, point in keep.items():
         point.name = name  # an assignment to a module renames it
     registry.update(keep)
-    for mlp, each in zip(unit.mlps, banks, strict=True):
-        for name, point in each.hooks.named_children():
+    for mlp, of_mlp in zip(unit.mlps, banks, strict=True):
+        for name, point in of_mlp.hooks.named_children():
             assert isinstance(point, HookPoint)
             point.name = f"{mlp.location.prefix}{name}"
             registry[point.name] = point

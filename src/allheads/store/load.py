@@ -9,7 +9,7 @@ import torch
 from allheads.errors import AllHeadsError
 from allheads.models import load as models
 from allheads.models.bridge import TransformerBridge
-from allheads.models.packaged import PACKAGED
+from allheads.models.sources import PACKAGED
 from allheads.store.rebuild import load_twin
 from allheads.store.record import FILE
 from allheads.store.tensors import STEM
