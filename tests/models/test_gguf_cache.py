@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from allheads import disk
 from allheads.errors import AllHeadsError
 from allheads.models import cache
 from allheads.models.cache import cached_folder
@@ -137,12 +138,13 @@ def test_only_old_leftovers_of_ours_are_swept(root):
         for path in (folder / "x", folder):
             os.utime(path, (time.time() - age,) * 2)
 
-    leftover(".allheads-unfinished-old", cache.STALE_SECONDS + 60)
+    leftover(".allheads-unfinished-old", disk.STALE + 60)
     leftover(".allheads-unfinished-young", 60)
-    leftover(".ssh", 10 * cache.STALE_SECONDS)
-    leftover("photos", 10 * cache.STALE_SECONDS)
+    leftover(".allheads-replaced-old", disk.STALE + 60)
+    leftover(".ssh", 10 * disk.STALE)
+    leftover("photos", 10 * disk.STALE)
     cached_folder("key", build)
-    assert names(root) == [".allheads-unfinished-young", ".ssh", "key", "photos"]
+    assert names(root) == [".allheads-replaced-old", ".allheads-unfinished-young", ".ssh", "key", "photos"]
 
 
 def test_a_rival_that_finished_first_wins(root):

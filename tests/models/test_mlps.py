@@ -10,7 +10,7 @@ import allheads as ah
 from allheads.gates.activations import ACTIVATIONS
 from allheads.models.bridge import share
 from allheads.models.formulas import find_formula
-from allheads.models.mlps import recognise
+from allheads.models.mlps import activation_with_values
 from allheads.models.read_mlps import read_mlps
 
 #: gelu_fast is gelu_tanh with a constant rounded to ten digits: nothing in float32 tells them apart.
@@ -19,12 +19,12 @@ DISTINCT = sorted(set(ACTIVATIONS) - {"gelu_fast", "linear"})
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 def test_activations_are_recognised_by_their_values(name):
-    assert recognise(lambda t: ACTIVATIONS[name](t)).name == name
+    assert activation_with_values(lambda t: ACTIVATIONS[name](t)).name == name
 
 
 def test_unknown_activations_are_refused():
     with pytest.raises(ah.AllHeadsError, match=r"Mish in L3"):
-        recognise(nn.Mish(), "L3")
+        activation_with_values(nn.Mish(), "L3")
 
 
 class Odd(nn.Module):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import allheads as ah
-from allheads.models.mlps import recognise
+from allheads.models.mlps import activation_with_values
 from allheads.models.origin import state
 from allheads.twin import convert
 
@@ -182,7 +182,7 @@ def test_the_checks_of_the_conversion_are_passed_again(any_kind, tmp_path, monke
         ah.load(path, **({} if standalone else {"source": source}))
         assert calls == [1]
         monkeypatch.undo()
-    monkeypatch.setattr("allheads.models.formulas.ACTIVATIONS", {"relu": recognise(torch.relu)})
+    monkeypatch.setattr("allheads.models.formulas.ACTIVATIONS", {"relu": activation_with_values(torch.relu)})
     with pytest.raises(ah.AllHeadsError, match="numbers fit no such formula"):
         ah.load(path)
 

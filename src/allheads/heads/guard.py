@@ -19,6 +19,7 @@ class SharedWeight(Tensor):
 
     Ordinary tensors come out of every operation; views of it stay guarded, and NumPy gets a copy.
 
+    >>> import torch
     >>> guarded = torch.zeros(2).as_subclass(SharedWeight)
     >>> type(guarded + 1) is Tensor
     True

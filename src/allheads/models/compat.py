@@ -19,7 +19,6 @@ from transformers.initialization import no_init_weights
 __all__ = [
     "attention_kernel",
     "called",
-    "draw_nothing",
     "experts_kernel",
     "fires",
     "forget_quantisation",
@@ -123,14 +122,9 @@ def use_attention_kernel(network: Any, name: str) -> None:
     network.set_attn_implementation(name)
 
 
-def draw_nothing() -> Any:
-    """A context in which networks of transformers are made without drawing weights."""
-    return no_init_weights()
-
-
 def make_network(network_class: Any, config: Any, **options: Any) -> Any:
-    """A network of transformers from its configuration, with any weights."""
-    with draw_nothing(), torch.random.fork_rng(devices=[]):
+    """A network of transformers from its configuration, with any weights: none are drawn."""
+    with no_init_weights(), torch.random.fork_rng(devices=[]):
         return network_class._from_config(config, **options)
 
 

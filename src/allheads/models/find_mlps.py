@@ -26,7 +26,7 @@ from allheads.models.locations import Location, numbered, tower_names
 
 
 @dataclass(frozen=True)
-class Site:
+class MLPLocation:
     """A module of the network at ``path`` that computes an MLP, or a stack of experts.
 
     ``inside`` is None for a module that is called as a whole; otherwise the parts of the MLP sit in the layer at
@@ -39,14 +39,14 @@ class Site:
     inside: tuple[str, str] | None = None
 
 
-def locate_mlps(source: TransformerBridge, body: nn.Module) -> list[Site]:
+def locate_mlps(source: TransformerBridge, body: nn.Module) -> list[MLPLocation]:
     """Every MLP and every stack of experts, in the order of the network; ``body`` is it without a bridge."""
     paths = {id(module): network_path(path) for path, module in source.original_model.named_modules()}
-    known = {name: component for name, component in named_components(source) if id(component) in paths}
-    names = {paths[id(component)]: name for name, component in known.items()}
+    components = {name: component for name, component in named_components(source) if id(component) in paths}
+    names = {paths[id(component)]: name for name, component in components.items()}
     sites = _of_bridge(source, body, paths)
     sites += _elsewhere(sites, names, body, is_experts)
-    attention = frozenset(path for path, name in names.items() if isinstance(known[name], AttentionBridge))
+    attention = frozenset(path for path, name in names.items() if isinstance(components[name], AttentionBridge))
     sites += _elsewhere(sites, names, body, computes_mlp, attention)
     order = {path: number for number, (path, _) in enumerate(body.named_modules())}
     sites.sort(key=lambda site: order[site.path])
@@ -60,49 +60,49 @@ def is_experts(module: nn.Module) -> bool:
     return len(weights) == 2 and "hidden_states" in inspect.signature(module.forward).parameters
 
 
-def _of_bridge(source: TransformerBridge, body: nn.Module, paths: dict[int, str]) -> list[Site]:
+def _of_bridge(source: TransformerBridge, body: nn.Module, paths: dict[int, str]) -> list[MLPLocation]:
     """What the bridge calls an MLP or a mixture."""
-    sites: list[Site] = []
+    sites: list[MLPLocation] = []
     for name, component in named_components(source):
         if not isinstance(component, (MLPBridge, MoEBridge)) or any(_covers(s.location.name, name) for s in sites):
             continue
         if component.name is None:
             parent = source.get_submodule(name.rpartition(".")[0])
             inside = (str(component.submodules["in"].name), str(component.submodules["out"].name))
-            sites.append(Site(Location.at(name), paths[id(parent)], inside=inside))
+            sites.append(MLPLocation(Location.at(name), paths[id(parent)], inside=inside))
         elif isinstance(component, MoEBridge) and not component.bound_dense:
             sites += _mixture(name, paths[id(component)], body)
         elif id(component) in paths:
-            sites.append(Site(Location.at(name), paths[id(component)]))
+            sites.append(MLPLocation(Location.at(name), paths[id(component)]))
     return sites
 
 
-def _mixture(name: str, path: str, body: nn.Module) -> list[Site]:
+def _mixture(name: str, path: str, body: nn.Module) -> list[MLPLocation]:
     """The experts of a mixture, and what all tokens share; its router stays."""
     found = []
     for inner, module in body.get_submodule(path).named_modules():
         if inner and is_experts(module):
-            found.append(Site(Location.at(f"{name}.{inner}"), f"{path}.{inner}", experts=True))
+            found.append(MLPLocation(Location.at(f"{name}.{inner}"), f"{path}.{inner}", experts=True))
         elif sum(is_projection(child) for child in module.children()) >= 2:
             expert = re.search(r"expert\w*?[._](\d+)$", inner)
             number = int(expert[1]) if expert else None
             location = Location.at(f"{name}.{inner}".rstrip("."), expert=number, shared="shared" in inner)
-            found.append(Site(location, f"{path}.{inner}".rstrip(".")))
+            found.append(MLPLocation(location, f"{path}.{inner}".rstrip(".")))
     return found
 
 
 def _elsewhere(
-    sites: list[Site], names: dict[str, str], body: nn.Module, wanted: Any, barred: frozenset[str] = frozenset()
-) -> list[Site]:
+    sites: list[MLPLocation], names: dict[str, str], body: nn.Module, wanted: Any, barred: frozenset[str] = frozenset()
+) -> list[MLPLocation]:
     """What the bridge has no component for, named after the nearest that it has."""
-    found: list[Site] = []
+    found: list[MLPLocation] = []
     for path, module in body.named_modules():
         taken = [site.path for site in [*sites, *found] if site.inside is None] + [*barred]
         if path and not any(_covers(outer, path) for outer in taken) and wanted(module):
             parent = next((outer for outer in _upwards(path) if outer in names), None)
             name = path if parent is None else f"{names[parent]}{path.removeprefix(parent)}"
             expert = "shared" in path.rpartition(".")[2]
-            found.append(Site(Location.at(name, shared=expert), path, experts=wanted is is_experts))
+            found.append(MLPLocation(Location.at(name, shared=expert), path, experts=wanted is is_experts))
     return found
 
 

@@ -1,4 +1,4 @@
-r"""Which projection of an MLP does what, found by running it: names and forward code differ, arithmetic does not.
+r"""What an MLP computes, and which projection does what: found by running it, since names and forward code differ.
 
 The module is run on random input, and what every projection reads and writes is looked at. Those that read the
 input are the value and the gate, or both in one (joint); the one that runs last writes the output, and what it reads
@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -26,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 
 from allheads.errors import AllHeadsError
 from allheads.gates.activations import ACTIVATIONS, Activation
+from allheads.models.observe import Activations, watching
 
 #: Input rows, and the largest preactivation of each of the two probes.
 ROWS, SPANS = 8, (12.0, 4000.0)
@@ -34,7 +35,7 @@ CLOSE = 2e-5
 
 
 @dataclass(frozen=True)
-class Part:
+class ProjectionSlice:
     """A projection, or a slice of its outputs: ``weight[:, start::step][:, :count]`` in TransformerLens orientation."""
 
     name: str
@@ -47,47 +48,67 @@ class Part:
         return tensor[..., self.start :: self.step][..., : self.count]
 
 
-@dataclass(frozen=True)
-class Roles:
-    """Who does what in an MLP: ``scale_out * out(f(scale_in * gate) * value)``, without ``value`` if plain."""
+#: Which slices are the value and the gate; there is no gate in a plain MLP.
+Split = tuple[ProjectionSlice, ProjectionSlice | None]
 
-    value: Part
-    gate: Part | None
+
+@dataclass(frozen=True)
+class MLPFormula:
+    """What an MLP computes: ``scale_out * out(f(scale_in * gate) * value)``, or ``scale_out * out(f(value))``."""
+
+    value: ProjectionSlice
+    gate: ProjectionSlice | None
     out: str
     activation: Activation
     scale_in: float = 1.0
     scale_out: float = 1.0
     residual: bool = False
 
+    def neurons(self, outputs: Mapping[str, Tensor]) -> Tensor:
+        """What ``out`` reads, from what every projection writes."""
+        value = self.value.of(outputs[self.value.name])
+        if self.gate is None:
+            return self.activation(self.scale_in * value)
+        return self.activation(self.scale_in * self.gate.of(outputs[self.gate.name])) * value
 
-@dataclass(frozen=True)
-class Trace:
-    """One run: what the module read, what each projection read and wrote, and what came out."""
-
-    x: Tensor
-    projections: list[tuple[str, Tensor, Tensor]]
-    out: Tensor
-
-    def split(self) -> list[Trace]:
-        """A run for each of `SPANS`, which were a batch."""
-        projections = [
-            [(name, *pair) for pair in zip(read.chunk(len(SPANS)), out.chunk(len(SPANS)), strict=True)]
-            for name, read, out in self.projections
-        ]
-        parts = zip(self.x.chunk(len(SPANS)), self.out.chunk(len(SPANS)), strict=True)
-        return [Trace(x, [each[n] for each in projections], out) for n, (x, out) in enumerate(parts)]
+    def tensors(self, projections: Mapping[str, tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
+        """``W_in``, ``W_gate``, ``W_out`` and biases, as far as there are any, from weight and bias by projection."""
+        found = {}
+        for name, part in (("in", self.value), ("gate", self.gate), ("out", ProjectionSlice(self.out))):
+            if part is not None:
+                weight, bias = projections[part.name]
+                found[f"W_{name}"] = part.of(weight)
+                if bias is not None:
+                    found[f"b_{name}"] = part.of(bias)
+        if self.scale_out != 1.0 and "b_out" in found:
+            found["b_out"] = self.scale_out * found["b_out"].detach()
+        return found
 
 
-def find_formula(module: nn.Module, d_model: int, known: Sequence[Roles] = ()) -> Roles | None:
-    """The roles in ``module``, those ``known`` tried first; None if it computes something else."""
+def find_formula(module: nn.Module, d_model: int, likely: Sequence[MLPFormula] = ()) -> MLPFormula | None:
+    """What ``module`` computes, the ``likely`` formulas tried first; None if it is something else."""
     residual = takes_residual(module)
-    traces = _spanning(module, d_model, residual)
-    if not traces:
+    run = _run_on_spans(module, d_model, residual)
+    if run is None:
         return None
-    for candidate in chain(known, _candidates(traces[-1], residual)):
-        if candidate.residual == residual and all(_agrees(candidate, trace) for trace in traces):
-            return candidate
+    for formula in chain(likely, _candidates(run, residual)):
+        if formula.residual == residual and _fits(formula, run):
+            return formula
     return None
+
+
+def formulas(splits: Iterable[Split], out: str) -> Iterator[MLPFormula]:
+    """A formula for every split and every known activation."""
+    for value, gate in splits:
+        for activation in ACTIVATIONS.values():
+            yield MLPFormula(value, gate, out, activation)
+
+
+def halves(name: str, width: int) -> list[Split]:
+    """How one projection may hold value and gate: one behind the other, or in turn."""
+    first, second = ProjectionSlice(name, 0, 1, width), ProjectionSlice(name, width, 1, width)
+    even, odd = ProjectionSlice(name, 0, 2), ProjectionSlice(name, 1, 2)
+    return [(second, first), (first, second), (odd, even), (even, odd)]
 
 
 def computes_mlp(module: nn.Module) -> bool:
@@ -140,103 +161,95 @@ def call(module: nn.Module, x: Tensor, residual: bool) -> Tensor:
     return out[0] if isinstance(out, tuple) else out
 
 
-def _spanning(module: nn.Module, d_model: int, residual: bool) -> list[Trace]:
-    """For each of `SPANS` what the module does where that is the largest preactivation; empty if nothing reads x."""
+def _run_on_spans(module: nn.Module, d_model: int, residual: bool) -> Activations | None:
+    """One run over inputs for each of `SPANS`, where that is the largest preactivation; None if nothing reads x.
+
+    The module itself is under the path ``""``; every projection was called once.
+    """
     parameter = next(module.parameters())
     x = torch.randn(1, ROWS, d_model, generator=torch.Generator().manual_seed(0)).to(parameter)
-    trace = _run(module, x, residual)
-    readers = [out for _, read, out in trace.projections if _same(read, trace.x)]
+    readers = _readers(_run(module, x, residual))
     if not readers:
-        return []
-    largest = max(max(float(out.abs().max()) for out in readers), 1e-6)
+        return None
+    largest = max(max(float(out.abs().max()) for out in readers.values()), 1e-6)
     # Together, because the time goes into reading the weights.
-    return _run(module, torch.cat([x * (span / largest) for span in SPANS]), residual).split()
+    run = _run(module, torch.cat([x * (span / largest) for span in SPANS]), residual)
+    return run if all(len(calls) == 1 for calls in run.inputs.values()) else None
 
 
-def _run(module: nn.Module, x: Tensor, residual: bool) -> Trace:
-    seen: list[tuple[str, Tensor, Tensor]] = []
-    handles = []
-    for name, child in module.named_modules():
-        if is_projection(child):
-            handles.append(child.register_forward_hook(_recorder(name, seen)))
-    try:
-        with torch.no_grad():
-            out = call(module, x, residual)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return Trace(x, seen, out)
+def _run(module: nn.Module, x: Tensor, residual: bool) -> Activations:
+    projections = [name for name, child in module.named_modules() if is_projection(child)]
+    with torch.no_grad(), watching(module, ["", *projections]) as run:
+        call(module, x, residual)
+    return run
 
 
-def _recorder(name: str, seen: list[tuple[str, Tensor, Tensor]]) -> Callable[..., None]:
-    def record(_: nn.Module, inputs: Any, output: Tensor) -> None:
-        seen.append((name, inputs[0], output))
+def _readers(run: Activations) -> dict[str, Tensor]:
+    """The projections that read what the module reads, with what they write."""
+    x = run.inputs[""][0]
+    return {
+        name: run.outputs[name][0]
+        for name, (read, *_) in run.inputs.items()
+        if name and read.numel() == x.numel() and torch.equal(read.reshape(x.shape), x)
+    }
 
-    return record
+
+def _last(run: Activations) -> str:
+    """The projection that ran last; the module itself ended after it."""
+    return [name for name in run.inputs if name][-1]
 
 
-def _candidates(trace: Trace, residual: bool) -> Iterator[Roles]:
-    """Every reading of one run that its numbers allow."""
-    readers = [(name, out) for name, read, out in trace.projections if _same(read, trace.x)]
-    last, read, written = trace.projections[-1]
-    width = read.shape[-1]
-    names = [name for name, _ in readers]
-    scale_out = _factor(trace.out, written)
-    if scale_out is None or last in names or len(set(names)) != len(names):
+def _candidates(run: Activations, residual: bool) -> Iterator[MLPFormula]:
+    """Every formula that the shapes and factors of one run allow."""
+    readers, last = _readers(run), _last(run)
+    width = run.inputs[last][0].shape[-1]
+    scale_out = _factor(run.outputs[""][0], run.outputs[last][0])
+    if scale_out is None or last in readers:
         return
-    splits: list[tuple[Part, Part | None]] = []
-    if len(readers) == 1 and readers[0][1].shape[-1] == width:
-        splits = [(Part(names[0]), None)]
-    elif len(readers) == 1 and readers[0][1].shape[-1] == 2 * width:
-        splits = _halves(names[0], width)
+    splits: list[Split] = []
+    names, widths = list(readers), [out.shape[-1] for out in readers.values()]
+    if widths == [width]:
+        splits = [(ProjectionSlice(names[0]), None)]
+    elif widths == [2 * width]:
+        splits = halves(names[0], width)
     elif len(readers) == 2:
-        splits = [(Part(names[1]), Part(names[0])), (Part(names[0]), Part(names[1]))]
-    for value, gate in splits:
-        for activation in ACTIVATIONS.values():
-            if gate is not None or activation.name != "linear":
-                yield from _scaled(Roles(value, gate, last, activation, 1.0, scale_out, residual), trace)
+        first, second = map(ProjectionSlice, names)
+        splits = [(second, first), (first, second)]
+    for formula in formulas(splits, last):
+        if formula.gate is not None or formula.activation.name != "linear":
+            yield from _scaled(replace(formula, scale_out=scale_out, residual=residual), run)
 
 
-def _halves(name: str, width: int) -> list[tuple[Part, Part | None]]:
-    first, second = Part(name, 0, 1, width), Part(name, width, 1, width)
-    even, odd = Part(name, 0, 2), Part(name, 1, 2)
-    return [(second, first), (first, second), (odd, even), (even, odd)]
-
-
-def _scaled(roles: Roles, trace: Trace) -> Iterator[Roles]:
-    """The same roles as they are, and with the factor that large positive preactivations show."""
-    yield roles
-    if roles.gate is None:
+def _scaled(formula: MLPFormula, run: Activations) -> Iterator[MLPFormula]:
+    """The formula as it is, and with the factor that large positive preactivations show."""
+    yield formula
+    if formula.gate is None:
         return
-    outputs = {name: out for name, _, out in trace.projections}
-    gate, value = (part.of(outputs[part.name]) for part in (roles.gate, roles.value))
+    gate, value = (part.of(run.outputs[part.name][0]) for part in (formula.gate, formula.value))
     open_ = gate > 0.5 * gate.max()
-    ratio = (trace.projections[-1][1] / (gate * value))[open_]
+    ratio = (run.inputs[formula.out][0] / (gate * value))[open_]
     factor = float(ratio.median())
     if abs(factor - 1.0) > 1e-3:
-        yield Roles(**(vars(roles) | {"scale_in": factor}))
+        yield replace(formula, scale_in=factor)
 
 
-def _agrees(roles: Roles, trace: Trace) -> bool:
+def _fits(formula: MLPFormula, run: Activations) -> bool:
     """Does what the last projection reads equal the formula, and what comes out what it writes?"""
-    outputs = {name: out for name, _, out in trace.projections}
-    parts = [roles.value] if roles.gate is None else [roles.gate, roles.value]
-    if trace.projections[-1][0] != roles.out or any(part.name not in outputs for part in parts):
+    outputs = {name: out for name, (out, *_) in run.outputs.items()}
+    parts = [part for part in (formula.value, formula.gate) if part is not None]
+    if _last(run) != formula.out or any(part.name not in outputs for part in parts):
         return False
-    first, *rest = (part.of(outputs[part.name]) for part in parts)
-    expected = roles.activation(roles.scale_in * first)
-    expected = expected * rest[0] if rest else expected
-    _, read, written = trace.projections[-1]
-    return _close(read, expected) and _close(trace.out, roles.scale_out * written)
-
-
-def _same(read: Tensor, x: Tensor) -> bool:
-    return read.numel() == x.numel() and torch.equal(read.reshape(x.shape), x)
+    return _close(run.inputs[formula.out][0], formula.neurons(outputs)) and _close(
+        outputs[""], formula.scale_out * outputs[formula.out]
+    )
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    a, b = a.double().flatten(), b.double().flatten()
-    return a.shape == b.shape and bool(((a - b).abs() <= CLOSE * (b.abs() + 1e-2 * b.abs().max())).all())
+    """Do they agree, on each of `SPANS`?"""
+    if a.numel() != b.numel():
+        return False
+    a, b = (tensor.double().reshape(len(SPANS), -1) for tensor in (a, b))
+    return bool(((a - b).abs() <= CLOSE * (b.abs() + 1e-2 * b.abs().amax(1, keepdim=True))).all())
 
 
 def _factor(out: Tensor, written: Tensor) -> float | None:

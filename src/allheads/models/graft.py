@@ -18,7 +18,7 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 from allheads.heads.bank import HeadBank
 from allheads.heads.mixture import MixtureBank
 from allheads.models.compat import called, hook_registry, network_module, wrap
-from allheads.models.mlps import Unit, activation_of
+from allheads.models.mlps import ReplacedMLP, activation_of
 
 
 class HeadBankBridge(GeneralizedComponent):
@@ -49,7 +49,7 @@ class HeadBankBridge(GeneralizedComponent):
         return out + given[1] if self.residual else out
 
 
-def graft(twin: TransformerBridge, unit: Unit, banks: Sequence[HeadBank]) -> None:
+def graft(twin: TransformerBridge, unit: ReplacedMLP, banks: Sequence[HeadBank]) -> None:
     """Put a unit's banks where the network calls it and where the bridge shows it."""
     site = unit.site
     bank: HeadBank | MixtureBank = MixtureBank(banks) if site.experts else banks[0]
@@ -68,14 +68,14 @@ def graft(twin: TransformerBridge, unit: Unit, banks: Sequence[HeadBank]) -> Non
     for name, point in keep.items():
         point.name = name  # an assignment to a module renames it
     registry.update(keep)
-    for mlp, each in zip(unit.mlps, banks, strict=True):
-        for name, point in each.hooks.named_children():
+    for mlp, of_mlp in zip(unit.mlps, banks, strict=True):
+        for name, point in of_mlp.hooks.named_children():
             assert isinstance(point, HookPoint)
             point.name = f"{mlp.location.prefix}{name}"
             registry[point.name] = point
 
 
-def _replace_in_network(body: nn.Module, unit: Unit, component: HeadBankBridge) -> None:
+def _replace_in_network(body: nn.Module, unit: ReplacedMLP, component: HeadBankBridge) -> None:
     site = unit.site
     if site.inside is None:
         _set(body, site.path, component)

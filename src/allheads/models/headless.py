@@ -17,40 +17,33 @@ from transformer_lens.model_bridge.supported_architectures.roberta import Robert
 _HEAD = ("mlm_head", "unembed", "ln_final")
 
 
-class _Bare:
-    """Mixed into an adapter: its components without the head and without the outer name."""
+def _headless(adapter: Any, outer: str) -> Any:
+    """An adapter without the head, for the network that its own keeps under the name ``outer``."""
 
-    outer: str
-    components: dict[str, Any]
-
-    def __init__(self, cfg: Any) -> None:
-        super().__init__(cfg)  # type: ignore[call-arg]
+    def init(self: Any, cfg: Any) -> None:
+        adapter.__init__(self, cfg)
         for name in _HEAD:
             self.components.pop(name, None)
         for component in self.components.values():
-            component.name = component.name.removeprefix(f"{self.outer}.")
+            component.name = component.name.removeprefix(f"{outer}.")
 
-    def prepare_model(self, hf_model: Any) -> None:
-        """Show the pooler, where there is one."""
+    def prepare_model(self: Any, hf_model: Any) -> None:
+        # The pooler is shown, where there is one.
         if getattr(hf_model, "pooler", None) is not None:
             self.components["pooler"] = BertPoolerBridge(
                 name="pooler", submodules={"dense": LinearBridge(name="dense")}
             )
 
-
-class HeadlessBert(_Bare, BertArchitectureAdapter):
-    """``BertModel``."""
-
-    outer = "bert"
+    return type(f"Headless{adapter.__name__}", (adapter,), {"__init__": init, "prepare_model": prepare_model})
 
 
-class HeadlessRoberta(_Bare, RobertaArchitectureAdapter):
-    """``RobertaModel``."""
+_ADAPTERS = {
+    "BertModel": _headless(BertArchitectureAdapter, "bert"),
+    "RobertaModel": _headless(RobertaArchitectureAdapter, "roberta"),
+}
 
-    outer = "roberta"
 
-
-def register() -> None:
+def register_headless() -> None:
     """Let TransformerLens know these adapters; again does no harm."""
-    for name, adapter in (("BertModel", HeadlessBert), ("RobertaModel", HeadlessRoberta)):
+    for name, adapter in _ADAPTERS.items():
         ArchitectureAdapterFactory.register_adapter(name, adapter)

@@ -19,11 +19,10 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from allheads.errors import AllHeadsError
-from allheads.models import headless as bare
+from allheads.models.headless import register_headless
 from allheads.models.origin import mark_loaded
-from allheads.models.packaged import PACKAGED
 from allheads.models.reading import explained, no_progress_bars, read_model, require_finite
-from allheads.models.sources import Source, find_source
+from allheads.models.sources import PACKAGED, Source, find_source
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "special_tokens_map.json")
@@ -104,7 +103,7 @@ def _read(source: Source, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
 def _bridge(
     source: Source, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype
 ) -> TransformerBridge:
-    bare.register()
+    register_headless()
     with explained("a model that TransformerLens can wrap", "Its documentation lists the architectures."):
         if tokenizer is None:  # token ids still work
             bridge = build_bridge_from_module(model, type(model).__name__, hf_config=model.config)

@@ -15,7 +15,7 @@ What a module computes is not believed from its name: see `allheads.models.formu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -30,8 +30,16 @@ from allheads.gates.activations import ACTIVATIONS, Activation
 from allheads.gates.gates import GateSum
 from allheads.heads.bank import HeadBank
 from allheads.heads.evaluate import Evaluation
-from allheads.models.find_mlps import Site
-from allheads.models.formulas import Part, Roles, call, find_formula, in_dtype, is_projection, takes_residual
+from allheads.models.find_mlps import MLPLocation
+from allheads.models.formulas import (
+    MLPFormula,
+    ProjectionSlice,
+    call,
+    find_formula,
+    in_dtype,
+    input_size,
+    is_projection,
+)
 from allheads.models.locations import Location
 
 #: Where modules keep their activation function.
@@ -83,10 +91,10 @@ class MLP:
 
 
 @dataclass(frozen=True)
-class Unit:
+class ReplacedMLP:
     """What is replaced at one site: one MLP, or all experts of a stack."""
 
-    site: Site
+    site: MLPLocation
     mlps: list[MLP]
     residual: bool = False
 
@@ -101,15 +109,16 @@ class Unit:
         return self.site.path if self.site.inside is None else f"{self.site.path}.{self.site.inside[1]}"
 
 
-def read_module(site: Site, module: nn.Module, d_model: int, known: list[Roles]) -> Unit:
-    """A plain, gated, joint or residual-taking MLP. ``known`` are roles found earlier: tried first, and added to."""
+def read_module(site: MLPLocation, module: nn.Module, earlier: list[MLPFormula]) -> ReplacedMLP:
+    """A plain, gated, joint or residual-taking MLP. ``earlier`` formulas are tried first; a new one is added."""
     check_finite(module, site.location)
     exact = in_dtype(module, torch.promote_types(_dtype(module, site.location), torch.float32))
-    roles = find_formula(exact, d_model, known)
-    if roles is not None and (roles.scale_in, roles.scale_out) != (1.0, 1.0) and roles not in known:
+    d_model = input_size(module)
+    formula = find_formula(exact, d_model, earlier)
+    if formula is not None and (formula.scale_in, formula.scale_out) != (1.0, 1.0) and formula not in earlier:
         # Factors are measured: in float64, to its last digits.
-        roles = find_formula(in_dtype(module, torch.float64), d_model)
-    if roles is None:
+        formula = find_formula(in_dtype(module, torch.float64), d_model)
+    if formula is None:
         raise AllHeadsError(
             "an MLP that computes out(f(in(x))) or out(f(gate(x)) * in(x)) with a known activation",
             f"{type(module).__name__} in {site.location.stem}, whose numbers fit no such formula"
@@ -117,40 +126,41 @@ def read_module(site: Site, module: nn.Module, d_model: int, known: list[Roles])
             " or another activation",
             f"This kind of MLP is not supported yet; f is one of {', '.join(ACTIVATIONS)}.",
         )
-    if roles.activation.squared and roles.gate is not None:
+    if formula.activation.squared and formula.gate is not None:
         raise AllHeadsError(
-            "a gate that grows linearly", f"{roles.activation.name} in {site.location.stem}", "Not supported yet."
+            "a gate that grows linearly", f"{formula.activation.name} in {site.location.stem}", "Not supported yet."
         )
-    if roles not in known:
-        known.append(roles)
-    tensors = _tensors(module, roles)
-    residual = takes_residual(module)
+    if formula not in earlier:
+        earlier.append(formula)
+    parts = {part.name for part in (formula.value, formula.gate) if part is not None}
+    tensors = formula.tensors(_projections(module, [*parts, formula.out]))
 
     def reference(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-        return partial(call, in_dtype(module, dtype), residual=residual)
+        return partial(call, in_dtype(module, dtype), residual=formula.residual)
 
-    mlp = MLP(site.location, tensors, roles.activation, reference, roles.scale_in, roles.scale_out)
-    return Unit(site, [mlp], residual)
+    mlp = MLP(site.location, tensors, formula.activation, reference, formula.scale_in, formula.scale_out)
+    return ReplacedMLP(site, [mlp], formula.residual)
 
 
-def read_parts(site: Site, layer: nn.Module) -> Unit:
+def read_containerless(site: MLPLocation, layer: nn.Module) -> ReplacedMLP:
     """A containerless MLP: ``out(f(in(x)))``, whose activation is named beside ``in``."""
     assert site.inside is not None
     first, last = (layer.get_submodule(name) for name in site.inside)
     for part in (first, last):
         check_finite(part, site.location)
     owner, name = activation_of(site, layer)
-    activation = recognise(getattr(owner, name), site.location.stem)
-    tensors = {"W_in": _weight(first), "b_in": _bias(first), "W_out": _weight(last), "b_out": _bias(last)}
+    activation = activation_with_values(getattr(owner, name), site.location.stem)
+    formula = MLPFormula(ProjectionSlice(site.inside[0]), None, site.inside[1], activation)
+    tensors = formula.tensors(_projections(layer, site.inside))
 
     def reference(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         copied = [in_dtype(part, dtype) for part in (first, last)]
         return lambda x: copied[1](getattr(owner, name)(copied[0](x)))
 
-    return Unit(site, [MLP(site.location, _present(tensors), activation, reference)])
+    return ReplacedMLP(site, [MLP(site.location, tensors, activation, reference)])
 
 
-def activation_of(site: Site, layer: nn.Module) -> tuple[nn.Module, str]:
+def activation_of(site: MLPLocation, layer: nn.Module) -> tuple[nn.Module, str]:
     """The module that holds a containerless MLP's activation function, and its name there."""
     assert site.inside is not None
     owner = layer.get_submodule(site.inside[0].rpartition(".")[0]) if "." in site.inside[0] else layer
@@ -164,10 +174,10 @@ def activation_of(site: Site, layer: nn.Module) -> tuple[nn.Module, str]:
     )
 
 
-def recognise(function: Callable[[Tensor], Tensor], where: str = "it") -> Activation:
+def activation_with_values(function: Callable[[Tensor], Tensor], where: str = "it") -> Activation:
     """The known activation with the same values in float64 on [-12, 12].
 
-    >>> recognise(nn.GELU(approximate="tanh")).name
+    >>> activation_with_values(nn.GELU(approximate="tanh")).name
     'gelu_tanh'
     """
     grid = torch.linspace(-12.0, 12.0, 4001, dtype=torch.float64)
@@ -206,30 +216,17 @@ def _dtype(module: nn.Module, location: Location) -> torch.dtype:
     return next(iter(dtypes))
 
 
-def _tensors(module: nn.Module, roles: Roles) -> dict[str, Tensor]:
-    found: dict[str, Tensor | None] = {}
-    for role, part in (("in", roles.value), ("gate", roles.gate), ("out", Part(roles.out))):
-        if part is not None:
-            projection = module.get_submodule(part.name)
-            bias = _bias(projection)
-            found |= {f"W_{role}": part.of(_weight(projection)), f"b_{role}": None if bias is None else part.of(bias)}
-    if roles.scale_out != 1.0 and found["b_out"] is not None:
-        found["b_out"] = roles.scale_out * found["b_out"].detach()
-    return _present(found)
-
-
-def _weight(projection: nn.Module) -> Float[Tensor, "fan_in fan_out"]:
-    weight = projection.get_parameter("weight")
-    return weight if isinstance(projection, Conv1D) else weight.T
-
-
-def _bias(projection: nn.Module) -> Float[Tensor, " fan_out"] | None:
-    bias = projection.bias
-    return bias if isinstance(bias, Tensor) else None
-
-
-def _present(tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+def _projections(module: nn.Module, names: Iterable[str]) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Weight and bias of projections; the weight as TransformerLens has it, a view."""
+    found: dict[str, tuple[Tensor, Tensor | None]] = {}
+    for name in names:
+        projection = module.get_submodule(name)
+        weight, bias = projection.get_parameter("weight"), projection.bias
+        found[name] = (
+            weight if isinstance(projection, Conv1D) else weight.T,
+            bias if isinstance(bias, Tensor) else None,
+        )
+    return found
 
 
 def _described(module: nn.Module) -> str:

@@ -20,7 +20,7 @@ TOKENS = 8
 
 
 @dataclass
-class Seen:
+class Activations:
     """What modules were called with and gave, in the order of their calls, by path."""
 
     inputs: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -63,20 +63,22 @@ def _words(config: Any, d_vocab: int, length: int, generator: torch.Generator) -
     return torch.tensor(ordinary)[torch.randint(len(ordinary), (1, length), generator=generator)]
 
 
-def observe(body: nn.Module, inputs: dict[str, Tensor], paths: Iterable[str]) -> Seen:
+def observe(body: nn.Module, inputs: dict[str, Tensor], paths: Iterable[str]) -> Activations:
     """Run the network once, and keep what the modules at ``paths`` read and wrote."""
-    with torch.no_grad(), watching(body, paths) as seen:
-        seen.result = first_tensor(body(**inputs))
-    return seen
+    with torch.no_grad(), watching(body, paths) as activations:
+        activations.result = first_tensor(body(**inputs))
+    return activations
 
 
 @contextmanager
-def watching(body: nn.Module, paths: Iterable[str]) -> Iterator[Seen]:
+def watching(body: nn.Module, paths: Iterable[str]) -> Iterator[Activations]:
     """Keep what the modules at ``paths`` of a network, bridged or not, read and write."""
-    seen = Seen()
-    handles = [called(body, path).register_forward_hook(_recorder(path, seen), with_kwargs=True) for path in set(paths)]
+    activations = Activations()
+    handles = [
+        called(body, path).register_forward_hook(_recorder(path, activations), with_kwargs=True) for path in set(paths)
+    ]
     try:
-        yield seen
+        yield activations
     finally:
         for handle in handles:
             handle.remove()
@@ -126,14 +128,14 @@ def first_tensor(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-def _recorder(path: str, seen: Seen) -> Any:
+def _recorder(path: str, activations: Activations) -> Any:
     def record(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         written = output[0] if isinstance(output, tuple) else output
         if given:
-            seen.inputs.setdefault(path, []).append(given[0].detach())
-            seen.routes.setdefault(path, []).append([value.detach() for value in given[1:]])
+            activations.inputs.setdefault(path, []).append(given[0].detach())
+            activations.routes.setdefault(path, []).append([value.detach() for value in given[1:]])
         if isinstance(written, Tensor):
-            seen.outputs.setdefault(path, []).append(written.detach())
+            activations.outputs.setdefault(path, []).append(written.detach())
 
     return record

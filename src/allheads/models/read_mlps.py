@@ -12,26 +12,26 @@ from allheads.models.attention import attention_layers
 from allheads.models.compat import network_module
 from allheads.models.experts import read_experts
 from allheads.models.find_mlps import locate_mlps
-from allheads.models.formulas import Roles, input_size
-from allheads.models.mlps import Unit, read_module, read_parts
+from allheads.models.formulas import MLPFormula
+from allheads.models.mlps import ReplacedMLP, read_containerless, read_module
 
 
-def read_mlps(source: TransformerBridge, body: nn.Module) -> list[Unit]:
+def read_mlps(source: TransformerBridge, body: nn.Module) -> list[ReplacedMLP]:
     """Every MLP and every stack of experts; ``body`` is the source's network without its bridge.
 
     Raises `AllHeadsError` naming the layer if one is of a kind that is not known, or has weights that are not
     finite, and for a model without any.
     """
-    known: list[Roles] = []
+    earlier: list[MLPFormula] = []
     units = []
     for site in locate_mlps(source, body):
         module = body.get_submodule(site.path)
         if site.experts:
             units.append(read_experts(site, module))
         elif site.inside is not None:
-            units.append(read_parts(site, module))
+            units.append(read_containerless(site, module))
         else:
-            units.append(read_module(site, module, input_size(module), known))
+            units.append(read_module(site, module, earlier))
     if not units:
         raise AllHeadsError(
             "a transformer with MLPs of a known kind",

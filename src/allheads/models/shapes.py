@@ -99,7 +99,7 @@ def _of_config(config: Any, name: str) -> Shape:
     found["n_kv_heads"] = _first(config, "num_key_value_heads") or found["n_heads"]
     found["d_head"] = _first(config, "head_dim") or found["d_model"] // found["n_heads"]
     found["d_mlp"] = _first(config, "intermediate_size", "ffn_dim", "n_inner") or 4 * found["d_model"]
-    return Shape(**{each.name: found[each.name] for each in fields(Shape)})
+    return Shape(**{field.name: found[field.name] for field in fields(Shape)})
 
 
 def _first(config: Any, *names: str) -> Any:

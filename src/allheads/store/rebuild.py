@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
 from allheads.gates.gates import GateSum
 from allheads.gates.serialization import named
+from allheads.models.bridge import TransformerBridge
 from allheads.models.mlps import MLP
 from allheads.models.observe import evaluating
 from allheads.store import tensors as files

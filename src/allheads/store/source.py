@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import share
+from allheads.models.bridge import TransformerBridge, share
 from allheads.models.from_config import differing, fill, network_from_config
 from allheads.models.load import load
 from allheads.models.origin import state

@@ -10,9 +10,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
+from allheads.models.bridge import TransformerBridge
 from allheads.models.origin import state
 from allheads.progress import bar
 from allheads.store.record import Record, damaged

@@ -21,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 from allheads.errors import AllHeadsError
 from allheads.heads.bank import HeadBank
 from allheads.models.compat import tree_leaves
-from allheads.models.mlps import Unit
-from allheads.models.observe import Seen, first_tensor
+from allheads.models.mlps import ReplacedMLP
+from allheads.models.observe import Activations, first_tensor
 from allheads.twin.twin import TwinBridge
 
 #: Largest difference by `closed`, relative to the largest output; in low precision, so many units in the last place.
@@ -33,9 +33,9 @@ _PRODUCTS = frozenset(
 )
 
 
-def audit(twin: TwinBridge, units: list[Unit], inputs: dict[str, Tensor], seen: Seen) -> None:
-    """Raise `AllHeadsError` if the twin is not what it says; ``seen`` is the source's run on ``inputs``."""
-    called = {mlp.location for unit in units if seen.inputs.get(unit.reads) for mlp in unit.mlps}
+def audit(twin: TwinBridge, units: list[ReplacedMLP], inputs: dict[str, Tensor], activations: Activations) -> None:
+    """Raise `AllHeadsError` if the twin is not what it says; ``activations`` is the source's run on ``inputs``."""
+    called = {mlp.location for unit in units if activations.inputs.get(unit.reads) for mlp in unit.mlps}
     expected = {layer.location: layer.bank for layer in twin.layers if layer.location in called}
     optional = {mlp.location for unit in units if unit.site.experts or mlp_of_mixture(unit) for mlp in unit.mlps}
     probes: dict[int, Tensor] = {}
@@ -47,7 +47,7 @@ def audit(twin: TwinBridge, units: list[Unit], inputs: dict[str, Tensor], seen: 
     with torch.enable_grad(), graph_only, twin.evaluated("slots"), watched, _Guard(twin.banks, owned):
         reached = _ancestors(first_tensor(twin.original_model(**inputs)))
     # Last, because TransformerLens keeps the last patterns: they should not hold the probe's graph.
-    _same_output(twin, inputs, seen)
+    _same_output(twin, inputs, activations)
     heard = {number for number, probe in probes.items() if id(probe) in reached}
     silent = [
         location.stem
@@ -62,7 +62,7 @@ def audit(twin: TwinBridge, units: list[Unit], inputs: dict[str, Tensor], seen: 
         )
 
 
-def mlp_of_mixture(unit: Unit) -> bool:
+def mlp_of_mixture(unit: ReplacedMLP) -> bool:
     """Is this one expert of several, which no token may be routed to?"""
     return any(mlp.location.expert is not None for mlp in unit.mlps)
 
@@ -80,12 +80,12 @@ def _ancestors(out: Tensor) -> set[int]:
     return leaves
 
 
-def _same_output(twin: TwinBridge, inputs: dict[str, Tensor], seen: Seen) -> None:
+def _same_output(twin: TwinBridge, inputs: dict[str, Tensor], activations: Activations) -> None:
     with torch.no_grad(), twin.evaluated("closed"):
         out = first_tensor(twin.original_model(**inputs))
-    assert seen.result is not None
-    allowed = max(CLOSE, ULPS * torch.finfo(out.dtype).eps) * float(seen.result.abs().max())
-    off = float((out - seen.result).abs().max())
+    assert activations.result is not None
+    allowed = max(CLOSE, ULPS * torch.finfo(out.dtype).eps) * float(activations.result.abs().max())
+    off = float((out - activations.result).abs().max())
     if not off <= allowed:
         raise AllHeadsError(
             "a twin with the source's output",

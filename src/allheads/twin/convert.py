@@ -25,9 +25,9 @@ from allheads.heads.evaluate import Evaluation
 from allheads.models.bridge import TransformerBridge, bridge, share
 from allheads.models.compat import network_path, rescan_hooks, weights_processed
 from allheads.models.graft import graft
-from allheads.models.mlps import MLP, Unit
+from allheads.models.mlps import MLP, ReplacedMLP
 from allheads.models.norms import norm_modules
-from allheads.models.observe import Seen, evaluating, observe, probe_inputs
+from allheads.models.observe import Activations, evaluating, observe, probe_inputs
 from allheads.models.read_mlps import read_mlps
 from allheads.twin.audit import audit
 from allheads.twin.domain import Domain, input_domains, needs_domain
@@ -64,9 +64,9 @@ class Reading:
 
     source: TransformerBridge
     body: nn.Module
-    units: list[Unit]
+    units: list[ReplacedMLP]
     inputs: dict[str, Tensor]
-    seen: Seen
+    seen: Activations
 
     @property
     def mlps(self) -> list[MLP]:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from allheads.models.mlps import MLP, Unit
+from allheads.models.mlps import MLP, ReplacedMLP
 from allheads.models.norms import Norm, measure_norm, norm_modules
-from allheads.models.observe import Seen
+from allheads.models.observe import Activations
 
 #: How far beyond the largest measured preactivation a measured domain reaches.
 MARGIN = 4.0
@@ -34,20 +34,20 @@ def needs_domain(mlp: MLP) -> bool:
     return mlp.gated or mlp.activation.squared
 
 
-def input_domains(body: nn.Module, units: list[Unit], seen: Seen) -> list[list[Domain]]:
+def input_domains(body: nn.Module, units: list[ReplacedMLP], activations: Activations) -> list[list[Domain]]:
     """The domain of every MLP, unit by unit; infinite where the activation is plain.
 
-    ``seen`` is a run of the network in which its norms and the units were watched.
+    ``activations`` is a run of the network in which its norms and the units were watched.
     """
     paths = {path for path, _ in norm_modules(body)}
-    norms = {path: written for path, written in seen.outputs.items() if path in paths}
+    norms = {path: written for path, written in activations.outputs.items() if path in paths}
     measured: dict[str, Norm | None] = {}
     domains = []
     for unit in units:
         if not any(needs_domain(mlp) for mlp in unit.mlps):
             domains.append([Domain(math.inf, True) for _ in unit.mlps])
             continue
-        reads = seen.inputs.get(unit.reads, [])
+        reads = activations.inputs.get(unit.reads, [])
         path = next((path for path, written in norms.items() if _is_read(written, reads)), None)
         if path is not None and path not in measured:
             measured[path] = measure_norm(body.get_submodule(path), reads[0].shape[-1])

@@ -8,9 +8,9 @@ from typing import cast
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
+from allheads.models.bridge import TransformerBridge
 from allheads.models.compat import network_path
 from allheads.models.observe import Inputs
 

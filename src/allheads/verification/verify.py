@@ -10,14 +10,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import share
+from allheads.models.bridge import TransformerBridge, share
 from allheads.models.compat import called, network_module
 from allheads.models.experts import rows_of
-from allheads.models.mlps import Unit
-from allheads.models.observe import Inputs, Seen, output_kind, run_bridge, watching
+from allheads.models.mlps import ReplacedMLP
+from allheads.models.observe import Activations, Inputs, output_kind, run_bridge, watching
 from allheads.models.read_mlps import read_mlps
 from allheads.twin.twin import TwinBridge, require_twin
 from allheads.verification.inputs import Runs, check_pair, input_runs
@@ -81,7 +80,7 @@ def verify(
 class _Run:
     """One run through both models: what is kept of it."""
 
-    source: Seen
+    source: Activations
     accumulated: dict[str, float]
     gap: LogitGap
     gap_closed: LogitGap
@@ -92,7 +91,7 @@ class _Run:
 def _run(
     source: TransformerBridge,
     twin: TwinBridge,
-    units: list[Unit],
+    units: list[ReplacedMLP],
     inputs: Inputs,
     evaluation: Literal["slots", "attention"],
     pattern_dtype: torch.dtype | None,
@@ -117,13 +116,13 @@ def _run(
     return _Run(mine, accumulated, gap(out, twin_out), gap(out, closed_out), *losses)
 
 
-def _differences(unit: Unit, mine: Seen, theirs: Seen) -> list[Tensor]:
+def _differences(unit: ReplacedMLP, mine: Activations, theirs: Activations) -> list[Tensor]:
     pairs = zip(mine.outputs.get(unit.writes, []), theirs.outputs.get(unit.writes, []), strict=True)
     return [a - b for a, b in pairs]
 
 
 @contextmanager
-def _every_bank_as_often(twin: TwinBridge, units: list[Unit], mine: Seen) -> Iterator[None]:
+def _every_bank_as_often(twin: TwinBridge, units: list[ReplacedMLP], mine: Activations) -> Iterator[None]:
     """Refuse a run that goes around a bank: what it computes there is not what was proved."""
     calls = dict.fromkeys(range(len(units)), 0)
 
@@ -155,7 +154,7 @@ def _every_bank_as_often(twin: TwinBridge, units: list[Unit], mine: Seen) -> Ite
         )
 
 
-def _prove_layers(twin: TwinBridge, units: list[Unit], seen: list[_Run]) -> list[LayerProof]:
+def _prove_layers(twin: TwinBridge, units: list[ReplacedMLP], seen: list[_Run]) -> list[LayerProof]:
     proofs, layers = [], iter(twin.layers)
     for unit in units:
         accumulated = max(run.accumulated[unit.writes] for run in seen)

@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import math
 import os
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,7 +28,7 @@ try:
     from allheads.gates.fitting.certificate import certify
     from allheads.gates.fitting.families import Array, Family
     from allheads.gates.fitting.gated_fits import gated_jobs
-    from allheads.gates.fitting.plain_fits import evaluate, fit_plain, plain_jobs
+    from allheads.gates.fitting.plain_fits import evaluate, plain_jobs
 except ModuleNotFoundError as missing:
     raise AllHeadsError(
         "SciPy and python-flint", f"no {missing.name}", "Install them with `pip install allheads[fits]`."
@@ -74,22 +75,24 @@ def _rounded_up(x: float, digits: int = 4) -> float:
     return float(f"{(math.floor(x / unit) + 1) * unit:.{digits}g}")
 
 
+def jobs() -> list[tuple[str, str, float, Callable[[], Iterable[tuple[Family, Array]]]]]:
+    """Activation, name of the family, domain, and what fits them; the domain of plain activations is infinite."""
+    return [*plain_jobs(), *gated_jobs()]
+
+
 def rows(activation: str, gated: bool) -> list[dict[str, object]]:
     """Every fit of one activation, plain or gated, in the form that leaves a process."""
-    if gated:
-        wanted = [job for job in gated_jobs() if job[0] == activation]
-        fitted = [(*found, name, domain) for _, name, domain, fit in wanted for found in fit()]
-    else:
-        fitted = [(*fit_plain(job), job.name, math.inf) for job in plain_jobs() if job.activation == activation]
     return [
-        to_json(certified(family, theta, name, activation, domain=domain)) for family, theta, name, domain in fitted
+        to_json(certified(family, theta, name, activation, domain=domain))
+        for fitted, name, domain, fit in jobs()
+        if (fitted, math.isfinite(domain)) == (activation, gated)
+        for family, theta in fit()
     ]
 
 
 def kinds() -> list[tuple[str, bool]]:
     """The activations of the table, each with whether it is gated."""
-    wanted = [(job.activation, False) for job in plain_jobs()] + [(name, True) for name, *_ in gated_jobs()]
-    return list(dict.fromkeys(wanted))
+    return list(dict.fromkeys((activation, math.isfinite(domain)) for activation, _, domain, _ in jobs()))
 
 
 def main() -> None:

@@ -11,42 +11,13 @@ Both minimise ``r(t) = (F(t) - f(t)) / scale(t)`` on a fixed set of points:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import linprog
 
-from allheads.gates.fitting.families import Array
+from allheads.gates.fitting.families import Array, Family
 
 SLOPE_RANGE = (1e-5, 1e8)
-
-
-class Model(Protocol):
-    """What can be fitted: a function of t with unknowns z, the first ``linear`` of which act linearly."""
-
-    @property
-    def linear(self) -> int:
-        """How many unknowns act linearly."""
-
-    @property
-    def multiplicative(self) -> NDArray[np.bool_]:
-        """Which unknowns are slopes."""
-
-    def value(self, z: Array, t: Array) -> Array:
-        """The function."""
-
-    def jacobian(self, z: Array, t: Array) -> tuple[Array, Array]:
-        """The function and its derivatives ``[t z]``."""
-
-    def moved(self, z: Array, step: Array) -> Array:
-        """The unknowns after a step, which is logarithmic in slopes."""
-
-    def units(self, z: Array) -> Array:
-        """``dz / dstep``."""
-
-    def slopes(self, z: Array) -> Array:
-        """All slopes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +28,11 @@ class Problem:
     target: Array
     scale: Array
 
-    def residual(self, family: Model, z: Array) -> Array:
+    def residual(self, family: Family, z: Array) -> Array:
         """``(F(t) - f(t)) / scale(t)`` on the points."""
         return (family.value(z, self.t) - self.target) / self.scale
 
-    def error(self, family: Model, z: Array) -> float:
+    def error(self, family: Family, z: Array) -> float:
         """``max |r|`` on the points."""
         return float(np.abs(self.residual(family, z)).max())
 
@@ -72,7 +43,7 @@ def _admissible(slopes: Array) -> bool:
     return bool(np.all(np.isfinite(size)) and np.all(size > low) and np.all(size < high))
 
 
-def _project(family: Model, z: Array, problem: Problem, ridge: float) -> tuple[Array, Array, Array]:
+def _project(family: Family, z: Array, problem: Problem, ridge: float) -> tuple[Array, Array, Array]:
     """Best linear part for the gates of z: the new z, its residual, and Kaufman's Jacobian in the gates."""
     k = family.linear
     z = np.concatenate([np.zeros(k), z[k:]])
@@ -90,16 +61,15 @@ def _project(family: Model, z: Array, problem: Problem, ridge: float) -> tuple[A
 
 # More than five arguments: families differ in how their search starts and when it may stop.
 def least_squares(
-    family: Model,
+    family: Family,
     z: Array,
     problem: Problem,
     *,
     iterations: int = 300,
     ridge: float = 1e-9,
     damping: float = 1e-3,
-    progress: float = 1e-3,
 ) -> Array:
-    """Minimise ``sum r^2``; stop when 15 steps gain less than ``progress`` of it. Slopes keep their signs."""
+    """Minimise ``sum r^2``; stop when 15 steps gain less than a thousandth of it. Slopes keep their signs."""
     k = family.linear
     z, residual, jacobian = _project(family, z, problem, ridge)
     cost, history = float(residual @ residual), []
@@ -121,7 +91,7 @@ def least_squares(
         history.append(cost)
         z, residual, jacobian, cost = trial, new_residual, new_jacobian, new_cost
         damping = max(damping / 4.0, 1e-14)
-        if len(history) > 20 and cost > history[-15] * (1.0 - progress):
+        if len(history) > 20 and cost > history[-15] * (1.0 - 1e-3):
             break
     return z
 
@@ -141,7 +111,7 @@ def _linear_step(jacobian: Array, residual: Array, radius: float) -> Array | Non
 
 # More than five arguments: families differ in how their search starts and when it may stop.
 def minimax(
-    family: Model,
+    family: Family,
     z: Array,
     problem: Problem,
     *,

@@ -14,53 +14,38 @@ along a curved valley.)
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from allheads.gates.fitting.families import Array
+from allheads.gates.fitting.families import Array, Family
 from allheads.gates.fitting.minimax import Problem, least_squares
 
 
-@dataclass(frozen=True)
-class ExponentialSum:
-    """``v_0 + sum_j v_j e^{-s_j g}`` with ``z = (v_0, v, s)``, seen by the fits as a `Family` is."""
+class ExponentialSum(Family):
+    """``v_0 + sum_j v_j e^{-s_j g}`` with ``z = (v_0, v, s)``: the coefficients of one head in other roles."""
 
-    terms: int
-
-    @property
+    @cached_property
     def linear(self) -> int:
         """``v_0`` and every ``v_j``."""
-        return self.terms + 1
+        return self.total_tokens + 1
 
-    @property
-    def multiplicative(self) -> NDArray[np.bool_]:
-        """The slopes."""
-        return np.arange(2 * self.terms + 1) >= self.linear
-
-    def units(self, z: Array) -> Array:
-        """``dz / dstep`` at step 0."""
-        return np.where(self.multiplicative, z, 1.0)
-
-    def moved(self, z: Array, step: Array) -> Array:
-        """``z + step``, where a slope's step is that of its logarithm."""
-        return np.where(self.multiplicative, z * np.exp(np.clip(step, -1.0, 1.0)), z + step)
-
-    def slopes(self, z: Array) -> Array:
-        """``s_j``."""
-        return z[self.linear :]
-
-    def value(self, z: Array, g: Array) -> Array:
+    def value(self, z: Array, t: Array) -> Array:
         """The sum."""
-        return self.jacobian(z, g)[0]
+        return self.jacobian(z, t)[0]
 
-    def jacobian(self, z: Array, g: Array) -> tuple[Array, Array]:
-        """The sum and its derivatives ``[g z]``."""
+    def jacobian(self, z: Array, t: Array) -> tuple[Array, Array]:
+        """The sum and its derivatives ``[t z]``."""
         v, s = z[1 : self.linear], self.slopes(z)
-        decays = np.exp(np.minimum(-s * g[:, None], 600.0))
-        basis = np.c_[np.ones_like(g), decays]
-        return basis @ z[: self.linear], np.c_[basis, -g[:, None] * v * decays]
+        decays = np.exp(np.minimum(-s * t[:, None], 600.0))
+        basis = np.c_[np.ones_like(t), decays]
+        return basis @ z[: self.linear], np.c_[basis, -t[:, None] * v * decays]
+
+
+def exponential_sum(terms: int) -> ExponentialSum:
+    """The sums with this many exponentials."""
+    tie = np.eye(2 * terms + 2)[:, 1:]
+    return ExponentialSum((terms,), tie, np.zeros(len(tie)))
 
 
 def ramps(g: Array, increasing: Array, scale: Array, most: int) -> Iterator[tuple[float, Array, Array]]:
@@ -69,13 +54,13 @@ def ramps(g: Array, increasing: Array, scale: Array, most: int) -> Iterator[tupl
     Sums with a negative term are passed over: a score is real, so ``e^a > 0``.
     """
     problem = Problem(g, 1.0 / increasing, scale / increasing**2)
-    model, z = ExponentialSum(1), np.array([0.0, 0.0, 2.0 / g[-1]])
+    model, z = exponential_sum(1), np.array([0.0, 0.0, 2.0 / g[-1]])
     z = least_squares(model, z, problem)
     while True:
         v = z[: model.linear]
         if np.all(v > 0):
             yield 1.0 / v[0], np.log(v[1:] / v[0]), model.slopes(z)
-        if model.terms == most:
+        if model.total_tokens == most:
             return
         model, z = _longer(model, z, problem)
 
@@ -84,10 +69,10 @@ def _longer(model: ExponentialSum, z: Array, problem: Problem) -> tuple[Exponent
     """The best sum with one more term."""
     slopes = np.sort(model.slopes(z))
     news = np.r_[slopes[0] / 3.0, np.sqrt(slopes[1:] * slopes[:-1]), slopes[-1] * 2.0]
-    longer, trials = ExponentialSum(model.terms + 1), []
+    longer, trials = exponential_sum(model.total_tokens + 1), []
     for new in news:
         start = np.r_[np.zeros(longer.linear), np.sort(np.r_[slopes, new])]
-        trial = least_squares(longer, start, problem, iterations=300, ridge=1e-13, progress=1e-3)
+        trial = least_squares(longer, start, problem, ridge=1e-13)
         residual = problem.residual(longer, trial)
         negative = bool(np.any(trial[: longer.linear] <= 0))
         trials.append((negative, float(residual @ residual), trial))
