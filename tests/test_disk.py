@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import allheads as ah
-from allheads.disk import checked_path, digest, write_tensors, write_whole, written
+from allheads.disk import checked_path, digest, replaced_folder, write_tensors, write_whole, written
 
 
 def test_a_file_is_replaced_with_the_usual_permissions(tmp_path):
@@ -67,3 +67,28 @@ def test_folders_and_paths_in_none_are_refused(tmp_path):
 def test_digests_of_text_bytes_and_files_agree(tmp_path):
     write_whole(tmp_path / "text", "heads")
     assert digest("heads") == digest(b"heads") == digest(tmp_path / "text")
+
+
+def test_a_folder_takes_the_place_of_an_old_one_or_leaves_it(tmp_path, monkeypatch):
+    target = tmp_path / "folder"
+    for content in ("old", "new"):
+        with replaced_folder(target) as scratch:
+            (scratch / "file").write_text(content)
+        assert (target / "file").read_text() == content
+    with replaced_folder(target, stays=Path.is_dir) as scratch:
+        (scratch / "file").write_text("dropped")
+    with pytest.raises(KeyboardInterrupt), replaced_folder(target) as scratch:
+        (scratch / "file").write_text("half")
+        raise KeyboardInterrupt
+    rename = Path.replace
+
+    def refuse(path, to):
+        if to == target and "unfinished" in path.name:
+            raise OSError("refused")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OSError, match="refused"), replaced_folder(target) as scratch:
+        (scratch / "file").write_text("never")
+    assert (target / "file").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]

@@ -1,10 +1,13 @@
-"""Files that are written whole or not at all, and the folder of the cache."""
+"""Files and folders that are written whole or not at all, and the folder of the cache."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +18,11 @@ from allheads.errors import AllHeadsError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+#: Names that folders have while they are written, and that old ones have while they are replaced.
+_UNFINISHED, _REPLACED = ".allheads-unfinished-", ".allheads-replaced-"
+#: Seconds without a change after which an unfinished folder was left by a process that died.
+STALE = 6 * 3600
 
 
 def checked_path(path: str | Path) -> Path:
@@ -76,21 +84,85 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dic
             raise OSError(str(error)) from error
 
 
-def digest(content: str | bytes | Path) -> str:
-    """The SHA-256 of a text, of bytes, or of a file.
+@contextmanager
+def replaced_folder(target: Path, stays: Callable[[Path], bool] = lambda old: False) -> Iterator[Path]:
+    """An empty folder beside the target, to write into; it takes the target's place at the end, and goes if that fails.
 
-    >>> digest("heads")[:8] == digest(b"heads")[:8]
+    What stands in that place then is removed, or put back if the last step fails; where ``stays`` says so of it, the
+    new folder is dropped instead. Processes that do the same at once do the work twice. Leftovers of processes that
+    died are removed. Errors of the disk are raised as they are.
+    """
+    _remove_stale(target.parent)
+    scratch = _folder_beside(target, _UNFINISHED)
+    try:
+        yield scratch
+        try:
+            scratch.replace(target)
+        except OSError:
+            if not target.exists():
+                raise
+            if not stays(target):
+                _exchange(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def digest(*contents: str | bytes | memoryview | Path) -> str:
+    """The SHA-256 of texts, bytes and files, one after another.
+
+    >>> digest("heads") == digest(b"he", "ads")
     True
     """
-    if isinstance(content, Path):
-        with content.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+    found = hashlib.sha256()
+    for content in contents:
+        if isinstance(content, Path):
+            with content.open("rb") as file:
+                hashlib.file_digest(file, lambda: found)
+        else:
+            found.update(content.encode() if isinstance(content, str) else content)
+    return found.hexdigest()
 
 
 def _followed(path: Path) -> Path:
     """The file itself, behind symbolic links."""
     return Path(os.path.realpath(path))
+
+
+def _folder_beside(target: Path, prefix: str) -> Path:
+    """A new folder on the same disk; tempfile would make it private, and so what it becomes."""
+    folder = target.with_name(f"{prefix}{secrets.token_hex(8)}")
+    folder.mkdir()
+    return folder
+
+
+def _exchange(scratch: Path, target: Path) -> None:
+    """Put a folder where another is. Folders with files cannot be renamed over: the old one goes aside first."""
+    aside = _folder_beside(target, _REPLACED)
+    old = aside / target.name
+    try:
+        target.replace(old)
+        scratch.replace(target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            old.replace(target)
+        raise
+    finally:
+        if target.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove_stale(parent: Path) -> None:
+    """Remove what dead processes left; younger folders may be work in progress, and a replaced one the only copy."""
+    for folder in [*parent.glob(f"{_UNFINISHED}*"), *parent.glob(f"{_REPLACED}*")]:
+        try:
+            age = time.time() - max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+            needed = folder.name.startswith(_REPLACED) and any(
+                not (parent / old.name).exists() for old in folder.iterdir()
+            )
+        except OSError:  # it vanished, or it is not a folder
+            continue
+        if age > STALE and not needed:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def cache_root() -> Path:
