@@ -107,16 +107,20 @@ def replaced_folder(target: Path, stays: Callable[[Path], bool] = lambda old: Fa
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def digest(content: str | bytes | Path) -> str:
-    """The SHA-256 of a text, of bytes, or of a file.
+def digest(*contents: str | bytes | memoryview | Path) -> str:
+    """The SHA-256 of texts, bytes and files, one after another.
 
-    >>> digest("heads")[:8] == digest(b"heads")[:8]
+    >>> digest("heads") == digest(b"he", "ads")
     True
     """
-    if isinstance(content, Path):
-        with content.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+    found = hashlib.sha256()
+    for content in contents:
+        if isinstance(content, Path):
+            with content.open("rb") as file:
+                hashlib.file_digest(file, lambda: found)
+        else:
+            found.update(content.encode() if isinstance(content, str) else content)
+    return found.hexdigest()
 
 
 def _followed(path: Path) -> Path:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 import allheads.models.gguf as ours
 from allheads.errors import AllHeadsError
 from allheads.models.gguf import unpacked
-from allheads.models.load import load
+from allheads.models.pretrained import load
 
 WIDTH, HIDDEN, HEADS, KV_HEADS, LAYERS = 64, 96, 4, 2, 2
 TOKENS = ["<unk>", "<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz", "Ġ", "th", "the"]

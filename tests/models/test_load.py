@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from allheads.errors import AllHeadsError
-from allheads.models.load import load
+from allheads.models.pretrained import load
 from allheads.models.reading import require_finite
 
 PARAGRAPH = (

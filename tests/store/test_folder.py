@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import allheads as ah
-from allheads.store import folder, save, tensors
+from allheads import disk
+from allheads.store import save, tensors
 
 
 def _content(path: Path) -> dict[str, bytes]:
@@ -32,8 +33,8 @@ def test_an_interrupted_save_leaves_nothing(twin, tmp_path, monkeypatch, error, 
         fail()
 
     module, name = {
-        "tensors": (tensors, "write"),
-        "record": (save, "write"),
+        "tensors": (save, "write_tensor_files"),
+        "record": (save, "write_record"),
         "listing": (save, "listing"),
         "midway": (tensors, "save_file"),
     }[where]
@@ -63,7 +64,7 @@ def test_a_twin_is_replaced(twin, source_of, run, tmp_path):
     assert torch.equal(run(ah.load(path, source=source_of("llama"))), run(twin))
 
 
-@pytest.mark.parametrize("nth", [1, 2])
+@pytest.mark.parametrize("nth", [1, 2, 3])
 def test_an_interrupted_renaming_leaves_the_old_twin(twin, tmp_path, monkeypatch, nth):
     path = ah.save(twin, tmp_path / "twin")
     before = _content(path)
@@ -87,14 +88,14 @@ def test_the_old_twin_is_never_deleted_before_the_new_one_is_there(twin, tmp_pat
     path = ah.save(twin, tmp_path / "twin")
     before = _content(path)
     seen = []
-    remove = folder.shutil.rmtree
+    remove = disk.shutil.rmtree
 
     def rmtree(victim, **options):
         if "replaced" in victim.name:
             seen.append((_content(path), _content(victim / "twin")))
         remove(victim, **options)
 
-    monkeypatch.setattr(folder.shutil, "rmtree", rmtree)
+    monkeypatch.setattr(disk.shutil, "rmtree", rmtree)
     ah.save(twin, path)
     assert seen == [(_content(path), before)]
 
@@ -103,7 +104,7 @@ def test_places_that_cannot_be_written(twin, tmp_path, monkeypatch):
     def fail(*args):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(folder, "_beside", fail)
+    monkeypatch.setattr(disk, "_folder_beside", fail)
     with pytest.raises(ah.AllHeadsError, match=r"a place to write .*PermissionError: read-only"):
         ah.save(twin, tmp_path / "twin")
 

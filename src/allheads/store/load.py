@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from allheads.errors import AllHeadsError
-from allheads.models import load as models
+from allheads.models import pretrained
 from allheads.models.bridge import TransformerBridge
 from allheads.models.sources import PACKAGED
-from allheads.store.rebuild import load_twin
 from allheads.store.record import FILE
+from allheads.store.revive import revive
 from allheads.store.tensors import STEM
 
 
@@ -49,10 +49,10 @@ def load(
     """
     folder = _twin_folder(name_or_path)
     if folder is not None:
-        return load_twin(folder, dtype, device, source)
+        return revive(folder, dtype, device, source)
     if source is not None:
         raise AllHeadsError("a saved twin, to load with a given source", str(name_or_path), "Leave source out.")
-    return models.load(
+    return pretrained.load(
         name_or_path, dtype=torch.float32 if dtype is None else dtype, device="cpu" if device is None else device
     )
 

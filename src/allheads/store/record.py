@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from allheads.disk import digest
 from allheads.errors import AllHeadsError
 from allheads.gates import serialization
 from allheads.gates.gates import GateSum
@@ -23,7 +23,7 @@ FILE, FORMAT, VERSION = "twin.json", "allheads.twin", 1
 
 @dataclass(frozen=True)
 class BankRecord:
-    """One bank: its location in the bridge, its gates and domain, how it is evaluated, and whether it has own heads."""
+    """One bank: its location in the bridge, its gates and domain, how it is evaluated, and if its heads were edited."""
 
     location: str
     gates: GateSum
@@ -63,7 +63,7 @@ class Record:
     files: dict[str, tuple[int, str]]
 
 
-def write(record: Record, folder: Path) -> None:
+def write_record(record: Record, folder: Path) -> None:
     """Write ``twin.json``, in which equal gates stand once."""
     kinds = list(dict.fromkeys(bank.gates for bank in record.banks))
     numbers = {kind: number for number, kind in enumerate(kinds)}
@@ -91,7 +91,7 @@ def write(record: Record, folder: Path) -> None:
     (folder / FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def read(folder: Path) -> Record:
+def read_record(folder: Path) -> Record:
     """Read ``twin.json``. Raises `AllHeadsError`: it is missing, damaged, of a newer version, or something else."""
     try:
         content = json.loads((folder / FILE).read_text(encoding="utf-8"))
@@ -143,8 +143,7 @@ def _record(content: dict[str, Any]) -> Record:
 
 
 def _checksum(content: dict[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return digest(json.dumps(content, sort_keys=True))
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -17,9 +17,9 @@ from allheads.models.compat import weights_processed
 from allheads.models.from_config import describe, write_network
 from allheads.models.origin import fingerprint, state
 from allheads.models.reading import explained
-from allheads.store import tensors as files
 from allheads.store.folder import listing, replacing
-from allheads.store.record import BankRecord, Record, SourceRecord, write
+from allheads.store.record import BankRecord, Record, SourceRecord, write_record
+from allheads.store.tensors import digests, write_tensor_files
 from allheads.twin.twin import TwinBridge
 
 
@@ -58,22 +58,22 @@ def save(twin: TwinBridge, folder: str | Path, *, standalone: bool = False) -> P
         )
         for layer in twin.layers
     ]
-    source = SourceRecord(twin.origin.name, twin.origin.dtype, **describe(twin), sha256=files.digests(shared))
+    source = SourceRecord(twin.origin.name, twin.origin.dtype, **describe(twin), sha256=digests(shared))
     with replacing(target) as scratch:
         with explained("a twin that can be written", "Make room, or save it without standalone=True."):
             if standalone:
                 write_network(twin, scratch)
-            files.write(stored, scratch)
-        write(Record(standalone, twin.tolerance, source, banks, listing(scratch)), scratch)
+            write_tensor_files(stored, scratch)
+        write_record(Record(standalone, twin.tolerance, source, banks, listing(scratch)), scratch)
     return target
 
 
 def _stored(twin: TwinBridge, everything: bool) -> Iterator[tuple[str, Tensor]]:
-    """What has to be written: heads of their own, and what has changed since the twin was made; or all of it."""
+    """What has to be written: edited heads, and what has changed since the twin was made; or all of it."""
     known = twin.origin.state
-    own = {id(p) for bank in twin.banks if bank.edited is not None for p in bank.edited.parameters()}
+    edited = {id(p) for bank in twin.banks if bank.edited is not None for p in bank.edited.parameters()}
     for name, tensor in state(twin).items():
-        if id(tensor) in own:
+        if id(tensor) in edited:
             yield name, tensor
         elif name in known:
             if everything or known[name] != fingerprint(tensor):

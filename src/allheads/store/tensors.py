@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from allheads.disk import digest
 from allheads.errors import AllHeadsError
 from allheads.models.bridge import TransformerBridge
 from allheads.models.origin import state
@@ -24,22 +24,23 @@ SHARD = 2_000_000_000
 
 def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """SHA-256 of every tensor: of its name, dtype, shape and bytes."""
-    return {name: digest(name, tensor) for name, tensor in bar("Hashing", tensors.items())}
+    return {name: tensor_digest(name, tensor) for name, tensor in bar("Hashing", tensors.items())}
 
 
-def digest(name: str, tensor: Tensor) -> str:
+def tensor_digest(name: str, tensor: Tensor) -> str:
     """SHA-256 of one tensor; its layout in memory does not count.
 
     >>> W = torch.ones(2, 3)
-    >>> digest("W", W) == digest("W", W.T.contiguous().T), digest("W", W) == digest("W", W.double())
-    (True, False)
+    >>> tensor_digest("W", W) == tensor_digest("W", W.T.contiguous().T)
+    True
+    >>> tensor_digest("W", W) == tensor_digest("W", W.double())
+    False
     """
-    found = hashlib.sha256(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-    found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+    content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    return digest(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0", content)
 
 
-def write(tensors: Mapping[str, Tensor], folder: Path) -> None:
+def write_tensor_files(tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Write ``twin.safetensors``, or ``twin-00001-of-00003.safetensors`` and so on if that would be large."""
     shards = list(_shards(tensors))
     for number, names in enumerate(shards, 1):
@@ -52,7 +53,7 @@ def write(tensors: Mapping[str, Tensor], folder: Path) -> None:
         path.chmod(usual)
 
 
-def read(folder: Path, record: Record) -> dict[str, Tensor]:
+def read_tensor_files(folder: Path, record: Record) -> dict[str, Tensor]:
     """Every tensor of the files that the record names."""
     tensors: dict[str, Tensor] = {}
     for name in record.files:
@@ -65,8 +66,8 @@ def read(folder: Path, record: Record) -> dict[str, Tensor]:
     return tensors
 
 
-def put(model: TransformerBridge, tensors: Mapping[str, Tensor]) -> None:
-    """Let parameters and buffers have these values, in memory of their own; equal ones stay where they are.
+def set_tensors(model: TransformerBridge, tensors: Mapping[str, Tensor]) -> None:
+    """Let parameters and buffers have these values, in new memory; equal ones stay where they are.
 
     Raises `AllHeadsError` if the shape of a parameter differs. Buffers may grow with what a model has been run on, and
     edited heads have any number of bias tokens.
