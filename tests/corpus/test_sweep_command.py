@@ -31,7 +31,7 @@ def reference(small_twin, corpus, tmp_path_factory):
     path, threads = tmp_path_factory.mktemp("reference") / "sweep.safetensors", torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        ah.corpus.sweep(small_twin, ah.corpus.TextFiles([corpus]), **SIZES, out=path)
+        ah.corpus.sweep(small_twin, ah.corpus.TextFiles([corpus]), ah.corpus.SweepSettings(**SIZES), out=path)
     finally:
         torch.set_num_threads(threads)
     return path.read_bytes()
@@ -109,7 +109,7 @@ def test_bad_input_is_one_line(small, short, tmp_path):
 
 
 def test_interrupted(small, short, tmp_path, monkeypatch):
-    from allheads.corpus.counting import Watch
+    from allheads.corpus.count_batch import Watch
 
     count, seen = Watch.count, []
 

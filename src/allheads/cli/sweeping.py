@@ -45,7 +45,8 @@ def sweep(
             source = ah.load(model, device=processes.device())
             twin = source if isinstance(source, ah.TwinBridge) else ah.convert(source)
         texts = ah.corpus.TextFiles(files, lines)
-        found = ah.corpus.sweep(twin, texts, context=context, batch=batch, every=every, out=out, resume=resume)
+        settings = ah.corpus.SweepSettings(context, batch, every)
+        found = ah.corpus.sweep(twin, texts, settings, out=out, resume=resume)
         writes = processes.Processes.found().index == 0
         processes.leave()
     if writes and as_json:

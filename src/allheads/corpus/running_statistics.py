@@ -1,7 +1,7 @@
 """Sums over positions of a corpus: what is kept of a sweep, in memory that does not grow with it.
 
 Two tallies add up to that of both parts. Counts and examples do so exactly, in any order; sums are in float64 and may
-differ in their last bits. `allheads.corpus.sweeping` therefore always adds the same parts in the same order.
+differ in their last bits. `allheads.corpus.run_sweep` therefore always adds the same parts in the same order.
 """
 
 from __future__ import annotations

@@ -26,9 +26,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from allheads.corpus.counting import Points
+from allheads.corpus.count_batch import Points
 from allheads.corpus.head_roles import ROLES, destinations, role_masks, role_sums
-from allheads.corpus.texts import opening
+from allheads.corpus.token_windows import opening
 from allheads.errors import AllHeadsError
 from allheads.models.attention import attention_layers, read_attention, read_embeddings
 from allheads.models.norms import known_norm

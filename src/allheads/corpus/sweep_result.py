@@ -114,7 +114,7 @@ class Sweep:
         Counts and examples are those of one sweep over both, sums to about 1e-15 of their size.
 
         Raises `AllHeadsError` for another model, other windows, or other groups of tokens;
-        ``ah.corpus.sweep(like=...)`` sweeps with the same ones.
+        ``ah.corpus.SweepSettings(like=...)`` makes them the same.
         """
         for name in ("weights", "context", "evaluation"):
             require_same(name, self.settings[name], other.settings[name])

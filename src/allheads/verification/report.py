@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -67,6 +67,10 @@ class Report:
     noise_floor: float | None
     thresholds: Thresholds
     layers: list[LayerProof] = field(repr=False)
+
+    def against(self, thresholds: Thresholds) -> Report:
+        """The same figures, with other thresholds."""
+        return replace(self, thresholds=thresholds)
 
     @property
     def domain_violations(self) -> int:

@@ -29,11 +29,10 @@ from allheads.verification.report import Report, Thresholds
 def verify(
     source: TransformerBridge,
     twin: TransformerBridge,
-    texts_or_tokens: Runs,
+    texts: Runs,
     *,
     evaluation: Literal["slots", "attention"] = "slots",
     pattern_dtype: torch.dtype | None = None,
-    thresholds: Thresholds | None = None,
 ) -> Report:
     """Is the twin the model? Every text is run through both; nothing is sampled or skipped.
 
@@ -41,6 +40,7 @@ def verify(
     ``{"input": ids, "decoder_input": ids}``, ``{"pixel_values": images}``, with masks if there are any. The figures
     come from ``evaluation``, which computes every head; `closed`, which is nearly the source's own arithmetic, is a
     second column. Layers are compared in float64 on the source's own inputs, each against its certified bound.
+    Thresholds are the default ones of the dtype and the tolerance: `Report.against` takes others.
 
     Raises `AllHeadsError` if the two do not belong together, for texts the model cannot read, for patterns below
     float32, or if a bank of the twin does not run.
@@ -49,7 +49,7 @@ def verify(
         raise AllHeadsError("slots or attention, which compute every head", repr(evaluation), "Leave it out.")
     require_twin(twin)
     check_pair(source, twin)
-    runs = input_runs(source, texts_or_tokens)
+    runs = input_runs(source, texts)
     units = read_mlps(source, share(source))
     seen = [_run(source, twin, units, run, evaluation, pattern_dtype) for run in runs]
     kl = torch.cat([run.gap.kl for run in seen])
@@ -72,7 +72,7 @@ def verify(
         loss_twin=_mean(losses[1]),
         top1_agreement=float(torch.cat([run.gap.agree for run in seen]).double().mean()),
         noise_floor=noise_floor(source, runs[0]),
-        thresholds=thresholds or Thresholds.default(source.cfg.dtype, twin.tolerance),
+        thresholds=Thresholds.default(source.cfg.dtype, twin.tolerance),
         layers=_prove_layers(twin, units, seen),
     )
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from allheads.corpus.texts import opening, windows
+from allheads.corpus.token_windows import opening, windows
 from allheads.errors import AllHeadsError
 from allheads.twin.twin import TwinBridge
 from allheads_labs.physics.regression import Sums, Task

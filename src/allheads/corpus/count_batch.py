@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from allheads.corpus.head_roles import destinations, role_masks, role_sums
 from allheads.corpus.running_statistics import PLACES, SHOWN, Tally
-from allheads.corpus.texts import Batch
+from allheads.corpus.token_windows import Batch
 from allheads.models.attention import attention_layers
 from allheads.twin.twin import TwinBridge, require_twin
 

@@ -1,8 +1,8 @@
 """All neurons and ordinary heads over a corpus, in memory that does not grow with it.
 
-1. The corpus is read once for its size, its digest and its most frequent tokens (`allheads.corpus.texts`).
+1. The corpus is read once for its size, its digest and its most frequent tokens (`allheads.corpus.token_windows`).
 2. Its windows are cut into batches, and batches into parts of ``every``. A part is counted from zero
-   (`allheads.corpus.counting`), by one process.
+   (`allheads.corpus.count_batch`), by one process.
 3. The first process adds the parts in their order and writes a checkpoint after each round.
 
 So the result is the same to the last bit whatever the number of processes, and however often it was killed and resumed,
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,39 +21,58 @@ from typing import Any
 import torch
 from torch import nn
 
-from allheads.corpus.counting import Points, Watch
+from allheads.corpus.count_batch import Points, Watch
 from allheads.corpus.processes import Processes
 from allheads.corpus.running_statistics import Tally, token_groups
 from allheads.corpus.sweep_result import Sweep, require_same
-from allheads.corpus.texts import Batch, Survey, Texts, batches, opening, survey, windows
+from allheads.corpus.token_windows import Batch, Survey, Texts, batches, opening, survey, windows
 from allheads.errors import AllHeadsError
 from allheads.models.origin import TRANSPOSED, fingerprint, state
 from allheads.progress import bar
 from allheads.twin.twin import TwinBridge
 
 
+@dataclass(frozen=True)
+class SweepSettings:
+    """How a corpus is cut into windows of ``context`` tokens, ``batch`` of them at a time; a part is ``every`` batches.
+
+    Windows do not see each other, and their first positions do not count. A checkpoint is written after each part.
+    ``like``: take the groups of tokens from this sweep, to merge the two.
+    """
+
+    context: int = 128
+    batch: int = 8
+    every: int = 16
+    like: Sweep | None = None
+
+    def check(self, twin: TwinBridge) -> None:
+        """Raise `AllHeadsError` for sizes below 1 or beyond the model's."""
+        least = 1 + max(1, len(opening(twin)))
+        if not least <= self.context <= twin.cfg.n_ctx:
+            raise AllHeadsError(
+                f"a context of {least} to n_ctx = {twin.cfg.n_ctx} tokens", str(self.context), "Try 128."
+            )
+        if self.batch < 1 or self.every < 1:
+            got = f"{self.batch} and {self.every}"
+            raise AllHeadsError("batch and every of at least 1", got, "The defaults are 8 and 16.")
+
+
 def sweep(
     twin: TwinBridge,
     texts: Texts,
+    settings: SweepSettings | None = None,
     *,
-    context: int = 128,
-    batch: int = 8,
-    every: int = 16,
     out: str | Path | None = None,
     resume: bool = False,
-    like: Sweep | None = None,
 ) -> Sweep:
     """Count what every neuron and every ordinary head does over a corpus.
 
     Args:
         twin: from `ah.convert` or `ah.load`, with one stack of layers.
-        texts: strings, tensors of ids, or `allheads.corpus.texts.TextFiles`.
-        context: tokens in a window; windows do not see each other, and their first positions do not count.
-        batch: windows at a time.
-        every: batches in a part, after which a checkpoint is written.
+        texts: strings, tensors of ids, or `allheads.corpus.token_windows.TextFiles`.
+        settings: windows and batches, `SweepSettings`.
         out: a file for checkpoints and for the result.
         resume: go on from what ``out`` has, if it is there.
-        like: take the groups of tokens from this sweep, to merge the two.
 
     Returns:
         The statistics, in every process.
@@ -64,25 +84,25 @@ def sweep(
     >>> found = sweep(twin, ["Mary and John went to the store."])  # doctest: +SKIP
     >>> found.neurons().sort_values("token").tail()  # doctest: +SKIP
     """
-    points = Points.of(twin)
-    _check(twin, context, batch, every)
+    points, settings = Points.of(twin), settings or SweepSettings()
+    settings.check(twin)
     target = None if out is None else _target(Path(out), resume)
     processes = Processes.found()
-    read = survey(twin, texts, context)
-    groups = token_groups(read.counts) if like is None else like.groups
-    settings = _settings(twin, points, read, {"context": context, "batch": batch, "every": every})
-    found = _begin(settings, groups, target)
+    read = survey(twin, texts, settings.context)
+    groups = token_groups(read.counts) if settings.like is None else settings.like.groups
+    about = _about(twin, points, read, settings)
+    found = _begin(about, groups, target)
     # Nobody writes before all have read.
     processes.wait()
     tally = Tally(**{name: tensor.to(twin.cfg.device) for name, tensor in found.tally.tensors().items()})
-    watching = Watch(twin, points, groups.to(twin.cfg.device), context)
-    stream = batches(twin, windows(twin, texts, context), batch)
+    watching = Watch(twin, points, groups.to(twin.cfg.device), settings.context)
+    stream = batches(twin, windows(twin, texts, settings.context), settings.batch)
     for done in _rounds(watching, stream, found, tally, processes):
         if target is not None and processes.index == 0:
-            Sweep(settings, groups, tally, done).save(target)
+            Sweep(about, groups, tally, done).save(target)
     processes.share(tally)
     at_home = Tally(**{name: tensor.cpu() for name, tensor in tally.tensors().items()})
-    return Sweep(settings, groups, at_home, settings["parts"])
+    return Sweep(about, groups, at_home, about["parts"])
 
 
 def _rounds(watch: Watch, stream: Iterator[Batch], found: Sweep, tally: Tally, processes: Processes) -> Iterator[int]:
@@ -120,23 +140,25 @@ def _begin(settings: dict[str, Any], groups: torch.Tensor, target: Path | None) 
     return found
 
 
-def _settings(twin: TwinBridge, points: Points, read: Survey, sizes: dict[str, int]) -> dict[str, Any]:
+def _about(twin: TwinBridge, points: Points, read: Survey, settings: SweepSettings) -> dict[str, Any]:
     """All that the result depends on, and what its rows are, as JSON has it."""
     digest = hashlib.sha256()
     for name, tensor in state(twin).items():
         # Buffers may depend on what was run before.
         if isinstance(tensor, nn.Parameter):
             digest.update(f"{name} {fingerprint(tensor).removesuffix(TRANSPOSED)} ".encode())
-    batches_in_all = -(-read.windows // sizes["batch"])
+    batches_in_all = -(-read.windows // settings.batch)
     return {
         "model": str(twin.cfg.model_name),
         "weights": digest.hexdigest(),
         "evaluation": sorted({bank.evaluation for bank in twin.banks}),
-        **sizes,
+        "context": settings.context,
+        "batch": settings.batch,
+        "every": settings.every,
         "corpus": read.sha256,
         "texts": read.texts,
         "windows": read.windows,
-        "parts": -(-batches_in_all // sizes["every"]),
+        "parts": -(-batches_in_all // settings.every),
         "stems": [list(each) for each in points.stems],
         "heads": points.heads,
     }
@@ -149,11 +171,3 @@ def _target(out: Path, resume: bool) -> Path:
     if target.exists() and not resume:
         raise AllHeadsError("a new file, or resume=True (--resume)", f"{out}, which is there", "Choose one of them.")
     return target
-
-
-def _check(twin: TwinBridge, context: int, batch: int, every: int) -> None:
-    least = 1 + max(1, len(opening(twin)))
-    if not least <= context <= twin.cfg.n_ctx:
-        raise AllHeadsError(f"a context of {least} to n_ctx = {twin.cfg.n_ctx} tokens", str(context), "Try 128.")
-    if batch < 1 or every < 1:
-        raise AllHeadsError("batch and every of at least 1", f"{batch} and {every}", "The defaults are 8 and 16.")
