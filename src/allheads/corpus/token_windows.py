@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from allheads.errors import AllHeadsError
+from allheads.twin.prompt import described
 from allheads.twin.twin import TwinBridge
 
 #: Characters of a file that are read at a time; the line that is cut there is read to its end, if it is not longer.
@@ -142,7 +143,7 @@ def opening(twin: TwinBridge) -> list[int]:
 def _ids(twin: TwinBridge, piece: str | Tensor) -> list[int]:
     if isinstance(piece, Tensor):
         if piece.ndim != 1 or piece.is_floating_point():
-            raise AllHeadsError("token ids [pos]", f"{piece.dtype} of shape {tuple(piece.shape)}", "One text a tensor.")
+            raise AllHeadsError("token ids [pos]", described(piece), "One text a tensor.")
         return piece.tolist()
     if twin.tokenizer is None:
         raise AllHeadsError("token ids", "text, for a model without a tokenizer", "Pass tensors of ids.")

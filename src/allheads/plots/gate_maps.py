@@ -24,8 +24,8 @@ from allheads.plots.picture import Picture
 from allheads.plots.style import heat_map
 from allheads.plots.texts import one_text, token_names
 from allheads.twin.labels import Label
+from allheads.twin.prompt import Texts
 from allheads.twin.twin import TwinBridge
-from allheads.verification.inputs import Texts
 
 TOP = 24
 

@@ -13,8 +13,8 @@ from allheads.plots.cards import cards
 from allheads.plots.pattern_sources import read_patterns
 from allheads.plots.texts import one_text, visible
 from allheads.plots.view import View
+from allheads.twin.prompt import Texts
 from allheads.twin.twin import TwinBridge
-from allheads.verification.inputs import Texts
 
 #: Edges that are drawn, largest first.
 EDGES = 150

@@ -25,8 +25,8 @@ from allheads.plots.gate_maps import GateReading, mean_gate_map, neuron_map, rea
 from allheads.plots.layer_errors import errors
 from allheads.plots.page import Drawn, html_page, options, packed, plot, rounding, table
 from allheads.plots.texts import one_text, token_names
+from allheads.twin.prompt import Texts
 from allheads.twin.twin import TwinBridge
-from allheads.verification.inputs import Texts
 from allheads.verification.report import Report
 
 #: Tokens of the text that are drawn, and weights of all attention patterns together.

@@ -9,8 +9,8 @@ from allheads.plots.activations import read
 from allheads.plots.picture import Picture
 from allheads.plots.style import figure
 from allheads.plots.texts import one_text, token_names
+from allheads.twin.prompt import Texts
 from allheads.twin.twin import TwinBridge
-from allheads.verification.inputs import Texts
 
 
 def residual(twin: TwinBridge, tokens: Texts) -> Picture:

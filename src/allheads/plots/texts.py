@@ -10,8 +10,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
+from allheads.twin.prompt import Texts, token_rows
 from allheads.twin.twin import TwinBridge, require_twin
-from allheads.verification.inputs import Texts, token_rows
 
 _LONGEST = 18
 _VISIBLE = {" ": "·", "\n": "↵", "\r": "␍", "\t": "⇥"}

@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
+from allheads.models.bridge import TransformerBridge
 from allheads.models.compat import network_path
 from allheads.models.observe import Inputs
+from allheads.twin.prompt import Texts, token_rows
 
-Texts = str | Sequence[str] | Tensor | Sequence[Tensor]
 #: Texts, or the arguments of one run by name, or a list of these.
 Runs = Texts | Inputs | Sequence[Inputs]
 
@@ -61,51 +60,6 @@ def _decoder_given(model: TransformerBridge, given: Inputs) -> None:
             "input for the decoder beside that of the encoder",
             "none",
             "Pass {'input': ids, 'decoder_input': ids}.",
-        )
-
-
-def token_rows(model: TransformerBridge, texts: Texts) -> list[Int[Tensor, "1 pos"]]:
-    """One row of token ids for each text, tokenised as the model's own tokenizer does.
-
-    Raises `AllHeadsError` for empty text, more tokens than ``n_ctx``, ids outside the vocabulary, or another type.
-    """
-    if not isinstance(texts, (str, Tensor, Sequence)):
-        raise AllHeadsError("texts or token ids", type(texts).__name__, "Pass a string, a tensor, or a list of them.")
-    items = [texts] if isinstance(texts, (str, Tensor)) else list(texts)
-    if not items:
-        raise AllHeadsError("at least one text", "none", "Pass a string, a list of strings or token ids.")
-    rows = [row for item in items for row in _rows(model, item)]
-    for row in rows:
-        _check(model, row)
-    return rows
-
-
-def _rows(model: TransformerBridge, item: object) -> list[Tensor]:
-    if isinstance(item, str):
-        if not item.strip():
-            raise AllHeadsError("text", f"the empty string {item!r}", "Pass at least one word.")
-        if model.tokenizer is None:
-            raise AllHeadsError("token ids", "text, for a model without a tokenizer", "Pass a tensor of ids.")
-        return [model.to_tokens(item, truncate=False)]
-    if isinstance(item, Tensor) and item.ndim in (1, 2) and not item.is_floating_point():
-        ids = item.to(model.cfg.device).long()
-        return [ids[None]] if ids.ndim == 1 else list(ids[:, None])
-    got = f"{type(item).__name__} of shape {tuple(item.shape)}" if isinstance(item, Tensor) else type(item).__name__
-    raise AllHeadsError("a string or integer ids [pos] or [batch pos]", got, "Tokenise with model.to_tokens.")
-
-
-def _check(model: TransformerBridge, row: Tensor) -> None:
-    length, n_ctx, d_vocab = row.shape[-1], model.cfg.n_ctx, model.cfg.d_vocab
-    if length == 0:
-        raise AllHeadsError("at least one token", "none", "Pass a longer text.")
-    if length > n_ctx:
-        raise AllHeadsError(f"at most n_ctx = {n_ctx} tokens", f"{length}", "Split the text.")
-    low, high = int(row.min()), int(row.max())
-    if low < 0 or high >= d_vocab:
-        raise AllHeadsError(
-            f"token ids from 0 to {d_vocab - 1}",
-            f"ids from {low} to {high}",
-            "Use the model's own tokenizer.",
         )
 
 

@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-from transformer_lens.model_bridge import TransformerBridge
 
-from allheads.models.bridge import share
+from allheads.models.bridge import TransformerBridge, share
 from allheads.models.compat import use_attention_kernel
 from allheads.models.observe import Inputs, first_tensor, network_inputs
 

@@ -10,10 +10,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import share
+from allheads.models.bridge import TransformerBridge, share
 from allheads.models.compat import called, network_module
 from allheads.models.experts import rows_of
 from allheads.models.mlps import Unit

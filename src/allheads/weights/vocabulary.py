@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from allheads.models.attention import read_embeddings
+from allheads.twin.prompt import token_texts
 from allheads.twin.twin import TwinBridge
 from allheads.twin.wiring import Sublayer, Wiring
 from allheads.weights.best import chunks
@@ -68,21 +69,18 @@ class Vocabulary:
         logits = direction @ W_U.to(W)
         return logits - logits.mean(-1, keepdim=True)
 
-    def text(self, token: int) -> str:
-        """The token as it is written, or its number without a tokenizer."""
-        return str(token) if self.twin.tokenizer is None else self.twin.tokenizer.decode([token])
-
     def most(self, values: Float[Tensor, "row d_vocab"], k: int, *, least: bool = False) -> list[list[TokenValue]]:
         """The k tokens of each row with the largest numbers, or with the smallest."""
         found, tokens = values.topk(min(k, values.shape[1]), largest=not least)
         return [
-            [TokenValue(token, self.text(token), value) for token, value in zip(*row, strict=True)]
-            for row in zip(tokens.tolist(), found.tolist(), strict=True)
+            [TokenValue(*each) for each in zip(row.tolist(), token_texts(self.twin, row[None]), numbers, strict=True)]
+            for row, numbers in zip(tokens, found.tolist(), strict=True)
         ]
 
     def pair(self, value: float, first: int, second: int) -> TokenPair:
         """Two tokens by number."""
-        return TokenPair(first, second, (self.text(first), self.text(second)), value)
+        texts = token_texts(self.twin, torch.tensor([[first, second]]))
+        return TokenPair(first, second, (texts[0], texts[1]), value)
 
 
 def written(sublayer: Sublayer, W: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
