@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import allheads as ah
-from allheads.corpus.running_statistics import EXAMPLES, FREQUENT, PLACES, SHOWN
+from allheads.corpus.running_statistics import EXAMPLES, FREQUENT, POSITIONS, SHOWN
 from allheads.corpus.variance import explained
 
 DEAD, ALWAYS, BY_TOKEN, BY_POSITION, BY_BOTH = range(5)
@@ -67,7 +67,7 @@ def test_all_activations_at_once(exact):
     found = ah.corpus.sweep(exact, texts, ah.corpus.SweepSettings(context=8, batch=3, every=2))
     table, pre, post, patterns = _everything(exact, texts, 8)
     neurons = found.neurons()
-    assert found.tally.positions == len(table)
+    assert found.statistics.positions == len(table)
     assert list(neurons["label"]) == [f"L{layer}.N{n}" for layer in range(2) for n in range(48)]
     assert np.allclose(neurons["open"], (pre > 0).mean(0))
     assert np.allclose(neurons["mean"], post.mean(0), atol=1e-6)
@@ -166,18 +166,18 @@ def test_coarser_groups_explain_less():
 def test_long_windows_share_places(tiny):
     twin = ah.convert(tiny("gpt2", n_positions=256))
     found = ah.corpus.sweep(twin, _random(1, 600, 96), ah.corpus.SweepSettings(context=250, batch=2))
-    counts = found.tally.place_counts
-    assert int(counts.sum()) == found.tally.positions == 597
+    counts = found.statistics.position_counts
+    assert int(counts.sum()) == found.statistics.positions == 597
     assert (counts > 0).all()
     assert int(counts[0]) == 3
-    assert len(counts) == PLACES
-    assert len(found.tally.token_counts) == 2 * FREQUENT
+    assert len(counts) == POSITIONS
+    assert len(found.statistics.token_counts) == 2 * FREQUENT
 
 
 def test_windows_begin_as_the_tokenizer_begins(opened):
     found = ah.corpus.sweep(opened, ["word1 word2 word3 word4 word5"], ah.corpus.SweepSettings(context=4))
     assert found.settings["windows"] == 2
-    assert found.tally.positions == 5
+    assert found.statistics.positions == 5
     example = max(found.of("L0.N0")["examples"], key=lambda each: each.offset)
     assert example.offset in (3, 4)
     assert example.tokens == [0, 6, 7][: example.offset - 1]

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import allheads as ah
 from allheads.corpus import checkpoint as disk
-from allheads.corpus.count_batch import Watch
+from allheads.corpus import run_sweep
 from allheads.corpus.token_windows import PIECE, TextFiles, windows
 from allheads_labs import zoo
 
@@ -30,13 +30,15 @@ def whole(small_twin, texts):
 
 
 def _same(one, other):
-    return all(torch.equal(tensor, getattr(other.tally, name)) for name, tensor in one.tally.tensors().items())
+    return all(
+        torch.equal(tensor, getattr(other.statistics, name)) for name, tensor in one.statistics.tensors().items()
+    )
 
 
 def _close(one, other, dtype=torch.float32):
     """Sums over some thirty positions, each off by a few roundings of the largest activation; squares by twice that."""
-    for name, tensor in one.tally.tensors().items():
-        there = getattr(other.tally, name)
+    for name, tensor in one.statistics.tensors().items():
+        there = getattr(other.statistics, name)
         if tensor.is_floating_point():
             allowed = 128 * torch.finfo(dtype).eps * max(1.0, float(there.abs().max()))
             assert float((tensor - there).abs().max()) <= allowed, name
@@ -76,26 +78,28 @@ def test_files(small_twin, texts, whole, tmp_path):
 @pytest.mark.parametrize("stop", [0, 3, 7, 11])
 def test_interrupted_and_resumed(small_twin, texts, whole, tmp_path, monkeypatch, stop):
     out = tmp_path / "sweep.safetensors"
-    count, seen = Watch.count, []
+    count, seen = run_sweep.count_batch, []
 
-    def interrupted(self, batch, tally):
+    def interrupted(twin, batch, *rest):
         if len(seen) == stop:
             raise KeyboardInterrupt
         seen.append(batch)
-        count(self, batch, tally)
+        count(twin, batch, *rest)
 
-    monkeypatch.setattr(Watch, "count", interrupted)
+    monkeypatch.setattr(run_sweep, "count_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ah.corpus.sweep(small_twin, texts, SIZES, out=out)
     assert out.exists() == (stop >= 3)
     if stop >= 3:
         checkpoint = ah.corpus.Sweep.load(out)
         assert (checkpoint.done, checkpoint.finished) == (stop // 3, False)
-        assert checkpoint.tally.positions < whole.tally.positions
+        assert checkpoint.statistics.positions < whole.statistics.positions
         with pytest.raises(ah.AllHeadsError, match="two finished sweeps"):
             checkpoint.merge(whole)
     again = []
-    monkeypatch.setattr(Watch, "count", lambda self, batch, tally: (again.append(batch), count(self, batch, tally)))
+    monkeypatch.setattr(
+        run_sweep, "count_batch", lambda twin, batch, *rest: (again.append(batch), count(twin, batch, *rest))
+    )
     assert _same(ah.corpus.sweep(small_twin, texts, SIZES, out=out, resume=True), whole)
     assert len(again) == 12 - stop // 3 * 3
     assert out.read_bytes() == whole.save(tmp_path / "whole.safetensors").read_bytes()
@@ -176,7 +180,7 @@ def test_files_that_are_no_sweep(tmp_path):
         with pytest.raises(ah.AllHeadsError, match=r"a file that ah.corpus.sweep has written"):
             ah.corpus.Sweep.load(path)
     save_file({"x": torch.zeros(1)}, path, {disk.KEY: about})
-    with pytest.raises(ah.AllHeadsError, match="a sweep of version 1, got 99"):
+    with pytest.raises(ah.AllHeadsError, match="a sweep of version 2, got 99"):
         ah.corpus.Sweep.load(path)
     path.write_bytes(b"nothing")
     with pytest.raises(ah.AllHeadsError, match=r"a file that ah.corpus.sweep has written"):

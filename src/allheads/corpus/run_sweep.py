@@ -12,7 +12,7 @@ where one batch gives the same bits twice: on processors with the same number of
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from allheads.corpus.count_batch import Points, Watch
-from allheads.corpus.processes import Processes
-from allheads.corpus.running_statistics import Tally, token_groups
+from allheads.corpus import processes
+from allheads.corpus.count_batch import count_batch, head_labels, require_countable
+from allheads.corpus.running_statistics import RunningStatistics, position_groups, token_groups
 from allheads.corpus.sweep_result import Sweep, require_same
-from allheads.corpus.token_windows import Batch, Survey, Texts, batches, opening, survey, windows
+from allheads.corpus.token_windows import Batch, Texts, batches, opening, survey, windows
 from allheads.errors import AllHeadsError
 from allheads.models.origin import TRANSPOSED, fingerprint, state
 from allheads.progress import bar
@@ -84,70 +84,79 @@ def sweep(
     >>> found = sweep(twin, ["Mary and John went to the store."])  # doctest: +SKIP
     >>> found.neurons().sort_values("token").tail()  # doctest: +SKIP
     """
-    points, settings = Points.of(twin), settings or SweepSettings()
+    settings = settings or SweepSettings()
+    require_countable(twin)
     settings.check(twin)
     target = None if out is None else _target(Path(out), resume)
-    processes = Processes.found()
-    read = survey(twin, texts, settings.context)
-    groups = token_groups(read.counts) if settings.like is None else settings.like.groups
-    about = _about(twin, points, read, settings)
-    found = _begin(about, groups, target)
+    index, _ = processes.join()
+    corpus, counts = survey(twin, texts, settings.context)
+    groups = token_groups(counts) if settings.like is None else settings.like.groups
+    about = _about(twin, corpus, settings)
+    checkpoint = _checkpoint(about, groups, target)
     # Nobody writes before all have read.
     processes.wait()
-    tally = Tally(**{name: tensor.to(twin.cfg.device) for name, tensor in found.tally.tensors().items()})
-    watching = Watch(twin, points, groups.to(twin.cfg.device), settings.context)
+    total = checkpoint.statistics.to(twin.cfg.device)
+    tables = groups.to(twin.cfg.device), position_groups(settings.context).to(twin.cfg.device)
+
+    def count(batch: Batch, part: RunningStatistics) -> None:
+        count_batch(twin, batch, *tables, part)
+
     stream = batches(twin, windows(twin, texts, settings.context), settings.batch)
-    for done in _rounds(watching, stream, found, tally, processes):
-        if target is not None and processes.index == 0:
-            Sweep(about, groups, tally, done).save(target)
-    processes.share(tally)
-    at_home = Tally(**{name: tensor.cpu() for name, tensor in tally.tensors().items()})
-    return Sweep(about, groups, at_home, about["parts"])
+    for done in _rounds(stream, checkpoint, total, count):
+        if target is not None and index == 0:
+            Sweep(about, groups, total, done).save(target)
+    processes.share(total)
+    return Sweep(about, groups, total.to("cpu"), about["parts"])
 
 
-def _rounds(watch: Watch, stream: Iterator[Batch], found: Sweep, tally: Tally, processes: Processes) -> Iterator[int]:
+def _rounds(
+    stream: Iterator[Batch],
+    checkpoint: Sweep,
+    total: RunningStatistics,
+    count: Callable[[Batch, RunningStatistics], None],
+) -> Iterator[int]:
     """Count what is left, a part for each process in a round; says after each round how many parts are done."""
-    every, parts = found.settings["every"], found.settings["parts"]
-    sizes = len(tally.open), tally.attention.shape[1], tally.open.device
-    part = Tally.empty(*sizes)
-    steps = -(-found.settings["windows"] // found.settings["batch"])
-    initial, hidden = min(steps, found.done * every), bool(processes.index)
-    with bar("Sweep", total=steps, initial=initial, hidden=hidden) as shown:
+    every, parts = checkpoint.settings["every"], checkpoint.settings["parts"]
+    sizes = len(total.open), total.attention.shape[1], total.open.device
+    part = RunningStatistics.empty(*sizes)
+    index, several = processes.join()
+    steps = -(-checkpoint.settings["windows"] // checkpoint.settings["batch"])
+    with bar("Sweep", total=steps, initial=min(steps, checkpoint.done * every), hidden=bool(index)) as shown:
         for number, members in groupby(enumerate(stream), lambda each: each[0] // every):
-            if number < found.done:
+            if number < checkpoint.done:
                 continue
-            turn = (number - found.done) % processes.count
-            if turn == processes.index:
-                part = Tally.empty(*sizes)
-                for _, each in members:
-                    watch.count(each, part)
+            turn = (number - checkpoint.done) % several
+            if turn == index:
+                part = RunningStatistics.empty(*sizes)
+                for _, batch in members:
+                    count(batch, part)
                     shown.update()
-            if turn == processes.count - 1 or number == parts - 1:
-                processes.gather(tally, part, turn + 1)
+            if turn == several - 1 or number == parts - 1:
+                processes.gather(total, part, turn + 1)
                 shown.update(min(steps, (number + 1) * every) - shown.n)
                 yield number + 1
 
 
-def _begin(settings: dict[str, Any], groups: torch.Tensor, target: Path | None) -> Sweep:
+def _checkpoint(about: dict[str, Any], groups: torch.Tensor, target: Path | None) -> Sweep:
+    """The sweep so far. Raises `AllHeadsError` if the file is one of something else."""
     if target is None or not target.exists():
-        neurons = sum(width for _, width in settings["stems"])
-        return Sweep(settings, groups, Tally.empty(neurons, len(settings["heads"])), 0)
-    found = Sweep.load(target)
-    for name, value in settings.items():
-        require_same(name, value, found.settings.get(name))
-    if not torch.equal(found.groups, groups):
+        neurons = sum(width for _, width in about["stems"])
+        return Sweep(about, groups, RunningStatistics.empty(neurons, len(about["heads"])), 0)
+    saved = Sweep.load(target)
+    for name, value in about.items():
+        require_same(name, value, saved.settings.get(name))
+    if not torch.equal(saved.groups, groups):
         raise AllHeadsError("a sweep with the same groups of tokens", "others", "Sweep again, or name another file.")
-    return found
+    return saved
 
 
-def _about(twin: TwinBridge, points: Points, read: Survey, settings: SweepSettings) -> dict[str, Any]:
+def _about(twin: TwinBridge, corpus: dict[str, Any], settings: SweepSettings) -> dict[str, Any]:
     """All that the result depends on, and what its rows are, as JSON has it."""
     digest = hashlib.sha256()
     for name, tensor in state(twin).items():
         # Buffers may depend on what was run before.
         if isinstance(tensor, nn.Parameter):
             digest.update(f"{name} {fingerprint(tensor).removesuffix(TRANSPOSED)} ".encode())
-    batches_in_all = -(-read.windows // settings.batch)
     return {
         "model": str(twin.cfg.model_name),
         "weights": digest.hexdigest(),
@@ -155,12 +164,10 @@ def _about(twin: TwinBridge, points: Points, read: Survey, settings: SweepSettin
         "context": settings.context,
         "batch": settings.batch,
         "every": settings.every,
-        "corpus": read.sha256,
-        "texts": read.texts,
-        "windows": read.windows,
-        "parts": -(-batches_in_all // settings.every),
-        "stems": [list(each) for each in points.stems],
-        "heads": points.heads,
+        **corpus,
+        "parts": -(-corpus["windows"] // (settings.batch * settings.every)),
+        "stems": [[layer.location.stem, layer.bank.d_mlp] for layer in twin.layers],
+        "heads": [label for layer in head_labels(twin) for label in layer],
     }
 
 

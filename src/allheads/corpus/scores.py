@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from allheads.corpus.count_batch import Points
+from allheads.corpus.count_batch import head_labels, require_countable
 from allheads.corpus.head_roles import ROLES, destinations, role_masks, role_sums
 from allheads.corpus.token_windows import opening
 from allheads.errors import AllHeadsError
@@ -76,7 +76,7 @@ def head_scores(twin: TwinBridge, *, length: int = 64, batch: int = 4, seed: int
     >>> head_scores(twin).top("induction", 1)  # doctest: +SKIP
     [('L10.A5', 0.97)]
     """
-    points = Points.of(twin)
+    require_countable(twin)
     tokens = repeated_tokens(twin, length, batch, seed)
     masks = role_masks(tokens)
     counts = destinations(masks).double()
@@ -93,7 +93,7 @@ def head_scores(twin: TwinBridge, *, length: int = 64, batch: int = 4, seed: int
         for location in locations
     ]
     return HeadScores(
-        labels=[points.heads[span] for span in points.patterns.values()],
+        labels=head_labels(twin),
         copying=torch.stack(copying).cpu(),
         **{name: roles[:, ROLES.index(name)] for name in ("induction", "duplicate", "previous")},
     )

@@ -63,22 +63,17 @@ class Window:
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows side by side, padded on the right; ``real`` is what is no padding, ``first`` where texts go on."""
+    """Windows side by side, padded on the right; ``real`` is what is no padding, ``first`` the offset in the text."""
 
     tokens: Int[Tensor, "batch pos"]
     real: Bool[Tensor, "batch pos"]
     text: Int[Tensor, " batch"]
     first: Int[Tensor, " batch"]
 
-
-@dataclass(frozen=True)
-class Survey:
-    """What is known of a corpus after reading it once; ``counts`` says how often each token occurs."""
-
-    texts: int
-    windows: int
-    counts: Int[Tensor, " d_vocab"]
-    sha256: str
+    @property
+    def counted(self) -> Bool[Tensor, "batch pos"]:
+        """All positions but the first of each window."""
+        return self.real & (torch.arange(self.real.shape[1], device=self.real.device) > 0)
 
 
 def windows(twin: TwinBridge, texts: Texts, context: int) -> Iterator[Window]:
@@ -111,8 +106,8 @@ def batches(twin: TwinBridge, found: Iterable[Window], size: int) -> Iterator[Ba
         yield Batch(*(tensor.to(twin.cfg.device) for tensor in tensors))
 
 
-def survey(twin: TwinBridge, texts: Texts, context: int) -> Survey:
-    """Read a corpus once, without running the network.
+def survey(twin: TwinBridge, texts: Texts, context: int) -> tuple[dict[str, str | int], Int[Tensor, " d_vocab"]]:
+    """Read a corpus once, without running the network: its digest and its sizes, and how often each token occurs.
 
     Raises `AllHeadsError` for ids outside the vocabulary and for a corpus without a position that can be counted.
     """
@@ -131,7 +126,7 @@ def survey(twin: TwinBridge, texts: Texts, context: int) -> Survey:
         count, last, longest = count + 1, each.text, max(longest, len(opening(twin)) + len(ids))
     if longest < 2:
         raise AllHeadsError("texts with a second token", "none", "A window's first position is left out.")
-    return Survey(last + 1, count, counts, digest.hexdigest())
+    return {"corpus": digest.hexdigest(), "texts": last + 1, "windows": count}, counts
 
 
 def opening(twin: TwinBridge) -> list[int]:
