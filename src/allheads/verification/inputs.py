@@ -29,11 +29,8 @@ def input_runs(model: TransformerBridge, given: Runs) -> list[Inputs]:
         return [_arguments(model, item) for item in named]
     reads = getattr(model.original_model, "main_input_name", "input_ids")
     if reads != "input_ids":
-        raise AllHeadsError(
-            f"arguments by name, as in {{'{reads}': tensor}}",
-            type(given).__name__,
-            "This model does not read text.",
-        )
+        example = f"arguments by name, as in {{'{reads}': tensor}}"
+        raise AllHeadsError(example, type(given).__name__, "This model does not read text.")
     _decoder_given(model, {})
     return [{"input": row} for row in token_rows(model, cast(Texts, given))]
 
@@ -56,32 +53,21 @@ def _arguments(model: TransformerBridge, given: Inputs) -> Inputs:
 def _decoder_given(model: TransformerBridge, given: Inputs) -> None:
     encoder_decoder = getattr(getattr(model.original_model, "config", None), "is_encoder_decoder", False)
     if encoder_decoder and "decoder_input" not in given and "decoder_input_ids" not in given:
-        raise AllHeadsError(
-            "input for the decoder beside that of the encoder",
-            "none",
-            "Pass {'input': ids, 'decoder_input': ids}.",
-        )
+        remedy = "Pass {'input': ids, 'decoder_input': ids}."
+        raise AllHeadsError("input for the decoder beside that of the encoder", "none", remedy)
 
 
 def check_pair(source: TransformerBridge, twin: TransformerBridge) -> None:
     """Refuse a twin that was not made from this source: other sizes, or another embedding."""
-    fields = ("architecture", "n_layers", "d_model", "d_mlp", "n_heads", "d_vocab")
-    for field in fields:
+    remedy = "Verify a twin against its own source."
+    for field in ("architecture", "n_layers", "d_model", "d_mlp", "n_heads", "d_vocab"):
         mine, theirs = getattr(source.cfg, field, None), getattr(twin.cfg, field, None)
         if mine != theirs:
-            raise AllHeadsError(
-                f"a twin of the source, with {field} = {mine}",
-                f"{theirs}",
-                "Verify a twin against its own source.",
-            )
+            raise AllHeadsError(f"a twin of the source, with {field} = {mine}", f"{theirs}", remedy)
     mine, theirs = _first_weights(source), _first_weights(twin)
     shared = next(name for name in mine if name in theirs)
     if not torch.equal(mine[shared], theirs[shared]):
-        raise AllHeadsError(
-            f"a twin of the source, with the same weights in {shared}",
-            "other ones",
-            "Verify a twin against its own source.",
-        )
+        raise AllHeadsError(f"a twin of the source, with the same weights in {shared}", "other ones", remedy)
 
 
 def _first_weights(model: TransformerBridge) -> dict[str, Tensor]:

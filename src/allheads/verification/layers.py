@@ -51,13 +51,6 @@ class LayerProof:
     violations: int
     passed: bool
 
-    def to_dict(self) -> dict[str, float | int | bool | None]:
-        """Plain values; infinities and NaN become None, which JSON can hold."""
-        return {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in vars(self).items()
-        }
-
 
 def prove_layer(
     mlp: MLP, bank: HeadBank, x: Float[Tensor, "row d_model"], domain: Domain, accumulated: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -125,15 +126,10 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; infinities and NaN become None."""
-        plain = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in vars(self).items()
-            if name not in ("layers", "thresholds")
-        }
-        return plain | {
+        return _finite(vars(self)) | {
             "domain_violations": self.domain_violations,
             "thresholds": asdict(self.thresholds),
-            "layers": [layer.to_dict() for layer in self.layers],
+            "layers": [_finite(vars(layer)) for layer in self.layers],
             "failures": self.failures,
             "passed": self.passed,
         }
@@ -152,6 +148,12 @@ class Report:
         return console.export_text()
 
 
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
+
+
 def _summary(report: Report) -> Table:
     verdict = "[green]the same[/green]" if report.passed else "[red]NOT the same[/red]"
     table = Table(title=f"{report.model}: source and twin are {verdict}")
@@ -165,24 +167,11 @@ def _summary(report: Report) -> Table:
 
 def _closest(report: Report) -> Table:
     table = Table(title="Layers closest to their certified bounds, float64")
-    for name in (
-        "layer",
-        "error",
-        "bound",
-        "error / (bound + rounding)",
-        "accumulated in the twin",
-        "domain",
-    ):
+    for name in ("layer", "error", "bound", "error / (bound + rounding)", "accumulated in the twin", "domain"):
         table.add_column(name, justify="right")
     for p in sorted(report.layers, key=lambda p: (p.passed, -p.tightness))[:5]:
         theorem = " by theorem" if p.by_theorem else " measured"
         domain = "all" if math.isinf(p.domain) else f"{p.domain:g}{theorem}"
-        table.add_row(
-            p.location,
-            f"{p.error:.1e}",
-            f"{p.bound:.1e}",
-            f"{p.tightness:.2f}",
-            f"{p.accumulated:.1e}",
-            domain,
-        )
+        figures = f"{p.error:.1e}", f"{p.bound:.1e}", f"{p.tightness:.2f}", f"{p.accumulated:.1e}"
+        table.add_row(p.location, *figures, domain)
     return table

@@ -11,8 +11,8 @@ from torch import Tensor
 from allheads.models.attention import read_embeddings
 from allheads.twin.prompt import token_texts
 from allheads.twin.twin import TwinBridge
-from allheads.twin.wiring import Sublayer, Wiring
-from allheads.weights.best import chunks
+from allheads.twin.wiring import ResidualBranch, Wiring
+from allheads.weights.top_k import chunks
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Vocabulary:
     wiring: Wiring
 
     def read(
-        self, sublayer: Sublayer, W: Float[Tensor, "d_model out"], b: Float[Tensor, " out"] | None
+        self, sublayer: ResidualBranch, W: Float[Tensor, "d_model out"], b: Float[Tensor, " out"] | None
     ) -> Float[Tensor, "d_vocab out"]:
         """``norm(W_E) W + b``: what would be read if the stream were one token's embedding, without its position."""
         W_E = read_embeddings(self.twin).W_E
@@ -55,7 +55,7 @@ class Vocabulary:
         found = torch.cat(rows)
         return found if b is None else found + b.to(found)
 
-    def logits(self, sublayer: Sublayer, W: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
+    def logits(self, sublayer: ResidualBranch, W: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
         """``W gain W_U``: logits per unit written and per unit of the final norm's scale, less their mean.
 
         The mean over the vocabulary changes no probability. A norm behind the sublayer adds its gain, and multiplies by
@@ -83,7 +83,7 @@ class Vocabulary:
         return TokenPair(first, second, (texts[0], texts[1]), value)
 
 
-def written(sublayer: Sublayer, W: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+def written(sublayer: ResidualBranch, W: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
     """What is added to the stream, up to a positive factor: through the norm behind the sublayer, if there is one."""
     if sublayer.after is None:
         return W
