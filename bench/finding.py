@@ -39,10 +39,10 @@ def main() -> None:
     if len(sys.argv) > 1:
         put(Path(sys.argv[1]), tables)
     figures = {
-        "positions": swept.tally.positions,
+        "positions": swept.statistics.positions,
         "seconds": round(seconds, 1),
-        "positions_per_second": round(swept.tally.positions / seconds),
-        "file_megabytes": round(sum(each.nbytes for each in swept.tally.tensors().values()) / 1e6),
+        "positions_per_second": round(swept.statistics.positions / seconds),
+        "file_megabytes": round(sum(each.nbytes for each in swept.statistics.tensors().values()) / 1e6),
     }
     print(json.dumps(figures, indent=2))
 

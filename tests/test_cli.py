@@ -58,7 +58,7 @@ def test_a_failed_verification_is_exit_code_1(monkeypatch, smollm, smollm_twin):
     monkeypatch.setattr(ah, "convert", lambda source: smollm_twin)
     strict = Thresholds(max_logit_error=0.0, mean_kl=0.0)
     verify = ah.verify
-    monkeypatch.setattr(ah, "verify", lambda *pair_and_texts: verify(*pair_and_texts, thresholds=strict))
+    monkeypatch.setattr(ah, "verify", lambda *pair_and_texts: verify(*pair_and_texts).against(strict))
     result = _run("--text", "One short text.")
     assert result.exit_code == 1
     assert "NOT the same" in result.stdout

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import allheads as ah
-from allheads.corpus.running_statistics import EXAMPLES, FREQUENT, PLACES, SHOWN
+from allheads.corpus.running_statistics import EXAMPLES, FREQUENT, POSITIONS, SHOWN
 from allheads.corpus.variance import explained
 
 DEAD, ALWAYS, BY_TOKEN, BY_POSITION, BY_BOTH = range(5)
@@ -25,7 +25,9 @@ def _random(count, length, d_vocab, seed=0):
 
 
 def test_neurons_set_by_hand(by_hand):
-    table = ah.corpus.sweep(by_hand, _random(40, 48, 24), context=48).neurons().set_index("label")
+    table = (
+        ah.corpus.sweep(by_hand, _random(40, 48, 24), ah.corpus.SweepSettings(context=48)).neurons().set_index("label")
+    )
     rows = table.loc[[f"L0.N{index}" for index in range(5)]]
     assert rows["state"].tolist()[:2] == ["dead", "always"]
     assert rows["open"].iloc[DEAD] == 0.0
@@ -62,10 +64,10 @@ def _everything(twin, texts, context):
 
 def test_all_activations_at_once(exact):
     texts = [*_random(6, 21, 96), *_random(3, 12, 96, seed=1), *_random(1, 14, 96, seed=2)]
-    found = ah.corpus.sweep(exact, texts, context=8, batch=3, every=2)
+    found = ah.corpus.sweep(exact, texts, ah.corpus.SweepSettings(context=8, batch=3, every=2))
     table, pre, post, patterns = _everything(exact, texts, 8)
     neurons = found.neurons()
-    assert found.tally.positions == len(table)
+    assert found.statistics.positions == len(table)
     assert list(neurons["label"]) == [f"L{layer}.N{n}" for layer in range(2) for n in range(48)]
     assert np.allclose(neurons["open"], (pre > 0).mean(0))
     assert np.allclose(neurons["mean"], post.mean(0), atol=1e-6)
@@ -117,7 +119,7 @@ def _same_heads(found, patterns):
 
 def test_examples(exact):
     texts = _random(2, 40, 96)
-    found = ah.corpus.sweep(exact, texts, context=8, batch=4)
+    found = ah.corpus.sweep(exact, texts, ah.corpus.SweepSettings(context=8, batch=4))
     _, _, post, _ = _everything(exact, texts, 8)
     # Seven counted positions in each of ten windows; one example of each.
     windows = np.abs(post[:, 50]).reshape(10, 7)
@@ -163,19 +165,19 @@ def test_coarser_groups_explain_less():
 
 def test_long_windows_share_places(tiny):
     twin = ah.convert(tiny("gpt2", n_positions=256))
-    found = ah.corpus.sweep(twin, _random(1, 600, 96), context=250, batch=2)
-    counts = found.tally.place_counts
-    assert int(counts.sum()) == found.tally.positions == 597
+    found = ah.corpus.sweep(twin, _random(1, 600, 96), ah.corpus.SweepSettings(context=250, batch=2))
+    counts = found.statistics.position_counts
+    assert int(counts.sum()) == found.statistics.positions == 597
     assert (counts > 0).all()
     assert int(counts[0]) == 3
-    assert len(counts) == PLACES
-    assert len(found.tally.token_counts) == 2 * FREQUENT
+    assert len(counts) == POSITIONS
+    assert len(found.statistics.token_counts) == 2 * FREQUENT
 
 
 def test_windows_begin_as_the_tokenizer_begins(opened):
-    found = ah.corpus.sweep(opened, ["word1 word2 word3 word4 word5"], context=4)
+    found = ah.corpus.sweep(opened, ["word1 word2 word3 word4 word5"], ah.corpus.SweepSettings(context=4))
     assert found.settings["windows"] == 2
-    assert found.tally.positions == 5
+    assert found.statistics.positions == 5
     example = max(found.of("L0.N0")["examples"], key=lambda each: each.offset)
     assert example.offset in (3, 4)
     assert example.tokens == [0, 6, 7][: example.offset - 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,11 +11,11 @@ from safetensors.torch import save_file
 
 import allheads as ah
 from allheads.corpus import checkpoint as disk
-from allheads.corpus.counting import Watch
-from allheads.corpus.texts import PIECE, TextFiles, windows
+from allheads.corpus import run_sweep
+from allheads.corpus.token_windows import PIECE, TextFiles, windows
 from allheads_labs import zoo
 
-SIZES = {"context": 16, "batch": 4, "every": 3}
+SIZES = ah.corpus.SweepSettings(context=16, batch=4, every=3)
 
 
 @pytest.fixture(scope="module")
@@ -25,17 +26,19 @@ def texts():
 
 @pytest.fixture(scope="module")
 def whole(small_twin, texts):
-    return ah.corpus.sweep(small_twin, texts, **SIZES)
+    return ah.corpus.sweep(small_twin, texts, SIZES)
 
 
 def _same(one, other):
-    return all(torch.equal(tensor, getattr(other.tally, name)) for name, tensor in one.tally.tensors().items())
+    return all(
+        torch.equal(tensor, getattr(other.statistics, name)) for name, tensor in one.statistics.tensors().items()
+    )
 
 
 def _close(one, other, dtype=torch.float32):
     """Sums over some thirty positions, each off by a few roundings of the largest activation; squares by twice that."""
-    for name, tensor in one.tally.tensors().items():
-        there = getattr(other.tally, name)
+    for name, tensor in one.statistics.tensors().items():
+        there = getattr(other.statistics, name)
         if tensor.is_floating_point():
             allowed = 128 * torch.finfo(dtype).eps * max(1.0, float(there.abs().max()))
             assert float((tensor - there).abs().max()) <= allowed, name
@@ -47,12 +50,12 @@ def test_batches_do_not_matter(small_twin, texts, whole):
     assert whole.finished
     assert whole.settings["windows"] == 48
     assert whole.settings["parts"] == 4
-    _close(ah.corpus.sweep(small_twin, texts, context=16, batch=7, every=1), whole)
+    _close(ah.corpus.sweep(small_twin, texts, ah.corpus.SweepSettings(context=16, batch=7, every=1)), whole)
 
 
 @pytest.mark.parametrize("cut", [1, 5, 11])
 def test_two_sweeps_are_one(small_twin, texts, whole, cut):
-    parts = [ah.corpus.sweep(small_twin, each, **SIZES, like=whole) for each in (texts[:cut], texts[cut:])]
+    parts = [ah.corpus.sweep(small_twin, each, replace(SIZES, like=whole)) for each in (texts[:cut], texts[cut:])]
     merged = parts[0].merge(parts[1])
     _close(merged, whole)
     assert merged.finished
@@ -67,7 +70,7 @@ def test_files(small_twin, texts, whole, tmp_path):
     assert again.settings == whole.settings
     assert torch.equal(again.groups, whole.groups)
     assert [each.name for each in tmp_path.iterdir()] == ["whole.safetensors"]
-    written = ah.corpus.sweep(small_twin, texts, **SIZES, out=tmp_path / "other.safetensors")
+    written = ah.corpus.sweep(small_twin, texts, SIZES, out=tmp_path / "other.safetensors")
     assert _same(written, whole)
     assert (tmp_path / "other.safetensors").read_bytes() == path.read_bytes()
 
@@ -75,32 +78,34 @@ def test_files(small_twin, texts, whole, tmp_path):
 @pytest.mark.parametrize("stop", [0, 3, 7, 11])
 def test_interrupted_and_resumed(small_twin, texts, whole, tmp_path, monkeypatch, stop):
     out = tmp_path / "sweep.safetensors"
-    count, seen = Watch.count, []
+    count, seen = run_sweep.count_batch, []
 
-    def interrupted(self, batch, tally):
+    def interrupted(twin, batch, *rest):
         if len(seen) == stop:
             raise KeyboardInterrupt
         seen.append(batch)
-        count(self, batch, tally)
+        count(twin, batch, *rest)
 
-    monkeypatch.setattr(Watch, "count", interrupted)
+    monkeypatch.setattr(run_sweep, "count_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        ah.corpus.sweep(small_twin, texts, **SIZES, out=out)
+        ah.corpus.sweep(small_twin, texts, SIZES, out=out)
     assert out.exists() == (stop >= 3)
     if stop >= 3:
         checkpoint = ah.corpus.Sweep.load(out)
         assert (checkpoint.done, checkpoint.finished) == (stop // 3, False)
-        assert checkpoint.tally.positions < whole.tally.positions
+        assert checkpoint.statistics.positions < whole.statistics.positions
         with pytest.raises(ah.AllHeadsError, match="two finished sweeps"):
             checkpoint.merge(whole)
     again = []
-    monkeypatch.setattr(Watch, "count", lambda self, batch, tally: (again.append(batch), count(self, batch, tally)))
-    assert _same(ah.corpus.sweep(small_twin, texts, **SIZES, out=out, resume=True), whole)
+    monkeypatch.setattr(
+        run_sweep, "count_batch", lambda twin, batch, *rest: (again.append(batch), count(twin, batch, *rest))
+    )
+    assert _same(ah.corpus.sweep(small_twin, texts, SIZES, out=out, resume=True), whole)
     assert len(again) == 12 - stop // 3 * 3
     assert out.read_bytes() == whole.save(tmp_path / "whole.safetensors").read_bytes()
     # What is finished is not done again.
     again.clear()
-    assert _same(ah.corpus.sweep(small_twin, texts, **SIZES, out=out, resume=True), whole)
+    assert _same(ah.corpus.sweep(small_twin, texts, SIZES, out=out, resume=True), whole)
     assert again == []
 
 
@@ -111,47 +116,50 @@ def test_resuming_something_else(small, small_twin, texts, whole, tmp_path):
         other.original_model.model.layers[0].self_attn.q_proj.weight[0, 0] += 1e-3
     slots = ah.convert(ah.load(small))
     refused = {
-        "a new file, or resume=True": lambda: ah.corpus.sweep(small_twin, texts, **SIZES, out=out),
-        "the same corpus": lambda: ah.corpus.sweep(small_twin, texts[:-1], **SIZES, out=out, resume=True),
+        "a new file, or resume=True": lambda: ah.corpus.sweep(small_twin, texts, SIZES, out=out),
+        "the same corpus": lambda: ah.corpus.sweep(small_twin, texts[:-1], SIZES, out=out, resume=True),
         "the same batch, got 4 instead of 2": lambda: ah.corpus.sweep(
-            small_twin, texts, **SIZES | {"batch": 2}, out=out, resume=True
+            small_twin, texts, replace(SIZES, batch=2), out=out, resume=True
         ),
-        "the same context": lambda: ah.corpus.sweep(small_twin, texts, **SIZES | {"context": 12}, out=out, resume=True),
-        "the same weights": lambda: ah.corpus.sweep(other, texts, **SIZES, out=out, resume=True),
+        "the same context": lambda: ah.corpus.sweep(
+            small_twin, texts, replace(SIZES, context=12), out=out, resume=True
+        ),
+        "the same weights": lambda: ah.corpus.sweep(other, texts, SIZES, out=out, resume=True),
         "the same groups": lambda: ah.corpus.sweep(
-            small_twin, texts, **SIZES, out=out, resume=True, like=ah.corpus.sweep(small_twin, texts[:2], **SIZES)
+            small_twin, texts, replace(SIZES, like=ah.corpus.sweep(small_twin, texts[:2], SIZES)), out=out, resume=True
         ),
     }
     for message, call in refused.items():
         with pytest.raises(ah.AllHeadsError, match=message):
             call()
     with slots.evaluated("slots"), pytest.raises(ah.AllHeadsError, match="the same evaluation"):
-        ah.corpus.sweep(slots, texts, **SIZES, out=out, resume=True)
+        ah.corpus.sweep(slots, texts, SIZES, out=out, resume=True)
     assert _same(ah.corpus.Sweep.load(out), whole)
 
 
 def test_merging_something_else(small_twin, texts, whole):
     with pytest.raises(ah.AllHeadsError, match="Sweep with like="):
-        whole.merge(ah.corpus.sweep(small_twin, texts[:3], **SIZES))
+        whole.merge(ah.corpus.sweep(small_twin, texts[:3], SIZES))
     with pytest.raises(ah.AllHeadsError, match="the same context"):
-        whole.merge(ah.corpus.sweep(small_twin, texts, **SIZES | {"context": 12}, like=whole))
+        whole.merge(ah.corpus.sweep(small_twin, texts, replace(SIZES, context=12, like=whole)))
 
 
 def test_bad_input(smollm, small_twin, tiny, tmp_path, texts):
+    short = ah.corpus.SweepSettings(context=8)
     refused = {
         "an attention-only twin": lambda: ah.corpus.sweep(smollm, texts),
         "a context of 2 to n_ctx = 64": lambda: ah.corpus.sweep(small_twin, texts),
-        "batch and every of at least 1": lambda: ah.corpus.sweep(small_twin, texts, context=8, batch=0),
-        "texts with a second token": lambda: ah.corpus.sweep(small_twin, ["word1"], context=8),
-        "texts with a second token, got none": lambda: ah.corpus.sweep(small_twin, [], context=8),
-        "ids from 0 to 95, got 3 to 96": lambda: ah.corpus.sweep(small_twin, [torch.tensor([3, 96])], context=8),
-        "token ids .pos., got torch.float32": lambda: ah.corpus.sweep(small_twin, [torch.ones(3)], context=8),
-        "for a model without a tokenizer": lambda: ah.corpus.sweep(ah.convert(tiny("llama")), ["text"], context=8),
+        "batch and every of at least 1": lambda: ah.corpus.sweep(small_twin, texts, replace(short, batch=0)),
+        "texts with a second token": lambda: ah.corpus.sweep(small_twin, ["word1"], short),
+        "texts with a second token, got none": lambda: ah.corpus.sweep(small_twin, [], short),
+        "ids from 0 to 95, got 3 to 96": lambda: ah.corpus.sweep(small_twin, [torch.tensor([3, 96])], short),
+        "token ids .pos., got torch.float32": lambda: ah.corpus.sweep(small_twin, [torch.ones(3)], short),
+        "for a model without a tokenizer": lambda: ah.corpus.sweep(ah.convert(tiny("llama")), ["text"], short),
         "a file in an existing folder": lambda: ah.corpus.sweep(
-            small_twin, texts, context=8, out=tmp_path / "no" / "where"
+            small_twin, texts, short, out=tmp_path / "no" / "where"
         ),
         "a readable UTF-8 text file": lambda: ah.corpus.sweep(
-            small_twin, ah.corpus.TextFiles([tmp_path / "no.txt"]), context=8
+            small_twin, ah.corpus.TextFiles([tmp_path / "no.txt"]), short
         ),
     }
     for message, call in refused.items():
@@ -161,7 +169,7 @@ def test_bad_input(smollm, small_twin, tiny, tmp_path, texts):
     with twin.banks[1].edit():
         pass
     with pytest.raises(ah.AllHeadsError, match="edited heads in L1"):
-        ah.corpus.sweep(twin, texts, context=8)
+        ah.corpus.sweep(twin, texts, short)
 
 
 def test_files_that_are_no_sweep(tmp_path):
@@ -172,7 +180,7 @@ def test_files_that_are_no_sweep(tmp_path):
         with pytest.raises(ah.AllHeadsError, match=r"a file that ah.corpus.sweep has written"):
             ah.corpus.Sweep.load(path)
     save_file({"x": torch.zeros(1)}, path, {disk.KEY: about})
-    with pytest.raises(ah.AllHeadsError, match="a sweep of version 1, got 99"):
+    with pytest.raises(ah.AllHeadsError, match="a sweep of version 2, got 99"):
         ah.corpus.Sweep.load(path)
     path.write_bytes(b"nothing")
     with pytest.raises(ah.AllHeadsError, match=r"a file that ah.corpus.sweep has written"):
@@ -207,5 +215,7 @@ def test_padding_is_not_seen(dtype):
     twin = ah.convert(zoo.build("BertForMaskedLM", dtype=dtype).bridge)
     ids = torch.randint(1, 96, (16,), generator=torch.Generator().manual_seed(0))
     texts = [ids, ids[:5], ids[:9]]
-    together, alone = (ah.corpus.sweep(twin, texts, context=16, batch=batch) for batch in (3, 1))
+    together, alone = (
+        ah.corpus.sweep(twin, texts, ah.corpus.SweepSettings(context=16, batch=batch)) for batch in (3, 1)
+    )
     _close(together, alone, dtype)

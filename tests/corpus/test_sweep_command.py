@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import allheads as ah
 from allheads.cli.main import app
-from allheads.corpus import processes
+from allheads.corpus import processes, run_sweep
 
 SIZES = {"context": 16, "batch": 2, "every": 2}
 OPTIONS = [f"--{name}={value}" for name, value in SIZES.items()]
@@ -31,7 +31,7 @@ def reference(small_twin, corpus, tmp_path_factory):
     path, threads = tmp_path_factory.mktemp("reference") / "sweep.safetensors", torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        ah.corpus.sweep(small_twin, ah.corpus.TextFiles([corpus]), **SIZES, out=path)
+        ah.corpus.sweep(small_twin, ah.corpus.TextFiles([corpus]), ah.corpus.SweepSettings(**SIZES), out=path)
     finally:
         torch.set_num_threads(threads)
     return path.read_bytes()
@@ -109,17 +109,15 @@ def test_bad_input_is_one_line(small, short, tmp_path):
 
 
 def test_interrupted(small, short, tmp_path, monkeypatch):
-    from allheads.corpus.counting import Watch
+    count, seen = run_sweep.count_batch, []
 
-    count, seen = Watch.count, []
-
-    def interrupted(self, batch, tally):
+    def interrupted(twin, batch, *rest):
         seen.append(batch)
         if len(seen) == 6:
             raise KeyboardInterrupt
-        count(self, batch, tally)
+        count(twin, batch, *rest)
 
-    monkeypatch.setattr(Watch, "count", interrupted)
+    monkeypatch.setattr(run_sweep, "count_batch", interrupted)
     result = _run(small, short, tmp_path / "sweep.safetensors")
     assert result.exit_code == 130
     assert result.stderr == "allheads: interrupted\n"
@@ -131,7 +129,7 @@ def test_fewer_processes_than_asked(small, short, tmp_path, monkeypatch):
     for name, value in (("ACCELERATE_MIXED_PRECISION", "no"), ("MASTER_PORT", "29500")):
         monkeypatch.setenv(name, value)
     assert processes.fewer_than_asked()
-    assert processes.Processes.found() == processes.Processes(1, 0)
+    assert processes.join() == (0, 1)
     result = _run(small, short, tmp_path / "sweep.safetensors")
     assert result.exit_code == 0
     assert result.stderr == "allheads: accelerate has started one process; add --multi_gpu for several\n"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import allheads as ah
-from allheads.weights.best import top_pairs
+from allheads.weights.top_k import top_pairs
 from allheads_labs import zoo
 
 
@@ -151,7 +151,7 @@ def test_a_write_moves_the_logits_as_said(twin_of):
 def test_top_pairs_leaves_nothing_out(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     A, B = (torch.randn(n, 5, generator=generator) * torch.rand(n, 1, generator=generator) for n in (70, 90))
-    monkeypatch.setattr("allheads.weights.best.BLOCK", 400)
+    monkeypatch.setattr("allheads.weights.top_k.BLOCK", 400)
     for k in (1, 7, 70 * 90):
         values, places = (A @ B.T).flatten().topk(k)
         found = top_pairs(A, B, k)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import allheads as ah
-from allheads.weights import best, factors
+from allheads.weights import factors, top_k
 from allheads.weights.compositions import KINDS
 from allheads_labs import zoo
 
@@ -149,7 +149,7 @@ def test_signs_are_those_of_the_products(twin_of):
 def test_blocks_do_not_matter(twin_of, kind, monkeypatch):
     twin = twin_of("LlamaForCausalLM")
     whole = ah.weights.composition(twin, kind, k=20)
-    monkeypatch.setattr(best, "BLOCK", 100)
+    monkeypatch.setattr(top_k, "BLOCK", 100)
     monkeypatch.setattr(factors, "GROUP", 1)
     pieces = ah.weights.composition(twin, kind, k=20)
     assert [(p.writer, p.reader) for p in pieces] == [(p.writer, p.reader) for p in whole]

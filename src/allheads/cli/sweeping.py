@@ -40,8 +40,9 @@ def sweep(
         typer.echo("allheads: accelerate has started one process; add --multi_gpu for several", err=True)
     twin = load_twin(model, processes.device())
     texts = ah.corpus.TextFiles(files, lines)
-    found = ah.corpus.sweep(twin, texts, context=context, batch=batch, every=every, out=out, resume=resume)
-    writes = processes.Processes.found().index == 0
+    settings = ah.corpus.SweepSettings(context, batch, every)
+    found = ah.corpus.sweep(twin, texts, settings, out=out, resume=resume)
+    writes = processes.join()[0] == 0
     processes.leave()
     if writes and as_json:
         typer.echo(json.dumps(_facts(found, out)))
@@ -55,7 +56,7 @@ def _facts(found: Sweep, out: Path) -> dict[str, Any]:
         "model": found.settings["model"],
         "texts": found.settings["texts"],
         "windows": found.settings["windows"],
-        "positions": found.tally.positions,
+        "positions": found.statistics.positions,
         "n_neurons": len(table),
         "n_heads": len(found.settings["heads"]),
         "dead": int((table["state"] == "dead").sum()),

@@ -13,24 +13,26 @@ from allheads._lazy import importer
 if TYPE_CHECKING:
     from allheads.corpus.averages import Means as Means
     from allheads.corpus.averages import means as means
+    from allheads.corpus.run_sweep import SweepSettings as SweepSettings
+    from allheads.corpus.run_sweep import sweep as sweep
     from allheads.corpus.scores import HeadScores as HeadScores
     from allheads.corpus.scores import head_scores as head_scores
     from allheads.corpus.sweep_result import Sweep as Sweep
-    from allheads.corpus.sweeping import sweep as sweep
-    from allheads.corpus.texts import TextFiles as TextFiles
-    from allheads.corpus.texts import opening as opening
-    from allheads.corpus.texts import windows as windows
+    from allheads.corpus.token_windows import TextFiles as TextFiles
+    from allheads.corpus.token_windows import opening as opening
+    from allheads.corpus.token_windows import windows as windows
 
 _HOME = {
     "HeadScores": "scores",
     "Means": "averages",
     "Sweep": "sweep_result",
-    "TextFiles": "texts",
+    "SweepSettings": "run_sweep",
+    "TextFiles": "token_windows",
     "head_scores": "scores",
     "means": "averages",
-    "opening": "texts",
-    "sweep": "sweeping",
-    "windows": "texts",
+    "opening": "token_windows",
+    "sweep": "run_sweep",
+    "windows": "token_windows",
 }
 __all__ = list(_HOME)
 __getattr__ = importer(__name__, _HOME)

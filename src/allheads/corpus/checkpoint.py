@@ -14,7 +14,7 @@ from allheads.disk import write_tensors
 from allheads.errors import AllHeadsError
 
 #: The one entry of the file's metadata: more would come in a random order, and equal sweeps are equal files.
-KEY, VERSION = "allheads.sweep", 1
+KEY, VERSION = "allheads.sweep", 2
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], done: int) -> Path:

@@ -7,67 +7,60 @@ plain ``--num_processes 2`` starts one there and says nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import distributed
 
-from allheads.corpus.running_statistics import Tally
+from allheads.corpus.running_statistics import RunningStatistics
 from allheads.extras import extra
 
 #: What torchrun and MPI tell the processes that they start.
 _SIGNS = {"RANK", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
 
 
-@dataclass(frozen=True)
-class Processes:
-    """How many, and which one this is; 0 is the one that writes."""
+def join() -> tuple[int, int]:
+    """Join the processes of this launch, over gloo on processors: the index of this one, and how many there are.
 
-    count: int
-    index: int
+    The process with index 0 is the one that writes.
+    """
+    if not _launched():
+        return 0, 1
+    state = _state()
+    return state.process_index, state.num_processes
 
-    @classmethod
-    def found(cls) -> Processes:
-        """Those of this launch; joins their group, gloo on processors."""
-        if not _launched():
-            return cls(1, 0)
-        state = _state()
-        return cls(state.num_processes, state.process_index)
 
-    def wait(self) -> None:
-        """Until all are here."""
-        if self.count > 1:
-            distributed.barrier()
+def wait() -> None:
+    """Until all processes are here."""
+    if join()[1] > 1:
+        distributed.barrier()
 
-    def gather(self, total: Tally, part: Tally, parts: int) -> None:
-        """Add the tallies of the first ``parts`` processes to the first one's total, in their order."""
-        if self.index == 0:
+
+def gather(total: RunningStatistics, part: RunningStatistics, parts: int) -> None:
+    """Add the parts of the first ``parts`` processes to the first one's total, in their order."""
+    index, _ = join()
+    if index == 0:
+        total.add(part)
+        for sender in range(1, parts):
+            # What was added is no longer needed.
+            for tensor in part.tensors().values():
+                distributed.recv(tensor, sender)
             total.add(part)
-            for sender in range(1, parts):
-                # What was added is no longer needed.
-                for tensor in _in_order(part):
-                    distributed.recv(tensor, sender)
-                total.add(part)
-        elif self.index < parts:
-            for tensor in _in_order(part):
-                distributed.send(tensor, 0)
-
-    def share(self, total: Tally) -> None:
-        """Let all have the first one's total."""
-        if self.count > 1:
-            for tensor in _in_order(total):
-                distributed.broadcast(tensor, 0)
+    elif index < parts:
+        for tensor in part.tensors().values():
+            distributed.send(tensor, 0)
 
 
-def _in_order(tally: Tally) -> Iterable[Tensor]:
-    return tally.tensors().values()
+def share(total: RunningStatistics) -> None:
+    """Give all processes the first one's total."""
+    if join()[1] > 1:
+        for tensor in total.tensors().values():
+            distributed.broadcast(tensor, 0)
 
 
 def device() -> str:
     """Where a process is to work: on the device that accelerate gives it, and alone on the processor."""
-    return "cpu" if Processes.found().count == 1 else str(_state().device)
+    return "cpu" if join()[1] == 1 else str(_state().device)
 
 
 def fewer_than_asked() -> bool:

@@ -1,7 +1,7 @@
 """Sums over positions of a corpus: what is kept of a sweep, in memory that does not grow with it.
 
-Two tallies add up to that of both parts. Counts and examples do so exactly, in any order; sums are in float64 and may
-differ in their last bits. `allheads.corpus.sweeping` therefore always adds the same parts in the same order.
+Statistics of two parts add up to those of both. Counts and examples do so exactly, in any order; sums are in float64
+and may differ in their last bits. `allheads.corpus.run_sweep` therefore always adds the same parts in the same order.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from allheads.corpus.head_roles import ROLES
 
 #: Each of the most frequent tokens is a group of its own; the others share as many groups by their ids' remainder.
 FREQUENT = 128
-#: Positions in a window are told apart up to this many, and neighbours share a group beyond.
-PLACES = 128
+#: Positions in a window are groups of their own up to this many, and neighbours share a group beyond.
+POSITIONS = 128
 #: Examples that are kept of every neuron, each from another window, and tokens shown of each.
 EXAMPLES, SHOWN = 5, 8
 
 
 @dataclass
-class Tally:
+class RunningStatistics:
     """Sums over all positions but the first of each window. An empty example has the text -1.
 
     ``attention`` has a row for each of `ROLES`, over ``destinations``; the last is the entropy of patterns in nats.
@@ -33,8 +33,8 @@ class Tally:
     squares: Float[Tensor, " neuron"]
     token_counts: Int[Tensor, " group"]
     token_sums: Float[Tensor, "group neuron"]
-    place_counts: Int[Tensor, " place"]
-    place_sums: Float[Tensor, "place neuron"]
+    position_counts: Int[Tensor, " position"]
+    position_sums: Float[Tensor, "position neuron"]
     example_values: Float[Tensor, "neuron example"]
     example_texts: Int[Tensor, "neuron example"]
     example_offsets: Int[Tensor, "neuron example"]
@@ -43,7 +43,7 @@ class Tally:
     attention: Float[Tensor, "role head"]
 
     @classmethod
-    def empty(cls, neurons: int, heads: int, device: str | torch.device = "cpu") -> Tally:
+    def empty(cls, neurons: int, heads: int, device: str | torch.device = "cpu") -> RunningStatistics:
         """Nothing seen yet."""
 
         def zeros(*shape: int) -> Tensor:
@@ -57,8 +57,8 @@ class Tally:
             squares=zeros(neurons),
             token_counts=whole(2 * FREQUENT),
             token_sums=zeros(2 * FREQUENT, neurons),
-            place_counts=whole(PLACES),
-            place_sums=zeros(PLACES, neurons),
+            position_counts=whole(POSITIONS),
+            position_sums=zeros(POSITIONS, neurons),
             example_values=zeros(neurons, EXAMPLES),
             example_texts=whole(neurons, EXAMPLES, fill=-1),
             example_offsets=whole(neurons, EXAMPLES, fill=-1),
@@ -67,12 +67,16 @@ class Tally:
             attention=zeros(len(ROLES) + 1, heads),
         )
 
+    def to(self, device: str | torch.device) -> RunningStatistics:
+        """The same on a device."""
+        return RunningStatistics(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
+
     def tensors(self) -> dict[str, Tensor]:
         """All of it by name."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
-    def add(self, other: Tally) -> None:
-        """Count in what another tally has seen."""
+    def add(self, other: RunningStatistics) -> None:
+        """Count in what others have seen."""
         for name, mine in self.tensors().items():
             if not name.startswith("example"):
                 mine += getattr(other, name)
@@ -115,3 +119,12 @@ def token_groups(counts: Int[Tensor, " d_vocab"]) -> Int[Tensor, " d_vocab"]:
     frequent = counts.argsort(descending=True, stable=True)[:FREQUENT]
     groups[frequent] = torch.arange(len(frequent))
     return groups
+
+
+def position_groups(context: int) -> Int[Tensor, " context"]:
+    """The group of every position of a window.
+
+    >>> position_groups(1000)[[0, 7, 8, 999]].tolist()
+    [0, 0, 1, 127]
+    """
+    return torch.arange(context) * POSITIONS // max(POSITIONS, context)

@@ -17,7 +17,6 @@ elsewhere: the chance is 1/2, a head that takes away what it attends to is below
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,12 +25,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from allheads.corpus.counting import Points
+from allheads.corpus.count_batch import head_labels, require_countable
 from allheads.corpus.head_roles import ROLES, destinations, role_masks, role_sums
-from allheads.corpus.texts import opening
+from allheads.corpus.token_windows import opening
 from allheads.errors import AllHeadsError
 from allheads.models.attention import attention_layers, read_attention, read_embeddings
 from allheads.models.norms import known_norm
+from allheads.twin.capture import captured
 from allheads.twin.twin import TwinBridge
 
 Kind = Literal["induction", "duplicate", "previous", "copying"]
@@ -76,39 +76,27 @@ def head_scores(twin: TwinBridge, *, length: int = 64, batch: int = 4, seed: int
     >>> head_scores(twin).top("induction", 1)  # doctest: +SKIP
     [('L10.A5', 0.97)]
     """
-    points = Points.of(twin)
+    require_countable(twin)
     tokens = repeated_tokens(twin, length, batch, seed)
     masks = role_masks(tokens)
     counts = destinations(masks).double()
-    layers = attention_layers(twin)
     # A head can be anything at the first position of all, where others rest.
     first = tokens.shape[1] - 2 * length
     once = slice(max(1, first), first + length)
-    asked = _readout(twin, tokens[:, once])
-    roles: dict[str, Tensor] = {}
-    copying: dict[str, Tensor] = {}
-
-    def role(name: str) -> Callable[..., None]:
-        def keep(pattern: Tensor, hook: object) -> None:
-            roles[name] = role_sums(pattern, masks) / counts[:, None]
-
-        return keep
-
-    def copy(name: str, layer: int) -> Callable[..., None]:
-        def keep(value: Tensor, hook: object) -> None:
-            copying[name] = _copying(read_attention(twin, layer).W_O, value[:, once], asked)
-
-        return keep
-
-    hooks = [(name, role(name)) for name in points.patterns]
-    for each in layers:
-        hooks.append((f"{each.location.prefix}hook_v", copy(each.location.prefix, each.location.layer)))
-    with torch.no_grad(), twin.hooks(fwd_hooks=hooks):
-        twin(tokens)
-    found = torch.stack([roles[name] for name in points.patterns]).cpu()
-    by_role = {name: found[:, ROLES.index(name)] for name in ("induction", "duplicate", "previous")}
-    copied = torch.stack([copying[each.location.prefix] for each in layers]).cpu()
-    return HeadScores([points.heads[span] for span in points.patterns.values()], copying=copied, **by_role)
+    readout = _readout(twin, tokens[:, once])
+    locations = [layer.location for layer in attention_layers(twin)]
+    names = [f"{location.prefix}hook_{name}" for location in locations for name in ("pattern", "v")]
+    activations = captured(twin, tokens, names)
+    roles = torch.stack([role_sums(activations[name], masks) / counts[:, None] for name in names[::2]]).cpu()
+    copying = [
+        _copying(read_attention(twin, location.layer).W_O, activations[f"{location.prefix}hook_v"][:, once], readout)
+        for location in locations
+    ]
+    return HeadScores(
+        labels=head_labels(twin),
+        copying=torch.stack(copying).cpu(),
+        **{name: roles[:, ROLES.index(name)] for name in ("induction", "duplicate", "previous")},
+    )
 
 
 def repeated_tokens(twin: TwinBridge, length: int, batch: int, seed: int) -> Int[Tensor, "batch pos"]:
@@ -131,10 +119,10 @@ def repeated_tokens(twin: TwinBridge, length: int, batch: int, seed: int) -> Int
 def _copying(
     W_O: Float[Tensor, "head d_head d_model"],
     value: Float[Tensor, "batch pos group d_head"],
-    asked: Float[Tensor, "batch pos d_model"],
+    readout: Float[Tensor, "batch pos d_model"],
 ) -> Float[Tensor, " head"]:
     v = value.double().repeat_interleave(len(W_O) // value.shape[2], 2)
-    logits = torch.einsum("bihd,hdm,bjm->bhij", v, W_O.double(), asked)
+    logits = torch.einsum("bihd,hdm,bjm->bhij", v, W_O.double(), readout)
     # Down a column: one token's logit, from its own value and from all others.
     own = logits.diagonal(dim1=2, dim2=3)[:, :, None]
     wins = (own > logits).double() + 0.5 * (own == logits).double()

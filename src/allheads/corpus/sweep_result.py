@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from allheads.corpus import checkpoint as disk
 from allheads.corpus.head_roles import ROLES
-from allheads.corpus.running_statistics import Tally
+from allheads.corpus.running_statistics import RunningStatistics
 from allheads.corpus.variance import explained, spread
 from allheads.errors import AllHeadsError
 from allheads.twin.labels import Label
@@ -38,7 +38,7 @@ class Sweep:
 
     settings: dict[str, Any]
     groups: Int[Tensor, " d_vocab"]
-    tally: Tally
+    statistics: RunningStatistics
     done: int
 
     @property
@@ -54,9 +54,9 @@ class Sweep:
         and ``position`` the shares of variance explained, see `allheads.corpus.variance`; ``largest`` the largest
         activation by size, at token ``offset`` of ``text``.
         """
-        tally, n = self.tally, self.tally.positions
-        share = tally.open.double() / max(n, 1)
-        mean = tally.token_sums.sum(0) / max(n, 1)
+        statistics, n = self.statistics, self.statistics.positions
+        share = statistics.open.double() / max(n, 1)
+        mean = statistics.token_sums.sum(0) / max(n, 1)
         state = [_STATES.get(each, "") if n else "" for each in share.tolist()]
         return pd.DataFrame(
             {
@@ -64,12 +64,12 @@ class Sweep:
                 "open": share,
                 "state": state,
                 "mean": mean,
-                "std": (spread(n, mean, tally.squares) / max(n - 1, 1)).sqrt(),
-                "token": explained(tally.token_counts, tally.token_sums, tally.squares),
-                "position": explained(tally.place_counts, tally.place_sums, tally.squares),
-                "largest": tally.example_values[:, 0],
-                "text": tally.example_texts[:, 0],
-                "offset": tally.example_offsets[:, 0],
+                "std": (spread(n, mean, statistics.squares) / max(n - 1, 1)).sqrt(),
+                "token": explained(statistics.token_counts, statistics.token_sums, statistics.squares),
+                "position": explained(statistics.position_counts, statistics.position_sums, statistics.squares),
+                "largest": statistics.example_values[:, 0],
+                "text": statistics.example_texts[:, 0],
+                "offset": statistics.example_offsets[:, 0],
             }
         )
 
@@ -78,7 +78,7 @@ class Sweep:
 
         For the roles see `allheads.corpus.head_roles`; NaN where no position has one.
         """
-        columns = self.tally.attention / self.tally.destinations.double()[:, None]
+        columns = self.statistics.attention / self.statistics.destinations.double()[:, None]
         names = [*ROLES, "entropy"]
         return pd.DataFrame({"label": self.settings["heads"]} | dict(zip(names, columns.numpy(), strict=True)))
 
@@ -101,7 +101,7 @@ class Sweep:
 
     def examples(self, neuron: int) -> list[Example]:
         """The largest activations of the neuron in this row, each from another window."""
-        rows = [each[neuron].tolist() for each in self.tally.examples]
+        rows = [each[neuron].tolist() for each in self.statistics.examples]
         return [
             Example(value, text, offset, [token for token in tokens if token >= 0])
             for value, text, offset, tokens in zip(*rows, strict=True)
@@ -114,7 +114,7 @@ class Sweep:
         Counts and examples are those of one sweep over both, sums to about 1e-15 of their size.
 
         Raises `AllHeadsError` for another model, other windows, or other groups of tokens;
-        ``ah.corpus.sweep(like=...)`` sweeps with the same ones.
+        ``ah.corpus.SweepSettings(like=...)`` makes them the same.
         """
         for name in ("weights", "context", "evaluation"):
             require_same(name, self.settings[name], other.settings[name])
@@ -122,24 +122,25 @@ class Sweep:
             raise AllHeadsError("sweeps with the same groups of tokens", "others", "Sweep with like=the first of them.")
         if not (self.finished and other.finished):
             raise AllHeadsError("two finished sweeps", "one that is not", "Sweep with resume=True first.")
-        tally = Tally.empty(len(self.tally.open), self.tally.attention.shape[1])
-        tally.add(self.tally)
-        moved = other.tally.example_texts + self.settings["texts"]
-        tally.add(Tally(**other.tally.tensors() | {"example_texts": moved.where(other.tally.example_texts >= 0, -1)}))
+        total = RunningStatistics.empty(len(self.statistics.open), self.statistics.attention.shape[1])
+        total.add(self.statistics)
+        texts = other.statistics.example_texts
+        renumbered = (texts + self.settings["texts"]).where(texts >= 0, -1)
+        total.add(replace(other.statistics, example_texts=renumbered))
         sums = {name: self.settings[name] + other.settings[name] for name in ("texts", "windows", "parts")}
         corpus = {"corpus": f"{self.settings['corpus']} {other.settings['corpus']}"}
-        return Sweep(self.settings | sums | corpus, self.groups, tally, self.done + other.done)
+        return Sweep(self.settings | sums | corpus, self.groups, total, self.done + other.done)
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file, whole or not at all. Raises `AllHeadsError` if that fails."""
-        return disk.write(Path(path), self.tally.tensors() | {"groups": self.groups}, self.settings, self.done)
+        return disk.write(Path(path), self.statistics.tensors() | {"groups": self.groups}, self.settings, self.done)
 
     @classmethod
     def load(cls, path: str | Path) -> Sweep:
         """Read what `save`, or a sweep with a checkpoint, has written. Raises `AllHeadsError` for anything else."""
         tensors, settings, done = disk.read(Path(path))
         groups = tensors.pop("groups")
-        return cls(settings, groups, Tally(**tensors), done)
+        return cls(settings, groups, RunningStatistics(**tensors), done)
 
     def _neurons(self) -> list[str]:
         return [f"{stem}.N{neuron}" for stem, width in self.settings["stems"] for neuron in range(width)]

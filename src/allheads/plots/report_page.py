@@ -105,21 +105,5 @@ def _verdict(report: Report) -> dict[str, str]:
         "verdict": "source and twin are the same" if report.passed else "source and twin are NOT the same",
         "state": "passed" if report.passed else "failed",
         "failures": "".join(f"<li>{escape(failure)}</li>" for failure in report.failures),
-        "facts": _facts(report),
+        "facts": table(["", *report.columns], report.rows()),
     }
-
-
-def _facts(report: Report) -> str:
-    """The rows of the table: figure, value, the same by `closed`, threshold."""
-    limits = report.thresholds
-    rows = (
-        ("largest logit difference", report.max_logit_error, report.max_logit_error_closed, limits.max_logit_error),
-        ("mean KL divergence, nats", report.mean_kl, report.mean_kl_closed, limits.mean_kl),
-        ("largest KL divergence, nats", report.max_kl, None, None),
-        ("the source's own rounding noise in its logits", report.noise_floor, None, None),
-    )
-    cells = [[name, *("" if v is None else f"{v:.1e}" for v in values)] for name, *values in rows]
-    cells.append(["loss of source, of twin", f"{report.loss_source:.6f}, {report.loss_twin:.6f}", "", ""])
-    cells.append(["same most likely token", f"{report.top1_agreement:.2%}", "", ""])
-    cells.append(["activations outside the certified domain", str(report.domain_violations), "", "0"])
-    return table(["", f"{report.evaluation}, patterns in {report.pattern_dtype}", "closed", "threshold"], cells)

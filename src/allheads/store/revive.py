@@ -15,13 +15,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
 from allheads.gates.gates import GateSum
 from allheads.gates.serialization import named
 from allheads.models import pretrained
-from allheads.models.bridge import share
+from allheads.models.bridge import TransformerBridge, share
 from allheads.models.from_config import differing, fill, network_from_config
 from allheads.models.mlps import MLP
 from allheads.models.observe import evaluating

@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
 from allheads.models.bridge import TransformerBridge
 from allheads.models.compat import network_path
 from allheads.models.observe import Inputs
+from allheads.twin.prompt import Texts, token_rows
 
-Texts = str | Sequence[str] | Tensor | Sequence[Tensor]
 #: Texts, or the arguments of one run by name, or a list of these.
 Runs = Texts | Inputs | Sequence[Inputs]
 
@@ -30,11 +29,8 @@ def input_runs(model: TransformerBridge, given: Runs) -> list[Inputs]:
         return [_arguments(model, item) for item in named]
     reads = getattr(model.original_model, "main_input_name", "input_ids")
     if reads != "input_ids":
-        raise AllHeadsError(
-            f"arguments by name, as in {{'{reads}': tensor}}",
-            type(given).__name__,
-            "This model does not read text.",
-        )
+        example = f"arguments by name, as in {{'{reads}': tensor}}"
+        raise AllHeadsError(example, type(given).__name__, "This model does not read text.")
     _decoder_given(model, {})
     return [{"input": row} for row in token_rows(model, cast(Texts, given))]
 
@@ -57,77 +53,21 @@ def _arguments(model: TransformerBridge, given: Inputs) -> Inputs:
 def _decoder_given(model: TransformerBridge, given: Inputs) -> None:
     encoder_decoder = getattr(getattr(model.original_model, "config", None), "is_encoder_decoder", False)
     if encoder_decoder and "decoder_input" not in given and "decoder_input_ids" not in given:
-        raise AllHeadsError(
-            "input for the decoder beside that of the encoder",
-            "none",
-            "Pass {'input': ids, 'decoder_input': ids}.",
-        )
-
-
-def token_rows(model: TransformerBridge, texts: Texts) -> list[Int[Tensor, "1 pos"]]:
-    """One row of token ids for each text, tokenised as the model's own tokenizer does.
-
-    Raises `AllHeadsError` for empty text, more tokens than ``n_ctx``, ids outside the vocabulary, or another type.
-    """
-    if not isinstance(texts, (str, Tensor, Sequence)):
-        raise AllHeadsError("texts or token ids", type(texts).__name__, "Pass a string, a tensor, or a list of them.")
-    items = [texts] if isinstance(texts, (str, Tensor)) else list(texts)
-    if not items:
-        raise AllHeadsError("at least one text", "none", "Pass a string, a list of strings or token ids.")
-    rows = [row for item in items for row in _rows(model, item)]
-    for row in rows:
-        _check(model, row)
-    return rows
-
-
-def _rows(model: TransformerBridge, item: object) -> list[Tensor]:
-    if isinstance(item, str):
-        if not item.strip():
-            raise AllHeadsError("text", f"the empty string {item!r}", "Pass at least one word.")
-        if model.tokenizer is None:
-            raise AllHeadsError("token ids", "text, for a model without a tokenizer", "Pass a tensor of ids.")
-        return [model.to_tokens(item, truncate=False)]
-    if isinstance(item, Tensor) and item.ndim in (1, 2) and not item.is_floating_point():
-        ids = item.to(model.cfg.device).long()
-        return [ids[None]] if ids.ndim == 1 else list(ids[:, None])
-    got = f"{type(item).__name__} of shape {tuple(item.shape)}" if isinstance(item, Tensor) else type(item).__name__
-    raise AllHeadsError("a string or integer ids [pos] or [batch pos]", got, "Tokenise with model.to_tokens.")
-
-
-def _check(model: TransformerBridge, row: Tensor) -> None:
-    length, n_ctx, d_vocab = row.shape[-1], model.cfg.n_ctx, model.cfg.d_vocab
-    if length == 0:
-        raise AllHeadsError("at least one token", "none", "Pass a longer text.")
-    if length > n_ctx:
-        raise AllHeadsError(f"at most n_ctx = {n_ctx} tokens", f"{length}", "Split the text.")
-    low, high = int(row.min()), int(row.max())
-    if low < 0 or high >= d_vocab:
-        raise AllHeadsError(
-            f"token ids from 0 to {d_vocab - 1}",
-            f"ids from {low} to {high}",
-            "Use the model's own tokenizer.",
-        )
+        remedy = "Pass {'input': ids, 'decoder_input': ids}."
+        raise AllHeadsError("input for the decoder beside that of the encoder", "none", remedy)
 
 
 def check_pair(source: TransformerBridge, twin: TransformerBridge) -> None:
     """Refuse a twin that was not made from this source: other sizes, or another embedding."""
-    fields = ("architecture", "n_layers", "d_model", "d_mlp", "n_heads", "d_vocab")
-    for field in fields:
+    remedy = "Verify a twin against its own source."
+    for field in ("architecture", "n_layers", "d_model", "d_mlp", "n_heads", "d_vocab"):
         mine, theirs = getattr(source.cfg, field, None), getattr(twin.cfg, field, None)
         if mine != theirs:
-            raise AllHeadsError(
-                f"a twin of the source, with {field} = {mine}",
-                f"{theirs}",
-                "Verify a twin against its own source.",
-            )
+            raise AllHeadsError(f"a twin of the source, with {field} = {mine}", f"{theirs}", remedy)
     mine, theirs = _first_weights(source), _first_weights(twin)
     shared = next(name for name in mine if name in theirs)
     if not torch.equal(mine[shared], theirs[shared]):
-        raise AllHeadsError(
-            f"a twin of the source, with the same weights in {shared}",
-            "other ones",
-            "Verify a twin against its own source.",
-        )
+        raise AllHeadsError(f"a twin of the source, with the same weights in {shared}", "other ones", remedy)
 
 
 def _first_weights(model: TransformerBridge) -> dict[str, Tensor]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -68,6 +69,10 @@ class Report:
     thresholds: Thresholds
     layers: list[LayerProof] = field(repr=False)
 
+    def against(self, thresholds: Thresholds) -> Report:
+        """The same figures, with other thresholds."""
+        return replace(self, thresholds=thresholds)
+
     @property
     def domain_violations(self) -> int:
         """Activations outside the certified domain."""
@@ -96,17 +101,35 @@ class Report:
         """Every layer within its bound and every figure within its threshold."""
         return not self.failures
 
+    @property
+    def columns(self) -> list[str]:
+        """What the columns of `rows` behind the first say."""
+        return [f"{self.evaluation}, patterns in {self.pattern_dtype}", "closed", "threshold"]
+
+    def rows(self) -> list[list[str]]:
+        """The table as text: figure, its value, the same by `closed`, its threshold."""
+        logits, limits = self.output == "logits", self.thresholds
+        largest = "largest logit difference" if logits else f"largest difference in the {self.output}"
+        figures: list[tuple[str, float | None, float | None, float | None]] = [
+            (largest, self.max_logit_error, self.max_logit_error_closed, limits.max_logit_error)
+        ]
+        if logits:
+            figures.append(("mean KL divergence, nats", self.mean_kl, self.mean_kl_closed, limits.mean_kl))
+            figures.append(("largest KL divergence, nats", self.max_kl, None, None))
+        figures.append(("the source's own rounding noise", self.noise_floor, None, None))
+        rows = [[name, *("" if value is None else f"{value:.1e}" for value in values)] for name, *values in figures]
+        if not math.isnan(self.loss_source):
+            rows.append(["loss of source, of twin", f"{self.loss_source:.6f}, {self.loss_twin:.6f}", "", ""])
+        if logits:
+            rows.append(["top-1 agreement", f"{self.top1_agreement:.2%}", "", ""])
+        return [*rows, ["activations outside the certified domain", str(self.domain_violations), "", "0"]]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; infinities and NaN become None."""
-        plain = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in vars(self).items()
-            if name not in ("layers", "thresholds")
-        }
-        return plain | {
+        return _finite(vars(self)) | {
             "domain_violations": self.domain_violations,
             "thresholds": asdict(self.thresholds),
-            "layers": [layer.to_dict() for layer in self.layers],
+            "layers": [_finite(vars(layer)) for layer in self.layers],
             "failures": self.failures,
             "passed": self.passed,
         }
@@ -125,62 +148,30 @@ class Report:
         return console.export_text()
 
 
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
+
+
 def _summary(report: Report) -> Table:
     verdict = "[green]the same[/green]" if report.passed else "[red]NOT the same[/red]"
     table = Table(title=f"{report.model}: source and twin are {verdict}")
     table.add_column(f"{report.texts} texts, {report.tokens} tokens, {report.dtype}")
-    table.add_column(f"{report.evaluation}, patterns in {report.pattern_dtype}", justify="right")
-    table.add_column("closed", justify="right")
-    table.add_column("threshold", justify="right")
-    limits = report.thresholds
-    for row in (
-        (
-            f"largest difference in the {report.output}" if report.output != "logits" else "largest logit difference",
-            report.max_logit_error,
-            report.max_logit_error_closed,
-            limits.max_logit_error,
-        ),
-        *_divergences(report),
-        ("the source's own rounding noise", report.noise_floor, None, None),
-    ):
-        table.add_row(row[0], *("" if value is None else f"{value:.1e}" for value in row[1:]))
-    if not math.isnan(report.loss_source):
-        table.add_row("loss of source, of twin", f"{report.loss_source:.6f}, {report.loss_twin:.6f}", "", "")
-    if report.output == "logits":
-        table.add_row("top-1 agreement", f"{report.top1_agreement:.2%}", "", "")
-    table.add_row("activations outside the domain", str(report.domain_violations), "", "0")
+    for name in report.columns:
+        table.add_column(name, justify="right")
+    for row in report.rows():
+        table.add_row(*row)
     return table
-
-
-def _divergences(report: Report) -> list[tuple[str, float | None, float | None, float | None]]:
-    if report.output != "logits":
-        return []
-    return [
-        ("mean KL, nats", report.mean_kl, report.mean_kl_closed, report.thresholds.mean_kl),
-        ("largest KL, nats", report.max_kl, None, None),
-    ]
 
 
 def _closest(report: Report) -> Table:
     table = Table(title="Layers closest to their certified bounds, float64")
-    for name in (
-        "layer",
-        "error",
-        "bound",
-        "error / (bound + rounding)",
-        "accumulated in the twin",
-        "domain",
-    ):
+    for name in ("layer", "error", "bound", "error / (bound + rounding)", "accumulated in the twin", "domain"):
         table.add_column(name, justify="right")
     for p in sorted(report.layers, key=lambda p: (p.passed, -p.tightness))[:5]:
         theorem = " by theorem" if p.by_theorem else " measured"
         domain = "all" if math.isinf(p.domain) else f"{p.domain:g}{theorem}"
-        table.add_row(
-            p.location,
-            f"{p.error:.1e}",
-            f"{p.bound:.1e}",
-            f"{p.tightness:.2f}",
-            f"{p.accumulated:.1e}",
-            domain,
-        )
+        figures = f"{p.error:.1e}", f"{p.bound:.1e}", f"{p.tightness:.2f}", f"{p.accumulated:.1e}"
+        table.add_row(p.location, *figures, domain)
     return table

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
@@ -21,18 +22,17 @@ from allheads.models.read_mlps import read_mlps
 from allheads.twin.twin import TwinBridge, require_twin
 from allheads.verification.inputs import Runs, check_pair, input_runs
 from allheads.verification.layers import LayerProof, prove_layer
-from allheads.verification.logits import LogitGap, hidden_gap, logit_gap, noise_floor, token_losses
+from allheads.verification.logits import LogitGap, hidden_gap, largest_gap, logit_gap, noise_floor, token_losses
 from allheads.verification.report import Report, Thresholds
 
 
 def verify(
     source: TransformerBridge,
     twin: TransformerBridge,
-    texts_or_tokens: Runs,
+    texts: Runs,
     *,
     evaluation: Literal["slots", "attention"] = "slots",
     pattern_dtype: torch.dtype | None = None,
-    thresholds: Thresholds | None = None,
 ) -> Report:
     """Is the twin the model? Every text is run through both; nothing is sampled or skipped.
 
@@ -40,6 +40,7 @@ def verify(
     ``{"input": ids, "decoder_input": ids}``, ``{"pixel_values": images}``, with masks if there are any. The figures
     come from ``evaluation``, which computes every head; `closed`, which is nearly the source's own arithmetic, is a
     second column. Layers are compared in float64 on the source's own inputs, each against its certified bound.
+    Thresholds are the default ones of the dtype and the tolerance: `Report.against` takes others.
 
     Raises `AllHeadsError` if the two do not belong together, for texts the model cannot read, for patterns below
     float32, or if a bank of the twin does not run.
@@ -48,11 +49,15 @@ def verify(
         raise AllHeadsError("slots or attention, which compute every head", repr(evaluation), "Leave it out.")
     require_twin(twin)
     check_pair(source, twin)
-    runs = input_runs(source, texts_or_tokens)
+    runs = input_runs(source, texts)
     units = read_mlps(source, share(source))
-    seen = [_run(source, twin, units, run, evaluation, pattern_dtype) for run in runs]
-    kl = torch.cat([run.gap.kl for run in seen])
-    losses = [torch.cat([getattr(run, name) for run in seen]) for name in ("losses_source", "losses_twin")]
+    evaluated = partial(twin.evaluated, evaluation, pattern_dtype)
+    # Of each run: what the MLPs of the source read, and how far the twin is apart there, at the end and in its losses.
+    seen, accumulated, gaps, closed_gaps, losses = zip(
+        *(_compared(source, twin, units, run, evaluated) for run in runs), strict=True
+    )
+    kl = torch.cat([gap.kl for gap in gaps])
+    loss_source, loss_twin = torch.cat(losses, 1).mean(1).tolist()
     return Report(
         model=str(source.cfg.model_name),
         texts=len(runs),
@@ -62,78 +67,62 @@ def verify(
         pattern_dtype=_name(pattern_dtype or torch.promote_types(source.cfg.dtype, torch.float32)),
         tolerance=twin.tolerance,
         output=output_kind(source),
-        max_logit_error=max(run.gap.largest for run in seen),
-        max_logit_error_closed=max(run.gap_closed.largest for run in seen),
+        max_logit_error=max(gap.largest for gap in gaps),
+        max_logit_error_closed=max(gap.largest for gap in closed_gaps),
         mean_kl=float(kl.mean()),
         max_kl=float(kl.max()),
-        mean_kl_closed=float(torch.cat([run.gap_closed.kl for run in seen]).mean()),
-        loss_source=_mean(losses[0]),
-        loss_twin=_mean(losses[1]),
-        top1_agreement=float(torch.cat([run.gap.agree for run in seen]).double().mean()),
+        mean_kl_closed=float(torch.cat([gap.kl for gap in closed_gaps]).mean()),
+        loss_source=loss_source,
+        loss_twin=loss_twin,
+        top1_agreement=float(torch.cat([gap.agree for gap in gaps]).double().mean()),
         noise_floor=noise_floor(source, runs[0]),
-        thresholds=thresholds or Thresholds.default(source.cfg.dtype, twin.tolerance),
-        layers=_prove_layers(twin, units, seen),
+        thresholds=Thresholds.default(source.cfg.dtype, twin.tolerance),
+        layers=_prove_layers(twin, units, seen, accumulated),
     )
 
 
-@dataclass
-class _Run:
-    """One run through both models: what is kept of it."""
-
-    source: Activations
-    accumulated: dict[str, float]
-    gap: LogitGap
-    gap_closed: LogitGap
-    losses_source: Tensor
-    losses_twin: Tensor
-
-
-def _run(
+def _compared(
     source: TransformerBridge,
     twin: TwinBridge,
     units: list[ReplacedMLP],
     inputs: Inputs,
-    evaluation: Literal["slots", "attention"],
-    pattern_dtype: torch.dtype | None,
-) -> _Run:
+    evaluated: Callable[[], AbstractContextManager[TwinBridge]],
+) -> tuple[Activations, list[float], LogitGap, LogitGap, Float[Tensor, "2 pos_1"]]:
+    """One run through both models: see `verify`."""
     paths = {path for unit in units for path in (unit.reads, unit.writes)}
     with torch.no_grad():
         with watching(source.original_model, paths) as mine:
             out = run_bridge(source, inputs)
         with (
-            twin.evaluated(evaluation, pattern_dtype),
+            evaluated(),
             watching(twin.original_model, paths) as theirs,
             _every_bank_as_often(twin, units, mine),
         ):
             twin_out = run_bridge(twin, inputs)
         with twin.evaluated("closed"):
             closed_out = run_bridge(twin, inputs)
-    accumulated = {unit.writes: max(map(_largest, _differences(unit, mine, theirs)), default=0.0) for unit in units}
     gap = logit_gap if output_kind(source) == "logits" else hidden_gap
     ids = inputs.get("input")
     causal = ids is not None and out.shape[:-1] == ids.shape and source.adapter.supports_causal_loss
-    losses = [token_losses(each, ids) if causal else each.new_zeros(0) for each in (out, twin_out)]
-    return _Run(mine, accumulated, gap(out, twin_out), gap(out, closed_out), *losses)
+    losses = torch.stack([token_losses(each, ids) if causal else each.new_zeros(0) for each in (out, twin_out)])
+    accumulated = [_accumulated(unit, mine, theirs) for unit in units]
+    return mine, accumulated, gap(out, twin_out), gap(out, closed_out), losses
 
 
-def _differences(unit: ReplacedMLP, mine: Activations, theirs: Activations) -> list[Tensor]:
+def _accumulated(unit: ReplacedMLP, mine: Activations, theirs: Activations) -> float:
+    """How far what the MLPs of the two networks wrote is apart."""
     pairs = zip(mine.outputs.get(unit.writes, []), theirs.outputs.get(unit.writes, []), strict=True)
-    return [a - b for a, b in pairs]
+    return max((largest_gap(a, b) for a, b in pairs), default=0.0)
 
 
 @contextmanager
 def _every_bank_as_often(twin: TwinBridge, units: list[ReplacedMLP], mine: Activations) -> Iterator[None]:
     """Refuse a run that goes around a bank: what it computes there is not what was proved."""
-    calls = dict.fromkeys(range(len(units)), 0)
-
-    def counter(number: int) -> Callable[..., None]:
-        def count(*_: object) -> None:
-            calls[number] += 1
-
-        return count
-
+    calls: Counter[int] = Counter()
     handles = [
-        network_module(called(twin.original_model, unit.reads)).register_forward_hook(counter(number))
+        network_module(called(twin.original_model, unit.reads)).register_forward_hook(
+            lambda *_, number=number: calls.update([number])
+        )
         for number, unit in enumerate(units)
     ]
     try:
@@ -154,25 +143,17 @@ def _every_bank_as_often(twin: TwinBridge, units: list[ReplacedMLP], mine: Activ
         )
 
 
-def _prove_layers(twin: TwinBridge, units: list[ReplacedMLP], seen: list[_Run]) -> list[LayerProof]:
+def _prove_layers(
+    twin: TwinBridge, units: list[ReplacedMLP], seen: Sequence[Activations], accumulated: Sequence[list[float]]
+) -> list[LayerProof]:
     proofs, layers = [], iter(twin.layers)
-    for unit in units:
-        accumulated = max(run.accumulated[unit.writes] for run in seen)
+    for unit, *apart in zip(units, *accumulated, strict=True):
         for mlp in unit.mlps:
-            rows = [read for run in seen for read in rows_of(unit, mlp, run.source)]
+            rows = [read for run in seen for read in rows_of(unit, mlp, run)]
             x = torch.cat(rows) if rows else torch.zeros(0, len(mlp.tensors["W_in"]))
             layer = next(layers)
-            proofs.append(prove_layer(mlp, layer.bank, x, layer.domain, accumulated))
+            proofs.append(prove_layer(mlp, layer.bank, x, layer.domain, max(apart)))
     return proofs
-
-
-def _largest(difference: Tensor) -> float:
-    largest = float(difference.abs().max())
-    return largest if math.isfinite(largest) else math.inf
-
-
-def _mean(losses: Tensor) -> float:
-    return float(losses.mean()) if len(losses) else math.nan
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -20,7 +20,6 @@ from allheads.progress import bar
 from allheads.twin.twin import TwinBridge, require_twin
 from allheads.twin.wiring import read_wiring
 from allheads.weights.baseline import baseline
-from allheads.weights.best import Best, chunks
 from allheads.weights.factors import (
     Factors,
     Reader,
@@ -30,6 +29,7 @@ from allheads.weights.factors import (
     require_scores,
     require_values,
 )
+from allheads.weights.top_k import TopK, chunks
 
 if TYPE_CHECKING:
     import pandas
@@ -122,31 +122,23 @@ def composition(twin: TwinBridge, kind: str, *, k: int = 100, offsets: Sequence[
         require_scores(streams.wiring, layers)
     if reader == "V" or writer == "head":
         require_values(streams.wiring, layers)
-    tally = _Tally(Best(k), *torch.zeros(3, len(layers), len(layers), dtype=torch.float64))
+    top: TopK[Pair] = TopK(k)
+    sums = torch.zeros(3, len(layers), len(layers), dtype=torch.float64)
     for reads in streams.groups(reader):
         for layer in bar(kind, layers):
             later = reads.after(2 * layer + (writer == "neuron"))
             if len(later.M):
-                _compare(streams.writes(writer, layer), later, streams.d, tally)
-    count = int(tally.count.sum())
+                _compare(streams.writes(writer, layer), later, streams.d, top, sums)
+    count, excess, squares = sums
+    pairs = int(count.sum())
     return Composition(
         kind,
         offsets,
-        pairs=[pair for _, pair in tally.best.entries],
-        count=count,
-        by_layer=tally.excess / tally.count,
-        chance_ratio=float(tally.squares.sum()) * streams.d / max(1, count),
+        pairs=[pair for _, pair in top.entries],
+        count=pairs,
+        by_layer=excess / count,
+        chance_ratio=float(squares.sum()) * streams.d / max(1, pairs),
     )
-
-
-@dataclass(frozen=True)
-class _Tally:
-    """What is kept of all pairs: the best, and sums by layer of writer and reader."""
-
-    best: Best[Pair]
-    count: Float[Tensor, "layer layer"]
-    excess: Float[Tensor, "layer layer"]
-    squares: Float[Tensor, "layer layer"]
 
 
 def _sides(twin: TwinBridge, kind: str) -> tuple[Writer, Reader]:
@@ -157,8 +149,11 @@ def _sides(twin: TwinBridge, kind: str) -> tuple[Writer, Reader]:
     return cast(Writer, writer), cast(Reader, reader)
 
 
-def _compare(writes: Factors, reads: Factors, d: int, tally: _Tally) -> None:
-    """Look at every write of a layer with every read of some later ones."""
+def _compare(writes: Factors, reads: Factors, d: int, top: TopK[Pair], sums: Float[Tensor, "3 layer layer"]) -> None:
+    """Compare every write of a layer with every read of some later ones.
+
+    ``sums`` over pairs, by layer of writer and reader: their count, their excess, their squared scores.
+    """
     (count, rank, _), (readers, width, _) = writes.M.shape, reads.M.shape
     vectors, across, earlier = rank == width == 1, reads.M.flatten(0, 1).T, int(writes.layers[0])
     # Writes of rank one are all alike here.
@@ -174,7 +169,6 @@ def _compare(writes: Factors, reads: Factors, d: int, tally: _Tally) -> None:
             names = writes.label(start + row), reads.label(column)
             return Pair(*names, value + by_chance, by_chance, sign if vectors else 0)
 
-        tally.best.offer(excess, pair)
-        for sums, values in ((tally.excess, excess), (tally.squares, scores.square())):
-            sums[earlier].index_add_(0, reads.layers, values.sum(0, dtype=torch.float64).cpu())
-    tally.count[earlier].index_add_(0, reads.layers, torch.full((readers,), float(count), dtype=torch.float64))
+        top.offer(excess, pair)
+        for total, values in zip(sums, (torch.ones_like(excess), excess, scores.square()), strict=True):
+            total[earlier].index_add_(0, reads.layers, values.sum(0, dtype=torch.float64).cpu())

@@ -26,7 +26,7 @@ from torch import Tensor
 from allheads.errors import AllHeadsError
 from allheads.models.attention import read_attention
 from allheads.twin.twin import TwinBridge
-from allheads.twin.wiring import Sublayer, Wiring, rotated
+from allheads.twin.wiring import ResidualBranch, Wiring, rotated
 from allheads.weights.baseline import peakedness
 from allheads.weights.vocabulary import written
 
@@ -178,7 +178,7 @@ def checked_offsets(offsets: Sequence[int]) -> list[int]:
     return found
 
 
-def _folded(sublayer: Sublayer, W: Float[Tensor, "head d_model out"]) -> Float[Tensor, "head d_model out"]:
+def _folded(sublayer: ResidualBranch, W: Float[Tensor, "head d_model out"]) -> Float[Tensor, "head d_model out"]:
     W = _wide(W)
     if sublayer.before is None:
         return W

@@ -17,8 +17,8 @@ from allheads.errors import AllHeadsError
 from allheads.models.attention import read_attention
 from allheads.twin.prompt import one_token
 from allheads.twin.wiring import rotated
-from allheads.weights.best import top_pairs
 from allheads.weights.factors import checked_offsets, require_values
+from allheads.weights.top_k import top_pairs
 from allheads.weights.vocabulary import TokenPair, TokenValue, Vocabulary
 
 if TYPE_CHECKING:

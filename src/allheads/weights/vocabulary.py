@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from allheads.models.attention import read_embeddings
+from allheads.twin.prompt import token_texts
 from allheads.twin.twin import TwinBridge
-from allheads.twin.wiring import Sublayer, Wiring
-from allheads.weights.best import chunks
+from allheads.twin.wiring import ResidualBranch, Wiring
+from allheads.weights.top_k import chunks
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Vocabulary:
     wiring: Wiring
 
     def read(
-        self, sublayer: Sublayer, W: Float[Tensor, "d_model out"], b: Float[Tensor, " out"] | None
+        self, sublayer: ResidualBranch, W: Float[Tensor, "d_model out"], b: Float[Tensor, " out"] | None
     ) -> Float[Tensor, "d_vocab out"]:
         """``norm(W_E) W + b``: what would be read if the stream were one token's embedding, without its position."""
         W_E = read_embeddings(self.twin).W_E
@@ -54,7 +55,7 @@ class Vocabulary:
         found = torch.cat(rows)
         return found if b is None else found + b.to(found)
 
-    def logits(self, sublayer: Sublayer, W: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
+    def logits(self, sublayer: ResidualBranch, W: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
         """``W gain W_U``: logits per unit written and per unit of the final norm's scale, less their mean.
 
         The mean over the vocabulary changes no probability. A norm behind the sublayer adds its gain, and multiplies by
@@ -68,24 +69,21 @@ class Vocabulary:
         logits = direction @ W_U.to(W)
         return logits - logits.mean(-1, keepdim=True)
 
-    def text(self, token: int) -> str:
-        """The token as it is written, or its number without a tokenizer."""
-        return str(token) if self.twin.tokenizer is None else self.twin.tokenizer.decode([token])
-
     def most(self, values: Float[Tensor, "row d_vocab"], k: int, *, least: bool = False) -> list[list[TokenValue]]:
         """The k tokens of each row with the largest numbers, or with the smallest."""
         found, tokens = values.topk(min(k, values.shape[1]), largest=not least)
         return [
-            [TokenValue(token, self.text(token), value) for token, value in zip(*row, strict=True)]
-            for row in zip(tokens.tolist(), found.tolist(), strict=True)
+            [TokenValue(*each) for each in zip(row.tolist(), token_texts(self.twin, row[None]), numbers, strict=True)]
+            for row, numbers in zip(tokens, found.tolist(), strict=True)
         ]
 
     def pair(self, value: float, first: int, second: int) -> TokenPair:
         """Two tokens by number."""
-        return TokenPair(first, second, (self.text(first), self.text(second)), value)
+        texts = token_texts(self.twin, torch.tensor([[first, second]]))
+        return TokenPair(first, second, (texts[0], texts[1]), value)
 
 
-def written(sublayer: Sublayer, W: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+def written(sublayer: ResidualBranch, W: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
     """What is added to the stream, up to a positive factor: through the norm behind the sublayer, if there is one."""
     if sublayer.after is None:
         return W

@@ -1,4 +1,4 @@
-"""The largest entries of a matrix that is never whole: blocks come, and k numbers stay."""
+"""The k largest entries of a matrix that is too large to build: it is computed block by block."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ BLOCK = 2**22
 
 
 @dataclass
-class Best(Generic[T]):
+class TopK(Generic[T]):
     """The k largest of all that was offered with what they belong to, largest first.
 
-    >>> best: Best[str] = Best(2)
-    >>> best.offer(torch.tensor([[1.0, 5.0], [2.0, 3.0]]), lambda value, row, column: f"a{row}{column}")
-    >>> best.offer(torch.tensor([[4.0]]), lambda value, row, column: f"b{row}{column}")
-    >>> best.entries
+    >>> top: TopK[str] = TopK(2)
+    >>> top.offer(torch.tensor([[1.0, 5.0], [2.0, 3.0]]), lambda value, row, column: f"a{row}{column}")
+    >>> top.offer(torch.tensor([[4.0]]), lambda value, row, column: f"b{row}{column}")
+    >>> top.entries
     [(5.0, 'a01'), (4.0, 'b00')]
     """
 
@@ -67,7 +67,7 @@ def top_pairs(A: Float[Tensor, "a inner"], B: Float[Tensor, "b inner"], k: int) 
     """
     (norms, rows), (reach, columns) = (torch.sort(M.norm(dim=1), descending=True) for M in (A, B))
     B = B[columns]
-    best: Best[tuple[float, int, int]] = Best(k)
+    top: TopK[tuple[float, int, int]] = TopK(k)
     for some in chunks(len(A), len(B)):
         mine = rows[some]
 
@@ -75,6 +75,6 @@ def top_pairs(A: Float[Tensor, "a inner"], B: Float[Tensor, "b inner"], k: int) 
             return value, int(mine[row]), int(columns[column])
 
         # A little more, for the rounding of norms.
-        possible = int((1.001 * norms[some.start] * reach >= best.threshold).sum())
-        best.offer(A[mine] @ B[:possible].T, named)
-    return [entry for _, entry in best.entries]
+        possible = int((1.001 * norms[some.start] * reach >= top.threshold).sum())
+        top.offer(A[mine] @ B[:possible].T, named)
+    return [entry for _, entry in top.entries]

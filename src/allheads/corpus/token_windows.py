@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from allheads.errors import AllHeadsError
+from allheads.twin.prompt import described
 from allheads.twin.twin import TwinBridge
 
 #: Characters of a file that are read at a time; the line that is cut there is read to its end, if it is not longer.
@@ -62,22 +63,17 @@ class Window:
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows side by side, padded on the right; ``real`` is what is no padding, ``first`` where texts go on."""
+    """Windows side by side, padded on the right; ``real`` is what is no padding, ``first`` the offset in the text."""
 
     tokens: Int[Tensor, "batch pos"]
     real: Bool[Tensor, "batch pos"]
     text: Int[Tensor, " batch"]
     first: Int[Tensor, " batch"]
 
-
-@dataclass(frozen=True)
-class Survey:
-    """What is known of a corpus after reading it once; ``counts`` says how often each token occurs."""
-
-    texts: int
-    windows: int
-    counts: Int[Tensor, " d_vocab"]
-    sha256: str
+    @property
+    def counted(self) -> Bool[Tensor, "batch pos"]:
+        """All positions but the first of each window."""
+        return self.real & (torch.arange(self.real.shape[1], device=self.real.device) > 0)
 
 
 def windows(twin: TwinBridge, texts: Texts, context: int) -> Iterator[Window]:
@@ -110,8 +106,8 @@ def batches(twin: TwinBridge, found: Iterable[Window], size: int) -> Iterator[Ba
         yield Batch(*(tensor.to(twin.cfg.device) for tensor in tensors))
 
 
-def survey(twin: TwinBridge, texts: Texts, context: int) -> Survey:
-    """Read a corpus once, without running the network.
+def survey(twin: TwinBridge, texts: Texts, context: int) -> tuple[dict[str, str | int], Int[Tensor, " d_vocab"]]:
+    """Read a corpus once, without running the network: its digest and its sizes, and how often each token occurs.
 
     Raises `AllHeadsError` for ids outside the vocabulary and for a corpus without a position that can be counted.
     """
@@ -130,7 +126,7 @@ def survey(twin: TwinBridge, texts: Texts, context: int) -> Survey:
         count, last, longest = count + 1, each.text, max(longest, len(opening(twin)) + len(ids))
     if longest < 2:
         raise AllHeadsError("texts with a second token", "none", "A window's first position is left out.")
-    return Survey(last + 1, count, counts, digest.hexdigest())
+    return {"corpus": digest.hexdigest(), "texts": last + 1, "windows": count}, counts
 
 
 def opening(twin: TwinBridge) -> list[int]:
@@ -142,7 +138,7 @@ def opening(twin: TwinBridge) -> list[int]:
 def _ids(twin: TwinBridge, piece: str | Tensor) -> list[int]:
     if isinstance(piece, Tensor):
         if piece.ndim != 1 or piece.is_floating_point():
-            raise AllHeadsError("token ids [pos]", f"{piece.dtype} of shape {tuple(piece.shape)}", "One text a tensor.")
+            raise AllHeadsError("token ids [pos]", described(piece), "One text a tensor.")
         return piece.tolist()
     if twin.tokenizer is None:
         raise AllHeadsError("token ids", "text, for a model without a tokenizer", "Pass tensors of ids.")
