@@ -40,10 +40,9 @@ class FrozenNorm:
                 self.shift.requires_grad_()
         assert self.norm is not None and self.scale is not None
         wide = x.to(self.scale.dtype)
-        centred = wide - wide.mean(-1, keepdim=True) if self.norm.centred else wide
         # Some layers run all rows in one.
         scale = self.scale if x.ndim > 2 else self.scale.repeat(len(x) // len(self.scale), 1)
-        out = (self.norm.gain.to(wide) * scale * centred + self.shift).to(x.dtype)
+        out = (self.norm.gain.to(wide) * scale * self.norm.centre(wide) + self.shift).to(x.dtype)
         return out if self.component is None else self.component.hook_out(out)
 
     def _record(self, x: Tensor) -> None:
@@ -56,8 +55,7 @@ class FrozenNorm:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         with torch.no_grad():
             self.shift = self.norm.shift.to(wide)
-            centred = wide - wide.mean(-1, keepdim=True) if self.norm.centred else wide
-            direction = self.norm.gain.to(wide) * centred
+            direction = self.norm.gain.to(wide) * self.norm.centre(wide)
             written = self.module(x).to(wide) - self.shift
             size = direction.square().sum(-1, keepdim=True).clamp_min(torch.finfo(wide.dtype).tiny)
             self.scale = (written * direction).sum(-1, keepdim=True) / size

@@ -7,7 +7,6 @@ the cache: the same float32 numbers as safetensors, the configuration and the to
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import transformers.modeling_gguf_pytorch_utils as hf_gguf
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoTokenizer
 
+from allheads.disk import digest
 from allheads.errors import AllHeadsError
 from allheads.models.cache import cached_folder
 from allheads.models.compat import forget_quantisation
@@ -43,16 +43,14 @@ def unpacked(path: Path) -> Path:
     """
     with path.open("rb") as file:
         magic = file.read(4)
-        if magic != b"GGUF":
-            raise AllHeadsError(
-                f"a GGUF file in {path.name}",
-                f"a file that begins with {magic!r}" if magic else "an empty file",
-                "Fetch the file again; a Hugging Face model is given as its folder.",
-            )
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if magic != b"GGUF":
+        raise AllHeadsError(
+            f"a GGUF file in {path.name}",
+            f"a file that begins with {magic!r}" if magic else "an empty file",
+            "Fetch the file again; a Hugging Face model is given as its folder.",
+        )
     name = re.sub(r"[^\w.-]", "_", path.stem)
-    return cached_folder(f"{name}-{digest[:16]}-v{FORMAT}", functools.partial(_unpack, path))
+    return cached_folder(f"{name}-{digest(path)[:16]}-v{FORMAT}", functools.partial(_unpack, path))
 
 
 def _unpack(path: Path, folder: Path) -> None:

@@ -53,9 +53,13 @@ class Norm:
 
     def __call__(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         """What the norm makes of a stream."""
-        n = x - x.mean(-1, keepdim=True) if self.centred else x
+        n = self.centre(x)
         n = n * (n.square().mean(-1, keepdim=True) + self.eps).rsqrt()
         return self.gain.to(x) * n + self.shift.to(x)
+
+    def centre(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        """The stream less its mean, for LayerNorm; itself for RMSNorm."""
+        return x - x.mean(-1, keepdim=True) if self.centred else x
 
     def folded(self, W: Float[Tensor, "d_model out"]) -> Float[Tensor, "d_model out"]:
         """The weights that read a stream as W reads the normalised one, up to its scale and shift."""
