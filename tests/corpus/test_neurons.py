@@ -163,7 +163,7 @@ def test_coarser_groups_explain_less():
     assert shares[0] > shares[1] > shares[2] > 0
 
 
-def test_long_windows_share_places(tiny):
+def test_long_windows_share_position_groups(tiny):
     twin = ah.convert(tiny("gpt2", n_positions=256))
     found = ah.corpus.sweep(twin, _random(1, 600, 96), ah.corpus.SweepSettings(context=250, batch=2))
     counts = found.statistics.position_counts

@@ -32,21 +32,21 @@ def role_masks(
     [[0, 0, 0], [0, 0, 0], [0, 1, 0]]
     """
     batch, length = tokens.shape
-    place = torch.arange(length, device=tokens.device)
-    back = place[:, None] - place
+    position = torch.arange(length, device=tokens.device)
+    back = position[:, None] - position
     same = tokens[:, :, None] == tokens[:, None]
     after = torch.cat([torch.zeros_like(same[..., :1]), same[..., :-1]], -1)
-    found = torch.stack(
+    masks = torch.stack(
         [
             (back == 1).expand(batch, -1, -1),
             (back == 0).expand(batch, -1, -1),
-            (place == 0).expand(batch, length, -1),
+            (position == 0).expand(batch, length, -1),
             same & (back > 0),
             after & (back >= 0),
         ]
     )
-    counts = place > 0 if real is None else real & (place > 0)
-    return found & counts.expand(batch, -1)[..., None]
+    counts = position > 0 if real is None else real & (position > 0)
+    return masks & counts.expand(batch, -1)[..., None]
 
 
 def role_sums(

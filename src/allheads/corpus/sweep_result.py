@@ -90,14 +90,14 @@ class Sweep:
         >>> sweep.of("L3.N812")["open"]  # doctest: +SKIP
         0.0173
         """
-        asked = Label.parse(label)
-        table = self.heads() if asked.kind != "N" else self.neurons()
+        kind = Label.parse(label).kind
+        table = self.heads() if kind != "N" else self.neurons()
         rows = table.index[table["label"] == label]
         if not len(rows):
             last = table["label"].iloc[-1]
             raise AllHeadsError(f"an ordinary head or a whole neuron, up to {last}", label, "Layers count from 0.")
-        found = table.loc[rows[0]].to_dict()
-        return found if asked.kind != "N" else found | {"examples": self.examples(int(rows[0]))}
+        row = table.loc[rows[0]].to_dict()
+        return row if kind != "N" else row | {"examples": self.examples(int(rows[0]))}
 
     def examples(self, neuron: int) -> list[Example]:
         """The largest activations of the neuron in this row, each from another window."""

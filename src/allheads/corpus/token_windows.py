@@ -91,10 +91,10 @@ def windows(twin: TwinBridge, texts: Texts, context: int) -> Iterator[Window]:
             yield Window(text, start, rest)
 
 
-def batches(twin: TwinBridge, found: Iterable[Window], size: int) -> Iterator[Batch]:
+def batches(twin: TwinBridge, stream: Iterable[Window], size: int) -> Iterator[Batch]:
     """Windows in batches, on the device of the twin."""
-    begin, stream = opening(twin), iter(found)
-    while chosen := list(islice(stream, size)):
+    begin, rest = opening(twin), iter(stream)
+    while chosen := list(islice(rest, size)):
         rows = [torch.tensor(begin + each.ids) for each in chosen]
         real = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).bool()
         tensors = (

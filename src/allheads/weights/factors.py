@@ -172,10 +172,10 @@ def require_scores(wiring: Wiring, layers: Sequence[int]) -> None:
 
 def checked_offsets(offsets: Sequence[int]) -> list[int]:
     """How many positions a key is before its query, one or several; `AllHeadsError` for anything else."""
-    found = list(offsets) if isinstance(offsets, Sequence) else []
-    if not found or not all(isinstance(each, int) and each >= 0 for each in found):
+    numbers = list(offsets) if isinstance(offsets, Sequence) else []
+    if not numbers or not all(isinstance(number, int) and number >= 0 for number in numbers):
         raise AllHeadsError("offsets such as (0,) or range(64)", repr(offsets), "Positions from the key to the query.")
-    return found
+    return numbers
 
 
 def _folded(sublayer: ResidualBranch, W: Float[Tensor, "head d_model out"]) -> Float[Tensor, "head d_model out"]:

@@ -44,8 +44,8 @@ class NeuronCircuit:
         return pandas.DataFrame(rows, columns=["side", "token", "text", "value"])
 
     def __str__(self) -> str:
-        found = {side: " ".join(repr(each.text) for each in getattr(self, side)) for side in _SIDES}
-        return "\n".join([self.label, *(f"{side:>10}: {texts}" for side, texts in found.items() if texts)])
+        texts = {side: " ".join(repr(each.text) for each in getattr(self, side)) for side in _SIDES}
+        return "\n".join([self.label, *(f"{side:>10}: {text}" for side, text in texts.items() if text)])
 
 
 def neuron_circuits(vocabulary: Vocabulary, layer: int, neurons: Sequence[int], k: int) -> list[NeuronCircuit]:

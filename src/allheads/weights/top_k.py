@@ -36,13 +36,13 @@ class TopK(Generic[T]):
 
     def offer(self, block: Float[Tensor, "row column"], named: Callable[[float, int, int], T]) -> None:
         """Look at a block; ``named`` says what an entry belongs to, from its value, row and column."""
-        flat, places = block.flatten(), None
+        flat, positions = block.flatten(), None
         if len(self.entries) == self.k:
             # Comparing is much cheaper than sorting, and few entries pass.
-            places = (flat > self.threshold).nonzero()[:, 0]
-            flat = flat[places]
+            positions = (flat > self.threshold).nonzero()[:, 0]
+            flat = flat[positions]
         values, order = flat.topk(min(self.k, len(flat)))
-        order = order if places is None else places[order]
+        order = order if positions is None else positions[order]
         columns = block.shape[1]
         new = [
             (value, named(value, n // columns, n % columns))

@@ -52,8 +52,8 @@ class Vocabulary:
             x = self.wiring.embedding * W_E[some].to(dtype)
             x = x if sublayer.before is None else sublayer.before(x)
             rows.append(x @ W.to(x))
-        found = torch.cat(rows)
-        return found if b is None else found + b.to(found)
+        read = torch.cat(rows)
+        return read if b is None else read + b.to(read)
 
     def logits(self, sublayer: ResidualBranch, W: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
         """``W gain W_U``: logits per unit written and per unit of the final norm's scale, less their mean.
@@ -71,10 +71,10 @@ class Vocabulary:
 
     def most(self, values: Float[Tensor, "row d_vocab"], k: int, *, least: bool = False) -> list[list[TokenValue]]:
         """The k tokens of each row with the largest numbers, or with the smallest."""
-        found, tokens = values.topk(min(k, values.shape[1]), largest=not least)
+        largest, tokens = values.topk(min(k, values.shape[1]), largest=not least)
         return [
             [TokenValue(*each) for each in zip(row.tolist(), token_texts(self.twin, row[None]), numbers, strict=True)]
-            for row, numbers in zip(tokens, found.tolist(), strict=True)
+            for row, numbers in zip(tokens, largest.tolist(), strict=True)
         ]
 
     def pair(self, value: float, first: int, second: int) -> TokenPair:
