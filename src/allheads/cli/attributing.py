@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from allheads.attribution.attribution import Attribution
 
 
+# More than five arguments, because typer makes an option of each.
 def attribute(
     prompt: Annotated[str, typer.Argument(help="Text whose next token is asked about.")],
     target: Annotated[str, typer.Option(help="The token to explain, with its space: ' Mary'.")],
@@ -31,8 +32,8 @@ def attribute(
     """Split the logit of a token, or a difference of two, over tokens, attention heads and neurons."""
     twin = load_twin(model)
     with step("One forward and one backward pass"):
-        asked = target if versus is None else (target, versus)
-        found = ah.attribute(twin, prompt, asked, rule=rule, position=position)
+        tokens = target if versus is None else (target, versus)
+        found = ah.attribute(twin, prompt, tokens, rule=rule, position=position)
     if report is not None:
         with step(f"Writing {report}"):
             flows = found.graph(budget=budget)
@@ -75,9 +76,9 @@ def _print(found: Attribution, top: int) -> None:
     heads = Table(title="Heads and neurons with the largest effects")
     for header in ("label", "position", "token", "effect", "direct"):
         heads.add_column(header, justify="left" if header in ("label", "token") else "right")
-    for each in found.top(top):
-        row = (each.label, str(each.position), repr(found.tokens[each.position]))
-        heads.add_row(*row, f"{each.effect:+.4f}", f"{each.direct:+.4f}")
+    for effect in found.top(top):
+        row = (effect.label, str(effect.position), repr(found.tokens[effect.position]))
+        heads.add_row(*row, f"{effect.effect:+.4f}", f"{effect.direct:+.4f}")
     console.print(heads)
     if found.rule.complete:
         console.print(f"Completeness error {found.completeness_error:.1e}. Misses: {found.rule.misses}")

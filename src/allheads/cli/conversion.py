@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from allheads.verification.report import Report
 
 
+# More than five arguments, because typer makes an option of each.
 def convert(
     model: Annotated[str, typer.Argument(help="A model's name, folder, .gguf file or hub id.")] = "smollm2-135m",
     text: Annotated[str | None, typer.Option(help="Verify on this text.")] = None,

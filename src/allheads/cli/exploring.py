@@ -12,6 +12,7 @@ from allheads.cli.console import load_twin, step
 from allheads.disk import checked_path
 
 
+# More than five arguments, because typer makes an option of each.
 def explore(
     model: Annotated[str, typer.Argument(help="A model's name, folder, .gguf file, saved twin or hub id.")] = (
         "smollm2-135m"

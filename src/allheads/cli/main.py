@@ -7,9 +7,9 @@ import typer
 from allheads.cli.attributing import attribute
 from allheads.cli.console import explained
 from allheads.cli.conversion import convert
-from allheads.cli.counting import cost
+from allheads.cli.costing import cost
 from allheads.cli.exploring import explore
-from allheads.cli.sweeping import sweep
+from allheads.cli.sweep_command import sweep
 from allheads.cli.tables import frontier
 from allheads_labs.commands.coverage import coverage
 from allheads_labs.commands.faithfulness import faithfulness

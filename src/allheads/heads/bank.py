@@ -95,7 +95,7 @@ class HeadBank(nn.Module):
         self.frozen = None
         for name in _SHARED:
             tensor = tensors.get(name)
-            # Parameters of its own over the same memory: casting or moving the bank leaves the source alone.
+            # New parameters over the same memory: casting or moving the bank leaves the source alone.
             view = None if tensor is None else nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
             self.register_parameter(name, view)
 

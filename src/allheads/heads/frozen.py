@@ -26,7 +26,7 @@ _NEAR, _STEP = 1e-12, 1e-4
 
 @dataclass
 class FrozenGates:
-    """What neurons are, per unit of what they read, at the input of the first run, which records it.
+    """Every neuron as the linear map that it is with the patterns of the first run, which records it.
 
     A plain neuron is ``value * t + constant``. A gated one is ``value * u``, or ``gate * g`` where ``gate`` is
     ``u_0 F_0 / g_0``, in the shares ``1 - gate_share`` and ``gate_share``.

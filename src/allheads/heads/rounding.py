@@ -66,6 +66,7 @@ def project(heads: HeadWeights, x: Float[Tensor, "batch pos d_model"], dtype: to
     return Projections(t, e_t, *_project(heads.W_V, heads.b_V, x, roundoff))
 
 
+# More than five arguments: the bound depends on the weights, the input and both precisions; the last two are optional.
 def heads_rounding(
     heads: HeadWeights,
     x: Float[Tensor, "batch pos d_model"],
@@ -143,6 +144,7 @@ def _project(weight: Tensor, bias: Tensor | None, x: Tensor, u: float) -> tuple[
     return exact.unflatten(-1, shape), (_gamma(x.shape[-1] + 2, u) * size).unflatten(-1, shape)
 
 
+# More than five arguments: each is a symbol of steps 2 and 3.
 def _pattern(
     heads: HeadWeights,
     part: int,
@@ -157,14 +159,14 @@ def _pattern(
     if not count:
         return torch.ones_like(t), torch.zeros_like(t)
     offsets = heads.bias_offsets[part, :, :count]
-    own_key = None if key is None else _pick(key[0], part).flatten(0, -2)
+    self_key = None if key is None else _pick(key[0], part).flatten(0, -2)
     flat, e_flat = t.flatten(0, -2), e_t.flatten(0, -2)
-    scores = slot_scores(heads, part, flat, own_key)
+    scores = slot_scores(heads, part, flat, self_key)
     K = heads.bias_keys[part, :, :count].abs().T[:, None]
     A = torch.where(offsets > -torch.inf, offsets.abs(), 0).T[:, None]
     E = K * e_flat + p * (7 * K * flat.abs() + 4 * A + 2 * scores.amax(0).abs())
     if key is not None:
-        k, e_k = (_pick(each, part).flatten(0, -2) for each in key)
+        k, e_k = (_pick(tensor, part).flatten(0, -2) for tensor in key)
         E = E + 2 * (flat.abs() * e_k + k.abs() * e_flat + e_flat * e_k + 6 * p * (flat * k).abs())
     L = (scores[0] - scores[1:].logsumexp(0)).view_as(t)
     # In log1p and expm1 small E are not lost; the largest E is a bound as well, for where e^E would overflow.

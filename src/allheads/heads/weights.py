@@ -50,7 +50,7 @@ class HeadWeights:
 
     @property
     def edited(self) -> bool:
-        """Do the heads of a neuron have weights of their own?"""
+        """Were the heads edited, so that those of a neuron no longer share its weights?"""
         return self.W_K is not None
 
     def tokens(self, part: int) -> int:

@@ -25,10 +25,10 @@ def cost(
         from allheads.gates.approximation import DEFAULT_TOLERANCE
         from allheads.models.shapes import KNOWN
         from allheads.twin import cost as counting
-    asked = DEFAULT_TOLERANCE if tolerance is None else tolerance
-    costs = [counting.cost(name, tolerance=asked, n_ctx=n_ctx) for name in models or KNOWN]
+    certified = DEFAULT_TOLERANCE if tolerance is None else tolerance
+    costs = [counting.cost(name, tolerance=certified, n_ctx=n_ctx) for name in models or KNOWN]
     if as_json:
-        typer.echo(json.dumps([each.to_dict() for each in costs]))
+        typer.echo(json.dumps([cost.to_dict() for cost in costs]))
     else:
         results().print(_table(costs))
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 TOP = 8
 
 
+# More than five arguments, because typer makes an option of each.
 def sweep(
     files: Annotated[list[Path], typer.Argument(help="Text files; each is one text.")],
     out: Annotated[Path, typer.Option(help="Write checkpoints and the result here.")],
