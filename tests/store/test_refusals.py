@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 
 import allheads as ah
 from allheads.gates.activations import Activation
-from allheads.models import from_config as network_from_config
+from allheads.models import descriptions as bridge_like
 from allheads.store import record
 
 
@@ -299,7 +299,7 @@ def test_standalone_folders_that_cannot_be_built(any_kind, tmp_path, monkeypatch
     refused("a network of a class in transformers, got Modelling", ah.load, path)
     rewritten(path, lambda content: content["source"].update(network="LlamaConfig"))
     refused("a network of a class in transformers, got LlamaConfig", ah.load, path)
-    monkeypatch.setattr(network_from_config, "AutoConfig", None)
+    monkeypatch.setattr(bridge_like, "AutoConfig", None)
     refused("a configuration and a tokenizer in", ah.load, path)
 
 

@@ -21,7 +21,7 @@ from allheads.gates.gates import GateSum
 from allheads.gates.serialization import named
 from allheads.models import pretrained
 from allheads.models.bridge import TransformerBridge, share
-from allheads.models.from_config import differing, fill, network_from_config
+from allheads.models.descriptions import bridge_like, differing, fill
 from allheads.models.mlps import MLP
 from allheads.models.observe import evaluating
 from allheads.models.origin import state
@@ -126,15 +126,7 @@ def _source_from_tensors(
     source = record.source
     with explained("a device that this PyTorch can use", 'Try device="cpu".'):
         torch.empty(1, device=device)
-    model = network_from_config(
-        folder,
-        device,
-        network=source.network,
-        architecture=source.architecture,
-        model_name=source.model_name,
-        kernels=source.kernels,
-        dtype=source.dtype,
-    )
+    model = bridge_like(vars(source), folder, source.dtype, device)
     fill(model, tensors)
     set_tensors(model, tensors)
     # Heads are stored under their locations, so their tensors go into the MLPs as those are read.

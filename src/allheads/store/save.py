@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from allheads.errors import AllHeadsError
 from allheads.models.compat import weights_processed
-from allheads.models.from_config import describe, write_network
+from allheads.models.descriptions import describe, write_network
 from allheads.models.origin import fingerprint, state
 from allheads.models.reading import explained
 from allheads.store.folder import listing, replacing

@@ -69,17 +69,12 @@ def write_network(model: TransformerBridge, folder: Path) -> None:
         model.tokenizer.save_pretrained(folder)
 
 
-def network_from_config(
-    folder: Path,
-    device: str | torch.device,
-    *,
-    network: str,
-    architecture: str,
-    model_name: str,
-    kernels: Mapping[str, str | None],
-    dtype: torch.dtype,
+def bridge_like(
+    described: Mapping[str, Any], folder: Path, dtype: torch.dtype, device: str | torch.device
 ) -> TransformerBridge:
-    """The network of a folder from `write_network` with any weights. Its own code, if it comes with any, is not run.
+    """A bridge as `describe` says, of the network that `write_network` wrote into a folder, with any weights.
+
+    Code that comes with the network, if there is any, is not run.
 
     Raises `AllHeadsError` if the class is not in transformers or a file there is damaged.
     """
@@ -87,14 +82,19 @@ def network_from_config(
         safe = {"local_files_only": True, "trust_remote_code": False}
         config = AutoConfig.from_pretrained(folder, **safe)
         tokenizer = AutoTokenizer.from_pretrained(folder, **safe) if (folder / _TOKENIZER).exists() else None
-        options = {name: kernel for name, kernel in kernels.items() if kernel is not None}
-        model = make_network(_class(network), config, dtype=dtype, **options)
+        options = {name: kernel for name, kernel in described["kernels"].items() if kernel is not None}
+        model = make_network(_class(described["network"]), config, dtype=dtype, **options)
         if (folder / _GENERATION).exists():
             model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
         model.tie_weights()
         model.to(device)
         return build_bridge_from_module(
-            model.eval(), architecture, hf_config=model.config, tokenizer=tokenizer, model_name=model_name, dtype=dtype
+            model.eval(),
+            described["architecture"],
+            hf_config=model.config,
+            tokenizer=tokenizer,
+            model_name=described["model_name"],
+            dtype=dtype,
         )
 
 
