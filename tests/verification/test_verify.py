@@ -244,6 +244,17 @@ def test_infinite_logits_on_both_sides_are_equal():
     assert logit_gap(logits, torch.zeros(1, 1, 3)).largest == float("inf")
 
 
+def test_other_thresholds_are_held_against_the_same_figures(tiny, tokens):
+    source = tiny("gpt2")
+    report = ah.verify(source, ah.convert(source), tokens)
+    strict = report.against(Thresholds(max_logit_error=0.0, mean_kl=-1.0))
+    assert report.passed and not strict.passed
+    assert [failure.split()[0] for failure in strict.failures][-2:] == ["mean_kl", "mean_kl_closed"]
+    assert strict.max_logit_error == report.max_logit_error
+    assert [row[:3] for row in strict.rows()] == [row[:3] for row in report.rows()]
+    assert [row[3] for row in strict.rows()][:2] == ["0.0e+00", "-1.0e+00"]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_thresholds_stay_meaningful_in_half_precision(dtype):
     limits = Thresholds.default(dtype, 1e-6)
