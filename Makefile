@@ -29,7 +29,7 @@ suite: $(VENV)/.dev ## Tests, doctests and notebooks, with coverage
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --nbmake --nbmake-timeout=300 --cov --cov-report=term:skip-covered --cov-fail-under=95 notebooks src tests
 
 fits: $(VENV)/.dev ## Regenerate the table of gate fits and docs/frontier.md
-	$(BIN)/python -m allheads.gates.fitting.__main__
+	$(BIN)/python -m allheads.gates.fitting
 	$(BIN)/allheads frontier --write docs/frontier.md --figure docs/img/frontier.svg
 
 coverage: $(VENV)/.dev ## Convert the smallest model of every family, and write docs/coverage.md

@@ -102,7 +102,8 @@ class Attribution:
 
         >>> print(found.confirm())  # doctest: +SKIP
         """
-        return confirm(self.question, self.top(k), self.target_value)
+        parts = [(part.label, part.position, part.effect) for part in self.top(k)]
+        return confirm(self.question, parts, self.target_value)
 
     def by_source(self) -> Float[Tensor, "layer head destination source"]:
         """The effect of every ordinary head, split by the position that it carried from; runs the twin once more."""

@@ -92,7 +92,8 @@ class AttributionGraph:
             raise AllHeadsError(
                 "a graph that knows its twin", "one read from a file", "Make it again: ah.graph(twin, prompt, target)."
             )
-        return confirm(self.question, self.parts[:k], self.target_value)
+        parts = [(node.label, node.position, node.effect) for node in self.parts[:k]]
+        return confirm(self.question, parts, self.target_value)
 
     def __getitem__(self, name: str) -> Node:
         """A node by name. Raises `AllHeadsError` if it is not kept."""

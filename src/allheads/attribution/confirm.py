@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -25,20 +25,8 @@ if TYPE_CHECKING:
 _ENTRIES, _CHANGE = 2**25, 10.0
 
 
-class Part(Protocol):
-    """A head or neuron at a position, with a predicted effect."""
-
-    @property
-    def label(self) -> str:
-        """As in `twin.heads`."""
-
-    @property
-    def position(self) -> int:
-        """Where in the prompt."""
-
-    @property
-    def effect(self) -> float:
-        """What taking it away should take from the target."""
+#: A head or neuron, its position, and its predicted effect: what taking it away should take from the target.
+Part = tuple[str, int, float]
 
 
 @dataclass(frozen=True)
@@ -118,7 +106,7 @@ def confirm(question: Question, parts: Sequence[Part], target_value: float) -> C
             f"{now:.4f}",
             "It was edited, or has hooks: ask again.",
         )
-    predicted = torch.tensor([part.effect for part in parts], dtype=torch.float64)
+    predicted = torch.tensor([effect for *_, effect in parts], dtype=torch.float64)
     factors = (_CHANGE / predicted.abs().clamp_min(1e-12)).clamp_min(1.0)
     frozen = None
     if question.rule.complete:
@@ -126,7 +114,7 @@ def confirm(question: Question, parts: Sequence[Part], target_value: float) -> C
             _values(question, question.ids)
             frozen = _measured(question, parts, factors)
     live = _measured(question, parts, torch.ones_like(factors))
-    return Confirmation([f"{part.label}@{part.position}" for part in parts], predicted, frozen, live)
+    return Confirmation([f"{label}@{position}" for label, position, _ in parts], predicted, frozen, live)
 
 
 def _measured(question: Question, parts: Sequence[Part], factors: Tensor) -> Tensor:
@@ -147,12 +135,12 @@ def _measured(question: Question, parts: Sequence[Part], factors: Tensor) -> Ten
 def _changes(twin: TwinBridge, parts: Sequence[Part], factors: Tensor) -> Iterator[tuple[str, Callable[..., Tensor]]]:
     """Hooks under which each row has another part changed."""
     entries: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
-    for row, part in enumerate(parts):
-        label = Label.parse(part.label)
+    for row, (name, position, _) in enumerate(parts):
+        label = Label.parse(name)
         prefix = twin.index.heads(label)[0].hook_prefix
-        name = "hook_z" if label.kind == "A" else "hook_post"
-        entries[prefix + name].append((row, part.position, label.index))
-    for name, columns in entries.items():
+        point = "hook_z" if label.kind == "A" else "hook_post"
+        entries[prefix + point].append((row, position, label.index))
+    for point, columns in entries.items():
         at = tuple(torch.tensor(column) for column in zip(*columns, strict=True))
 
         def change(value: Tensor, hook: object, at: tuple[Tensor, ...] = at) -> Tensor:
@@ -161,7 +149,7 @@ def _changes(twin: TwinBridge, parts: Sequence[Part], factors: Tensor) -> Iterat
             value[at] *= (1.0 - factor).reshape(-1, *[1] * (value.ndim - 3))
             return value
 
-        yield name, change
+        yield point, change
 
 
 def _values(question: Question, ids: Tensor) -> Tensor:

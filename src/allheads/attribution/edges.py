@@ -1,5 +1,4 @@
-"""Direct effects between parts: the frozen network, with everything that heads and neurons write cut from what they
-read.
+"""Direct effects between parts: the frozen network, with what heads and neurons write cut from what they read.
 
 The contribution of part j is ``c_j = G_j . a_j``. What it reads is linear in the parts before it,
 ``a_j = sum_i J_ji a_i + const``, with J along the stream only. The edge from i to j is ``G_j . J_ji a_i``, and with the

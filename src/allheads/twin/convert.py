@@ -53,7 +53,7 @@ def convert(
     # Weights made in inference mode could never be probed with a gradient, nor edited later.
     with torch.inference_mode(False), evaluating(source):
         reading = read(source)
-        domains = list(chain(*input_domains(reading.body, reading.units, reading.seen)))
+        domains = list(chain(*input_domains(reading.body, reading.replaced, reading.activations)))
         gates = [gates_of(mlp, domain, tolerance) for mlp, domain in zip(reading.mlps, domains, strict=True)]
         return assemble(reading, gates, domains, tolerance, evaluation)
 
@@ -64,23 +64,25 @@ class Reading:
 
     source: TransformerBridge
     body: nn.Module
-    units: list[ReplacedMLP]
+    replaced: list[ReplacedMLP]
     inputs: dict[str, Tensor]
-    seen: Activations
+    activations: Activations
 
     @property
     def mlps(self) -> list[MLP]:
         """Every MLP, in the order of a twin's banks."""
-        return [mlp for unit in self.units for mlp in unit.mlps]
+        return [mlp for group in self.replaced for mlp in group.mlps]
 
 
 def read(source: TransformerBridge) -> Reading:
     """Steps 1 to 3, for a source that is checked and in evaluation mode. Raises `AllHeadsError` as `convert` does."""
     body = share(source)
-    units = read_mlps(source, body)
+    replaced = read_mlps(source, body)
     inputs = probe_inputs(body, source.cfg)
-    seen = observe(body, inputs, [*(path for path, _ in norm_modules(body)), *(unit.reads for unit in units)])
-    return Reading(source, body, units, inputs, seen)
+    activations = observe(
+        body, inputs, [*(path for path, _ in norm_modules(body)), *(group.reads for group in replaced)]
+    )
+    return Reading(source, body, replaced, inputs, activations)
 
 
 def assemble(
@@ -91,15 +93,15 @@ def assemble(
     evaluation: Evaluation = "closed",
 ) -> TwinBridge:
     """Steps 5 and 6, with gates and domains given for every MLP: nothing is fitted. Uses the reading up."""
-    banks = [mlp.heads(each, evaluation) for mlp, each in zip(reading.mlps, gates, strict=True)]
+    banks = [mlp.heads(sums, evaluation) for mlp, sums in zip(reading.mlps, gates, strict=True)]
     bridged = bridge(reading.source, reading.body)
     remaining = iter(banks)
-    for unit in reading.units:
-        graft(bridged, unit, list(islice(remaining, len(unit.mlps))))
+    for group in reading.replaced:
+        graft(bridged, group, list(islice(remaining, len(group.mlps))))
     rescan_hooks(bridged)
     records = zip((mlp.location for mlp in reading.mlps), banks, domains, strict=True)
     twin = TwinBridge.of(bridged, [Layer(*record) for record in records], tolerance, reading.source)
-    audit(twin, reading.units, reading.inputs, reading.seen)
+    audit(twin, reading.replaced, reading.inputs, reading.activations)
     return twin
 
 
