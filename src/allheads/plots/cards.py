@@ -22,9 +22,9 @@ from allheads.plots.activations import read
 from allheads.plots.texts import visible
 from allheads.twin.labels import Label
 from allheads.twin.twin import TwinBridge
-from allheads.twin.wiring import read_wiring
+from allheads.twin.wiring import Wiring, read_wiring
 from allheads.weights.neuron import neuron_circuits
-from allheads.weights.vocabulary import TokenValue, Vocabulary
+from allheads.weights.vocabulary import TokenValue, top_tokens, write_logits
 
 #: Tokens on each side of a card.
 _TOKENS = 8
@@ -39,7 +39,7 @@ def cards(twin: TwinBridge, tokens: Int[Tensor, "1 pos"], places: Mapping[str, i
 
     Raises `AllHeadsError` where weights cannot be read through the embeddings, as `allheads.weights.circuits` does.
     """
-    reader = _Reader(Vocabulary(twin, read_wiring(twin)), tokens, places)
+    reader = _Reader(read_wiring(twin), tokens, places)
     found = {
         label: card for layer, some in _by_layer(places, "N").items() for label, card in reader.neurons(layer, some)
     }
@@ -57,10 +57,10 @@ def _by_layer(names: Iterable[str], kind: str) -> dict[int, list[Label]]:
 
 
 class _Reader:
-    """One run of the text, and the vocabulary that everything is read through."""
+    """One run of the text, and the norms that everything is read through."""
 
-    def __init__(self, vocabulary: Vocabulary, tokens: Tensor, places: Mapping[str, int]) -> None:
-        self.vocabulary, self.twin, self.places = vocabulary, vocabulary.twin, places
+    def __init__(self, wiring: Wiring, tokens: Tensor, places: Mapping[str, int]) -> None:
+        self.wiring, self.twin, self.places = wiring, wiring.twin, places
         points = [f"blocks.{layer}.attn.hook_z" for layer in _by_layer(places, "A")]
         for layer in _by_layer(places, "N"):
             names = ("post", "pre", "pre_linear") if self.twin.banks[layer].gated else ("post", "pre")
@@ -75,7 +75,7 @@ class _Reader:
         size = bank.W_out[some].detach().double().norm(dim=1).cpu()
         bound = (bank.gates.bound(t) * (u.abs() if bank.gated else 1.0) * size).amax(0)
         largest = (post.abs() * size).amax(0)
-        for at, circuit in enumerate(neuron_circuits(self.vocabulary, layer, some, _TOKENS)):
+        for at, circuit in enumerate(neuron_circuits(self.wiring, layer, some, _TOKENS)):
             sides = {side: _shown(getattr(circuit, side)) for side in _SIDES}
             yield (
                 circuit.label,
@@ -96,8 +96,8 @@ class _Reader:
         z, W_O = self.seen[f"blocks.{layer}.attn.hook_z"], read_attention(self.twin, layer).W_O.cpu()
         at = [self.places[str(label)] for label in labels]
         written = torch.stack([z[0, p, each.index] @ W_O[each.index].to(z) for p, each in zip(at, labels, strict=True)])
-        logits = self.vocabulary.logits(self.vocabulary.wiring.attention[layer], written)
-        most, least = (self.vocabulary.most(logits, _TOKENS, least=least) for least in (False, True))
+        logits = write_logits(self.wiring, self.wiring.attention[layer], written)
+        most, least = (top_tokens(self.twin, logits, _TOKENS, least=least) for least in (False, True))
         for place, label, write, promotes, suppresses in zip(at, labels, written, most, least, strict=True):
             yield (
                 str(label),
