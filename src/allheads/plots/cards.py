@@ -24,9 +24,9 @@ from allheads.plots.packing import short
 from allheads.plots.token_names import visible
 from allheads.twin.labels import Label
 from allheads.twin.twin import TwinBridge
-from allheads.twin.wiring import read_wiring
+from allheads.twin.wiring import Wiring, read_wiring
 from allheads.weights.neuron import neuron_circuits
-from allheads.weights.vocabulary import TokenValue, Vocabulary
+from allheads.weights.vocabulary import TokenValue, top_tokens, write_logits
 
 #: Tokens on each side of a card.
 _TOKENS = 8
@@ -41,7 +41,7 @@ def cards(twin: TwinBridge, tokens: Int[Tensor, "1 pos"], positions: Mapping[str
 
     Raises `AllHeadsError` where weights cannot be read through the embeddings, as `allheads.weights.circuits` does.
     """
-    vocabulary = Vocabulary(twin, read_wiring(twin))
+    wiring = read_wiring(twin)
     layers: dict[tuple[str, int], list[Label]] = defaultdict(list)
     for label in map(Label.parse, positions):
         layers[label.kind, label.layer].append(label)
@@ -54,9 +54,9 @@ def cards(twin: TwinBridge, tokens: Int[Tensor, "1 pos"], positions: Mapping[str
     for (kind, layer), labels in layers.items():
         seen = [values[name][0] for name in points[kind, layer]]
         if kind == "A":
-            found |= _head_cards(vocabulary, seen[0], [(label, positions[str(label)]) for label in labels])
+            found |= _head_cards(wiring, seen[0], [(label, positions[str(label)]) for label in labels])
         else:
-            found |= _neuron_cards(vocabulary, seen, labels)
+            found |= _neuron_cards(wiring, seen, labels)
     return found
 
 
@@ -65,16 +65,16 @@ def _neuron_points(bank: HeadBank, layer: int) -> list[str]:
 
 
 def _neuron_cards(
-    vocabulary: Vocabulary, seen: Sequence[Float[Tensor, "pos d_mlp"]], labels: Sequence[Label]
+    wiring: Wiring, seen: Sequence[Float[Tensor, "pos d_mlp"]], labels: Sequence[Label]
 ) -> dict[str, Card]:
     """Cards of one layer's neurons; ``seen`` are their outputs, preactivations, and values where they are gated."""
     layer, neurons = labels[0].layer, [label.index for label in labels]
-    bank = vocabulary.twin.banks[layer]
+    bank = wiring.twin.banks[layer]
     post, t, *values = (activations[:, neurons].double() for activations in seen)
     length = bank.W_out[neurons].detach().double().norm(dim=1).cpu()
     bounds = (bank.gates.bound(t) * (values[0].abs() if values else 1.0) * length).amax(0).tolist()
     sizes = (post.abs() * length).amax(0).tolist()
-    circuits = neuron_circuits(vocabulary, layer, neurons, _TOKENS)
+    circuits = neuron_circuits(wiring, layer, neurons, _TOKENS)
     return {
         circuit.label: {side: _shown(getattr(circuit, side)) for side in _SIDES}
         | {"bound": bound, "size": size, "activations": [short(value, 3) for value in activations]}
@@ -83,14 +83,14 @@ def _neuron_cards(
 
 
 def _head_cards(
-    vocabulary: Vocabulary, z: Float[Tensor, "pos head d_head"], heads: Sequence[tuple[Label, int]]
+    wiring: Wiring, z: Float[Tensor, "pos head d_head"], heads: Sequence[tuple[Label, int]]
 ) -> dict[str, Card]:
     """Cards of one layer's ordinary heads, each at its position."""
     layer = heads[0][0].layer
-    W_O = read_attention(vocabulary.twin, layer).W_O.cpu().to(z)
+    W_O = read_attention(wiring.twin, layer).W_O.cpu().to(z)
     written = torch.stack([z[position, label.index] @ W_O[label.index] for label, position in heads])
-    logits = vocabulary.logits(vocabulary.wiring.attention[layer], written)
-    most, least = (vocabulary.most(logits, _TOKENS, least=least) for least in (False, True))
+    logits = write_logits(wiring, wiring.attention[layer], written)
+    most, least = (top_tokens(wiring.twin, logits, _TOKENS, least=least) for least in (False, True))
     return {
         str(label): {
             "promotes": _shown(promotes),

@@ -26,9 +26,11 @@ def capturing(model: TransformerBridge, names: Iterable[str]) -> Iterator[dict[s
     require_hook_points(model, wanted)
     activations: dict[str, Tensor] = {}
 
-    def keeper(name: str) -> Callable[..., None]:
-        def keep(value: Tensor, hook: object) -> None:
+    def keeper(name: str) -> Callable[..., Tensor]:
+        def keep(value: Tensor, hook: object) -> Tensor:
             activations[name] = value
+            # Returned, because a hook point may show a rearranged tensor: only what comes back is in the graph.
+            return value
 
         return keep
 

@@ -41,8 +41,9 @@ class ResidualBranch:
 
 @dataclass(frozen=True)
 class Wiring:
-    """Sublayers by layer, the norm before the unembedding, and the factor from ``W_E`` to the stream."""
+    """Sublayers of a twin by layer, the norm before the unembedding, and the factor from ``W_E`` to the stream."""
 
+    twin: TwinBridge
     attention: list[ResidualBranch]
     neurons: list[ResidualBranch]
     final: Norm | None
@@ -90,7 +91,7 @@ def read_wiring(twin: TwinBridge) -> Wiring:
         [layer for layer in layers if differ(cache, weights[layer], layer, 4 * tolerance)]
         for differ in (_scores_differ, _values_differ)
     )
-    return Wiring(attention, neurons, inputs[-1][0], embedding, *unread)
+    return Wiring(twin, attention, neurons, inputs[-1][0], embedding, *unread)
 
 
 def rotated(

@@ -10,7 +10,6 @@ from allheads.twin.twin import TwinBridge, require_twin
 from allheads.twin.wiring import read_wiring
 from allheads.weights.head import HeadCircuit, head_circuit
 from allheads.weights.neuron import NeuronCircuit, neuron_circuits
-from allheads.weights.vocabulary import Vocabulary
 
 #: What `circuit` gives.
 Circuit = NeuronCircuit | HeadCircuit
@@ -53,7 +52,7 @@ def circuit(twin: TwinBridge, label: str, *, k: int = 10) -> Circuit:
     wanted = Label.parse(label)
     if wanted.part is not None:
         raise AllHeadsError("a whole neuron or an ordinary head", label, f"Read {wanted.neuron}.")
-    vocabulary = Vocabulary(twin, read_wiring(twin))
+    wiring = read_wiring(twin)
     if wanted.kind == "A":
-        return head_circuit(vocabulary, label, wanted.layer, wanted.index, k)
-    return neuron_circuits(vocabulary, wanted.layer, [wanted.index], k)[0]
+        return head_circuit(wiring, label, wanted.layer, wanted.index, k)
+    return neuron_circuits(wiring, wanted.layer, [wanted.index], k)[0]

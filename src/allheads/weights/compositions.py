@@ -116,7 +116,7 @@ def composition(twin: TwinBridge, kind: str, *, k: int = 100, offsets: Sequence[
     if not isinstance(k, int) or k < 1:
         raise AllHeadsError("k of 1 or more", repr(k), "It is how many pairs to keep.")
     offsets = checked_offsets(offsets)
-    streams = Streams(twin, read_wiring(twin), offsets)
+    streams = Streams(read_wiring(twin), offsets)
     layers = range(len(twin.banks))
     if reader in ("Q", "K"):
         require_scores(streams.wiring, layers)

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from allheads.errors import AllHeadsError
 from allheads.models.attention import read_attention
-from allheads.twin.twin import TwinBridge
 from allheads.twin.wiring import ResidualBranch, Wiring, rotated
 from allheads.weights.baseline import peakedness
 from allheads.weights.vocabulary import written
@@ -78,7 +77,6 @@ class Factors:
 class Streams:
     """A twin as writes into its stream and reads from it, layer by layer; ``offsets`` are for reads by Q and K."""
 
-    twin: TwinBridge
     wiring: Wiring
     offsets: Sequence[int] = (0,)
 
@@ -91,14 +89,14 @@ class Streams:
     @property
     def d(self) -> int:
         """Dimensions of the stream that readers see."""
-        return self.twin.cfg.d_model - self.centred
+        return self.wiring.twin.cfg.d_model - self.centred
 
     def writes(self, writer: Writer, layer: int) -> Factors:
         """What the neurons or heads of a layer write."""
         if writer == "neuron":
             sublayer, M = self.wiring.neurons[layer], self._neurons(layer, "W_O")[:, None]
             return Factors.of("N", layer, sublayer.depth, self._seen(written(sublayer, M)))
-        sublayer, read = self.wiring.attention[layer], read_attention(self.twin, layer)
+        sublayer, read = self.wiring.attention[layer], read_attention(self.wiring.twin, layer)
         root = torch.linalg.qr(_folded(sublayer, read.W_V), mode="r").R
         return Factors.of("A", layer, sublayer.depth, root @ self._seen(written(sublayer, _wide(read.W_O))))
 
@@ -108,7 +106,7 @@ class Streams:
             sublayer = self.wiring.neurons[layer]
             W = self._neurons(layer, "W_Q" if reader == "query" else "W_V").T[None]
             return Factors.of("N", layer, sublayer.depth, _folded(sublayer, W)[0].T[:, None])
-        sublayer, read = self.wiring.attention[layer], read_attention(self.twin, layer)
+        sublayer, read = self.wiring.attention[layer], read_attention(self.wiring.twin, layer)
         if reader == "V":
             out = self._seen(written(sublayer, _wide(read.W_O)))
             M = _folded(sublayer, read.W_V) @ torch.linalg.qr(out.mT, mode="r").R.mT
@@ -123,7 +121,7 @@ class Streams:
     def groups(self, reader: Reader) -> Iterator[Factors]:
         """The reads of all layers, as many layers at a time as `GROUP` numbers hold."""
         waiting: list[Factors] = []
-        for layer in range(len(self.twin.banks)):
+        for layer in range(len(self.wiring.twin.banks)):
             new = self.reads(reader, layer)
             size = sum(each.M.numel() for each in waiting)
             if waiting and (size + new.M.numel() > GROUP or new.M.shape[1:] != waiting[0].M.shape[1:]):
@@ -142,7 +140,7 @@ class Streams:
         return ((vectors * values.clamp_min(0).sqrt()[:, None]) @ vectors.mT).to(W)
 
     def _neurons(self, layer: int, name: str) -> Float[Tensor, "neuron d_model"]:
-        bank = self.twin.banks[layer]
+        bank = self.wiring.twin.banks[layer]
         bank.require_shared("neurons whose heads share their weights", f"L{layer}")
         weight = getattr(bank.weights(), name)
         if weight is None:

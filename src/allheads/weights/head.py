@@ -16,10 +16,18 @@ from torch import Tensor
 from allheads.errors import AllHeadsError
 from allheads.models.attention import read_attention
 from allheads.twin.prompt import one_token
-from allheads.twin.wiring import rotated
+from allheads.twin.twin import TwinBridge
+from allheads.twin.wiring import Wiring, rotated
 from allheads.weights.factors import checked_offsets, require_values
 from allheads.weights.top_k import top_pairs
-from allheads.weights.vocabulary import TokenPair, TokenValue, Vocabulary
+from allheads.weights.vocabulary import (
+    TokenPair,
+    TokenValue,
+    read_tokens,
+    token_pair,
+    top_tokens,
+    write_logits,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -41,7 +49,7 @@ class HeadCircuit:
     value: Float[Tensor, "d_vocab d_head"]
     write: Float[Tensor, "d_head d_vocab"]
     rotary: Float[Tensor, " half"] | None
-    vocabulary: Vocabulary
+    twin: TwinBridge
 
     def attends(self, offsets: Sequence[int] = (0,)) -> list[TokenPair]:
         r"""The k pairs (query token, key token) with the largest attention scores, before softmax.
@@ -69,9 +77,9 @@ class HeadCircuit:
 
         Raises `AllHeadsError` for text that is not one token, and an id outside the vocabulary.
         """
-        number, _ = one_token(self.vocabulary.twin, token)
+        number, _ = one_token(self.twin, token)
         logits = self.value[[number]] @ self.write
-        return self.vocabulary.most(logits, self.k)[0], self.vocabulary.most(logits, self.k, least=True)[0]
+        return top_tokens(self.twin, logits, self.k)[0], top_tokens(self.twin, logits, self.k, least=True)[0]
 
     @property
     def copying(self) -> float:
@@ -99,17 +107,16 @@ class HeadCircuit:
         return pandas.DataFrame(rows, columns=["side", "first", "first_text", "second", "second_text", "value"])
 
     def _pairs(self, A: Tensor, B: Tensor) -> list[TokenPair]:
-        return [self.vocabulary.pair(value, a, b) for value, a, b in top_pairs(A, B, self.k)]
+        return [token_pair(self.twin, value, a, b) for value, a, b in top_pairs(A, B, self.k)]
 
 
-def head_circuit(vocabulary: Vocabulary, label: str, layer: int, head: int, k: int) -> HeadCircuit:
+def head_circuit(wiring: Wiring, label: str, layer: int, head: int, k: int) -> HeadCircuit:
     """Read ordinary head ``head`` of a layer. Raises `AllHeadsError` if its values are not carried along a pattern."""
-    wiring = vocabulary.wiring
     require_values(wiring, [layer])
-    read, sublayer = read_attention(vocabulary.twin, layer), wiring.attention[layer]
+    read, sublayer = read_attention(wiring.twin, layer), wiring.attention[layer]
 
     def tokens(W: Tensor, b: Tensor | None) -> Tensor:
-        return vocabulary.read(sublayer, W[head], None if b is None else b[head])
+        return read_tokens(wiring, sublayer, W[head], None if b is None else b[head])
 
     scored = layer not in wiring.unread_scores
     return HeadCircuit(
@@ -118,7 +125,7 @@ def head_circuit(vocabulary: Vocabulary, label: str, layer: int, head: int, k: i
         query=read.scale * read.rotary_scale**2 * tokens(read.W_Q, read.b_Q) if scored else None,
         key=tokens(read.W_K, read.b_K) if scored else None,
         value=tokens(read.W_V, read.b_V),
-        write=vocabulary.logits(sublayer, read.W_O[head]),
+        write=write_logits(wiring, sublayer, read.W_O[head]),
         rotary=read.rotary,
-        vocabulary=vocabulary,
+        twin=wiring.twin,
     )

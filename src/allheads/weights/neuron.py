@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from allheads.heads.bank import HeadBank
-from allheads.weights.vocabulary import TokenValue, Vocabulary
+from allheads.twin.twin import TwinBridge
+from allheads.twin.wiring import Wiring
+from allheads.weights.vocabulary import TokenValue, read_tokens, top_tokens, write_logits
 
 if TYPE_CHECKING:
     import pandas
@@ -48,27 +50,27 @@ class NeuronCircuit:
         return "\n".join([self.label, *(f"{side:>10}: {text}" for side, text in texts.items() if text)])
 
 
-def neuron_circuits(vocabulary: Vocabulary, layer: int, neurons: Sequence[int], k: int) -> list[NeuronCircuit]:
+def neuron_circuits(wiring: Wiring, layer: int, neurons: Sequence[int], k: int) -> list[NeuronCircuit]:
     """Read these neurons of a layer together. Raises `AllHeadsError` if the layer's heads were edited."""
-    bank: HeadBank = vocabulary.twin.banks[layer]
+    bank: HeadBank = wiring.twin.banks[layer]
     bank.require_shared("a neuron whose heads share its weights", f"L{layer}")
-    weights, sublayer, some = bank.weights(), vocabulary.wiring.neurons[layer], list(neurons)
+    weights, sublayer, some = bank.weights(), wiring.neurons[layer], list(neurons)
 
     def read(W: Tensor, b: Tensor | None) -> Tensor:
-        return vocabulary.read(sublayer, W[0, some].detach().T, None if b is None else b[0, some]).T
+        return read_tokens(wiring, sublayer, W[0, some].detach().T, None if b is None else b[0, some]).T
 
     sides: dict[str, list[list[TokenValue]]] = {side: [[] for _ in some] for side in _SIDES}
-    sides |= _both("opens", "closes", vocabulary, read(weights.W_Q, weights.b_Q), k)
+    sides |= _both("opens", "closes", wiring.twin, read(weights.W_Q, weights.b_Q), k)
     if weights.W_V is not None:
-        sides |= _both("raises", "lowers", vocabulary, read(weights.W_V, weights.b_V), k)
-    logits = vocabulary.logits(sublayer, weights.W_O[0, some].detach())
-    sides |= _both("promotes", "suppresses", vocabulary, logits, k)
+        sides |= _both("raises", "lowers", wiring.twin, read(weights.W_V, weights.b_V), k)
+    logits = write_logits(wiring, sublayer, weights.W_O[0, some].detach())
+    sides |= _both("promotes", "suppresses", wiring.twin, logits, k)
     return [
         NeuronCircuit(f"L{layer}.N{neuron}", **{side: sides[side][at] for side in _SIDES})
         for at, neuron in enumerate(some)
     ]
 
 
-def _both(most: str, least: str, vocabulary: Vocabulary, values: Tensor, k: int) -> dict[str, list[list[TokenValue]]]:
+def _both(most: str, least: str, twin: TwinBridge, values: Tensor, k: int) -> dict[str, list[list[TokenValue]]]:
     """The largest and the smallest of each row, by the names of these two sides."""
-    return {most: vocabulary.most(values, k), least: vocabulary.most(values, k, least=True)}
+    return {most: top_tokens(twin, values, k), least: top_tokens(twin, values, k, least=True)}

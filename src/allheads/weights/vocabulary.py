@@ -34,53 +34,53 @@ class TokenPair:
     value: float
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """The tokens of a twin."""
+def read_tokens(
+    wiring: Wiring, sublayer: ResidualBranch, W: Float[Tensor, "d_model out"], b: Float[Tensor, " out"] | None
+) -> Float[Tensor, "d_vocab out"]:
+    """``norm(W_E) W + b``: what would be read if the stream were one token's embedding, without its position."""
+    W_E = read_embeddings(wiring.twin).W_E
+    dtype = torch.promote_types(W_E.dtype, torch.float32)
+    rows = []
+    for some in chunks(*W_E.shape):
+        x = wiring.embedding * W_E[some].to(dtype)
+        x = x if sublayer.before is None else sublayer.before(x)
+        rows.append(x @ W.to(x))
+    read = torch.cat(rows)
+    return read if b is None else read + b.to(read)
 
-    twin: TwinBridge
-    wiring: Wiring
 
-    def read(
-        self, sublayer: ResidualBranch, W: Float[Tensor, "d_model out"], b: Float[Tensor, " out"] | None
-    ) -> Float[Tensor, "d_vocab out"]:
-        """``norm(W_E) W + b``: what would be read if the stream were one token's embedding, without its position."""
-        W_E = read_embeddings(self.twin).W_E
-        dtype = torch.promote_types(W_E.dtype, torch.float32)
-        rows = []
-        for some in chunks(*W_E.shape):
-            x = self.wiring.embedding * W_E[some].to(dtype)
-            x = x if sublayer.before is None else sublayer.before(x)
-            rows.append(x @ W.to(x))
-        read = torch.cat(rows)
-        return read if b is None else read + b.to(read)
+def write_logits(
+    wiring: Wiring, sublayer: ResidualBranch, W: Float[Tensor, "row d_model"]
+) -> Float[Tensor, "row d_vocab"]:
+    """``W gain W_U``: logits per unit written and per unit of the final norm's scale, less their mean.
 
-    def logits(self, sublayer: ResidualBranch, W: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
-        """``W gain W_U``: logits per unit written and per unit of the final norm's scale, less their mean.
+    The mean over the vocabulary changes no probability. A norm behind the sublayer adds its gain, and multiplies by
+    a scale of its own that is left out.
+    """
+    W = W.to(torch.promote_types(W.dtype, torch.float32))
+    W = written(sublayer, W)
+    W_U = read_embeddings(wiring.twin).W_U
+    final = wiring.final
+    direction = W if final is None else final.gain.to(W) * (W - W.mean(-1, keepdim=True) if final.centred else W)
+    logits = direction @ W_U.to(W)
+    return logits - logits.mean(-1, keepdim=True)
 
-        The mean over the vocabulary changes no probability. A norm behind the sublayer adds its gain, and multiplies by
-        a scale of its own that is left out.
-        """
-        W = W.to(torch.promote_types(W.dtype, torch.float32))
-        W = written(sublayer, W)
-        W_U = read_embeddings(self.twin).W_U
-        final = self.wiring.final
-        direction = W if final is None else final.gain.to(W) * (W - W.mean(-1, keepdim=True) if final.centred else W)
-        logits = direction @ W_U.to(W)
-        return logits - logits.mean(-1, keepdim=True)
 
-    def most(self, values: Float[Tensor, "row d_vocab"], k: int, *, least: bool = False) -> list[list[TokenValue]]:
-        """The k tokens of each row with the largest numbers, or with the smallest."""
-        largest, tokens = values.topk(min(k, values.shape[1]), largest=not least)
-        return [
-            [TokenValue(*each) for each in zip(row.tolist(), token_texts(self.twin, row[None]), numbers, strict=True)]
-            for row, numbers in zip(tokens, largest.tolist(), strict=True)
-        ]
+def top_tokens(
+    twin: TwinBridge, values: Float[Tensor, "row d_vocab"], k: int, *, least: bool = False
+) -> list[list[TokenValue]]:
+    """The k tokens of each row with the largest numbers, or with the smallest."""
+    largest, tokens = values.topk(min(k, values.shape[1]), largest=not least)
+    return [
+        [TokenValue(*each) for each in zip(row.tolist(), token_texts(twin, row[None]), numbers, strict=True)]
+        for row, numbers in zip(tokens, largest.tolist(), strict=True)
+    ]
 
-    def pair(self, value: float, first: int, second: int) -> TokenPair:
-        """Two tokens by number."""
-        texts = token_texts(self.twin, torch.tensor([[first, second]]))
-        return TokenPair(first, second, (texts[0], texts[1]), value)
+
+def token_pair(twin: TwinBridge, value: float, first: int, second: int) -> TokenPair:
+    """Two tokens by number."""
+    texts = token_texts(twin, torch.tensor([[first, second]]))
+    return TokenPair(first, second, (texts[0], texts[1]), value)
 
 
 def written(sublayer: ResidualBranch, W: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
