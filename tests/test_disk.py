@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,3 +94,15 @@ def test_a_folder_takes_the_place_of_an_old_one_or_leaves_it(tmp_path, monkeypat
         (scratch / "file").write_text("never")
     assert (target / "file").read_text() == "new"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_leftovers_of_killed_processes_go(tmp_path):
+    """Killed while it wrote: what it left goes with the next writing; what a living process writes stays."""
+    code = "import os, sys; from allheads.disk import written\nwith written(sys.argv[1]):\n    os._exit(9)"
+    target = tmp_path / "kept [1].json"
+    assert subprocess.run([sys.executable, "-c", code, str(target)]).returncode == 9
+    (left,) = tmp_path.iterdir()
+    living = left.with_name(left.name.replace(left.name.split(".")[-2], str(os.getppid())))
+    living.touch()
+    write_whole(target, "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([living.name, target.name])

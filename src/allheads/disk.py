@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
+import platform
 import secrets
 import shutil
 import time
@@ -51,8 +53,9 @@ def written(path: str | Path) -> Iterator[Path]:
     refuses, and where the disk refuses.
     """
     target = _followed(checked_path(path))
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    beside = _part_of(target, os.getpid())
     try:
+        _remove_parts_of_the_dead(target)
         beside.touch()
         usual = beside.stat().st_mode  # safetensors lets nobody else read what it writes
         yield beside
@@ -64,6 +67,31 @@ def written(path: str | Path) -> Iterator[Path]:
         ) from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _part_of(target: Path, process: int | str) -> Path:
+    """Where a process of this machine writes a file; a folder may be shared by several machines."""
+    return target.with_name(f".{target.name}.{platform.node()}.{process}.part")
+
+
+def _remove_parts_of_the_dead(target: Path) -> None:
+    """Remove what processes of this machine left that were killed while they wrote this file."""
+    for part in target.parent.glob(glob.escape(_part_of(target, "").name.removesuffix(".part")) + "*.part"):
+        process = part.name.split(".")[-2]
+        if process.isdecimal() and not _is_alive(int(process)):
+            part.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    if os.name != "posix":  # elsewhere a signal 0 is no question
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it belongs to somebody else
+        return True
+    return True
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
