@@ -1,1 +1,1 @@
-"""Reading the twin: linearisations, attribution, interventions. With patterns held fixed the twin is linear."""
+"""Reading the twin: linearisations, attribution, interventions. With patterns frozen the twin is linear."""

@@ -1,1 +1,1 @@
-"""The only room that names architectures, transformers or bridges: loading, reading MLPs, building twins."""
+"""Pretrained models: loading, reading MLPs, putting heads in their place; only here are their libraries imported."""

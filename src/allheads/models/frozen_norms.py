@@ -1,6 +1,6 @@
 """Norms that keep their scale: what makes a normalised network linear.
 
-A norm ``x -> gain * s(x) * (x - mean) + shift`` with s held is linear, up to its shift. TransformerLens' hook points
+A norm ``x -> gain * s(x) * (x - mean) + shift`` with s frozen is linear, up to its shift. TransformerLens' hook points
 for scales are not used: on the path that computes what the model does, a change there does not reach the output.
 """
 
@@ -32,7 +32,7 @@ class FrozenNorm:
     shift: Float[Tensor, " d_model"] | None = None
 
     def __call__(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
-        """The norm with its scale held, between the hook points of its component."""
+        """The norm with its scale frozen, between the hook points of its component."""
         x = x if self.component is None else self.component.hook_in(x)
         if self.scale is None:
             self._record(x.detach())
@@ -50,7 +50,7 @@ class FrozenNorm:
         self.norm = known_norm(self.module, x.shape[-1])
         if self.norm is None:
             raise AllHeadsError(
-                "norms that scale their input", f"a {type(self.module).__name__}", "It cannot be held: rule='gradient'."
+                "norms that scale their input", f"a {type(self.module).__name__}", "It cannot be frozen: rule='gradient'."
             )
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         with torch.no_grad():

@@ -1,1 +1,1 @@
-"""From a model to its twin: the pipeline, the domains of its gates, and the names of its heads."""
+"""The twin: how a model becomes one, its layers and heads by label, prompts, and activations by name."""
