@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import allheads as ah
 from allheads.cli.documents import put
-from allheads.corpus.scores import KINDS, repeated_tokens
+from allheads.corpus.repeated_token_scores import KINDS, repeated_tokens
 
 TOP, ABLATED, LENGTH = 5, 12, 48
 

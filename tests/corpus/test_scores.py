@@ -9,7 +9,7 @@ from transformer_lens.head_detector import detect_head
 
 import allheads as ah
 from allheads.corpus.head_roles import ROLES, destinations, role_masks, role_sums
-from allheads.corpus.scores import repeated_tokens
+from allheads.corpus.repeated_token_scores import repeated_tokens
 from allheads_labs import zoo
 
 TEXT = "The cat sat on the mat, and then the cat sat on the mat again, and the cat sat on the mat."

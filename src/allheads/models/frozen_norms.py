@@ -50,7 +50,9 @@ class FrozenNorm:
         self.norm = known_norm(self.module, x.shape[-1])
         if self.norm is None:
             raise AllHeadsError(
-                "norms that scale their input", f"a {type(self.module).__name__}", "It cannot be frozen: rule='gradient'."
+                "norms that scale their input",
+                f"a {type(self.module).__name__}",
+                "It cannot be frozen: rule='gradient'.",
             )
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         with torch.no_grad():

@@ -10,8 +10,8 @@ from allheads.errors import AllHeadsError
 from allheads.models import pretrained
 from allheads.models.bridge import TransformerBridge
 from allheads.models.sources import PACKAGED
+from allheads.store.load_twin import revive
 from allheads.store.record import FILE
-from allheads.store.revive import revive
 from allheads.store.tensors import STEM
 
 

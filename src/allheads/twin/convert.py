@@ -2,9 +2,10 @@
 
 1. Share the source's network: same weight memory, no bridge.
 2. Read its MLPs and experts, and refuse what is not understood.
-3. Run it once, and bound what any input can do to each preactivation.
-4. Choose gates: sums of heads that equal the activation, or approximate it on that domain.
-5. Bridge it, and put a bank of heads where each MLP was.
+3. Run it once, and bound what any input can do to each preactivation: the domain.
+4. Choose gates: sums of heads that equal the activation, or approximate it on that domain. A gate here is the weight
+   with which a head attends to its own token, as a function of the preactivation; it is not the gate of a gated MLP.
+5. Bridge it, and put a bank of heads, all those of one MLP's neurons, where each MLP was.
 6. See that every bank is what the model runs, and that nothing else of an MLP is.
 """
 
@@ -39,8 +40,10 @@ def convert(
 ) -> TwinBridge:
     """The attention-only twin of ``model``: every MLP neuron becomes one or a few attention heads.
 
-    ``tolerance`` is the certified error of the scalar activation, absolute for plain neurons and relative to
-    0.3 + |f| for gated ones. The source is untouched; the twin's weights are views of it.
+    ``tolerance`` is the certified error of the scalar activation f, absolute for neurons without a gate and relative to
+    0.3 + |f| for gated ones, which multiply it (docs/gates.md). ``evaluation`` says how banks compute: ``closed``, by
+    the activation itself, ``slots``, every head over its own token and its bias tokens, or ``attention``, every head
+    over all positions. The source is untouched; the twin's weights are views of it.
 
     Raises `AllHeadsError` if the model is not a plain bridge, an MLP or activation is not supported, or the
     tolerance cannot be reached.
@@ -75,7 +78,10 @@ class Reading:
 
 
 def read(source: TransformerBridge) -> Reading:
-    """Steps 1 to 3, for a source that is checked and in evaluation mode. Raises `AllHeadsError` as `convert` does."""
+    """Steps 1 and 2, and the run of step 3, for a source that is checked and in evaluation mode.
+
+    Raises `AllHeadsError` as `convert` does.
+    """
     body = share(source)
     replaced = read_mlps(source, body)
     inputs = probe_inputs(body, source.cfg)
@@ -92,7 +98,7 @@ def assemble(
     tolerance: float,
     evaluation: Evaluation = "closed",
 ) -> TwinBridge:
-    """Steps 5 and 6, with gates and domains given for every MLP: nothing is fitted. Uses the reading up."""
+    """Steps 5 and 6, with gates and domains given for every MLP. Changes ``reading.body`` in place."""
     banks = [mlp.heads(sums, evaluation) for mlp, sums in zip(reading.mlps, gates, strict=True)]
     bridged = bridge(reading.source, reading.body)
     remaining = iter(banks)
@@ -142,7 +148,7 @@ def gates_of(mlp: MLP, domain: Domain, tolerance: float) -> GateSum:
         gated=mlp.gated,
         tolerance=tolerance,
         domain=mlp.scale_in * domain.limit if needs_domain(mlp) else None,
-    ).stretched(mlp.scale_in, mlp.scale_out)
+    ).stretched(mlp.scale_in, mlp.scale_out)  # the MLP computes scale_out f(scale_in t)
     rounding = torch.finfo(torch.promote_types(mlp.dtype, torch.float32)).eps
     if gates.max_error and tolerance < rounding / 8:
         raise AllHeadsError(

@@ -40,7 +40,7 @@ KINDS: tuple[Kind, ...] = ("induction", "duplicate", "previous", "copying")
 
 @dataclass(frozen=True)
 class HeadScores:
-    """Scores of all ordinary heads, each in [0, 1]; see `allheads.corpus.scores`."""
+    """Scores of all ordinary heads, each in [0, 1]; see `allheads.corpus.repeated_token_scores`."""
 
     labels: list[list[str]]
     induction: Float[Tensor, "layer head"]
