@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from allheads.models.norms import measure_norm
+from allheads.models.norms import measure_norm, norm_modules
 
 
 def _norm(kind: str, size: int) -> nn.Module:
@@ -52,3 +52,18 @@ def test_gain_and_shift_are_those_of_the_norm():
 @pytest.mark.parametrize("module", [nn.Identity(), nn.Tanh(), nn.Softmax(-1)])
 def test_other_modules_are_not_norms(module):
     assert measure_norm(module, 16) is None
+
+
+@pytest.mark.parametrize("gain", [1e-4, 1.0, 300.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_are_found_by_what_they_compute(gain, dtype):
+    """Whatever they are called, and however small their gains and large their shifts are."""
+    layer, rms = torch.nn.LayerNorm(32), torch.nn.RMSNorm(32)
+    with torch.no_grad():
+        layer.weight.fill_(gain)
+        layer.bias.fill_(gain)
+        rms.weight.fill_(gain)
+    others = {"tanh": torch.nn.Tanh(), "silu": torch.nn.SiLU(), "identity": torch.nn.Identity()}
+    others |= {"softmax": torch.nn.Softmax(-1), "linear": torch.nn.Linear(32, 32)}
+    network = torch.nn.ModuleDict({"one": layer, "other": rms} | others).to(dtype)
+    assert [path for path, _ in norm_modules(network)] == ["one", "other"]
