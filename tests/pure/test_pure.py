@@ -208,8 +208,7 @@ def test_what_is_not_a_twin_is_refused(tiny, tmp_path):
 @pytest.mark.parametrize(("part", "name"), [("attn", "L1.A"), ("mlp", "L1.N")])
 def test_a_part_that_is_not_attention_is_named_and_nothing_is_written(tiny, tmp_path, part, name):
     twin = ah.convert(tiny("llama"))
-    component = getattr(twin.blocks[1], part).original_component
-    inner = component.o_proj if part == "attn" else component
+    inner = twin.blocks[1].attn.original_component.o_proj if part == "attn" else twin.blocks[1].mlp.heads
     inner.register_forward_hook(lambda module, args, out: out * 1.01)
     with pytest.raises(ah.AllHeadsError, match=rf"{name}, which writes"):
         export(twin, tmp_path / "x.safetensors")

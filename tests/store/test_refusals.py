@@ -206,14 +206,8 @@ def test_tensors_of_another_shape(saved):
         size, digest = listing(folder)["twin.safetensors"]
         content["files"]["twin.safetensors"] = {"bytes": size, "sha256": digest}
         content["banks"][1]["edited"] = False
-        for name in ("W_in", "W_gate", "W_out"):
-            content["source"]["sha256"][f"blocks.1.mlp.{name}"] = digests[f"blocks.1.mlp.{name}"]
         del content["source"]["sha256"]["model.norm.weight"]
 
-    from allheads.models.origin import state
-    from allheads.store.tensors import digests as hashed
-
-    digests = hashed(state(ah.convert(source)))
     rewritten(folder, accept)
     refused(r"model.norm.weight of shape \(5,\), got \(32,\)", ah.load, folder, source=source)
 

@@ -81,10 +81,10 @@ def _tamper(bank: HeadBank, heads_to_change: list[int], what: str, amount: float
             heads.W_O[[head, other]] = heads.W_O[[other, head]]
         elif what == "drop":
             heads.W_O[head] = 0.0
-        elif what == "nan":
-            heads.W_V[head, 2] = float("nan")
-        else:
+        elif what != "nan":
             getattr(heads, what)[head].view(-1)[0] += amount
+    if what == "nan":
+        bank.edited.W_V.data[head, 2] = float("nan")  # an edit would refuse it
 
 
 @pytest.mark.parametrize("what", EDITS)

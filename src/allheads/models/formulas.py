@@ -74,7 +74,7 @@ class MLPFormula:
 
     def views(self, projections: Mapping[str, tuple[WeightView, WeightView]]) -> dict[str, WeightView]:
         """``W_in``, ``W_gate``, ``W_out`` and their biases, from weight and bias by projection."""
-        found = {}
+        found: dict[str, WeightView] = {}
         for name, part in (("in", self.value), ("gate", self.gate), ("out", ProjectionSlice(self.out))):
             if part is not None:
                 weight, bias = projections[part.name]

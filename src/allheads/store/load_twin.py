@@ -20,12 +20,11 @@ from allheads.errors import AllHeadsError
 from allheads.gates.gates import GateSum
 from allheads.gates.serialization import named
 from allheads.models import pretrained
-from allheads.models.bridge import TransformerBridge, share
+from allheads.models.bridge import TransformerBridge
 from allheads.models.descriptions import bridge_like, differing, fill
 from allheads.models.mlps import MLP
 from allheads.models.observe import evaluating
 from allheads.models.origin import state
-from allheads.models.read_mlps import read_mlps
 from allheads.models.reading import explained
 from allheads.store.folder import check
 from allheads.store.record import BankRecord, Record, read_record
@@ -94,7 +93,7 @@ def _gates_to_check(mlp: MLP, bank: BankRecord, record: Record) -> GateSum:
     (saved, saved_factors), (name, factors) = named(bank.gates.activation), named(mlp.computed)
     numbers, measured = list(chain(*saved_factors)), list(chain(*factors))
     same = saved == name and len(numbers) == len(measured) and all(map(_close, numbers, measured))
-    return bank.gates if same else convert.gates_of(mlp, bank.domain, record.tolerance)
+    return bank.gates if same else convert.scaled_gates(mlp, convert.gates_of(mlp, bank.domain, record.tolerance))
 
 
 def _close(a: float, b: float) -> bool:
@@ -129,14 +128,6 @@ def _source_from_tensors(
     model = bridge_like(vars(source), folder, source.dtype, device)
     fill(model, tensors)
     set_tensors(model, tensors)
-    # Heads are stored under their locations, so their tensors go into the MLPs as those are read.
-    with torch.no_grad():
-        for unit in read_mlps(model, share(model)):
-            for mlp in unit.mlps:
-                for name, tensor in mlp.tensors.items():
-                    new = tensors.get(f"{mlp.location.prefix}{name}")
-                    if new is not None and new.shape == tensor.shape:
-                        tensor.detach().copy_(new)
     return model
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from allheads.errors import AllHeadsError
 from allheads.models.bridge import TransformerBridge, share
@@ -120,10 +120,9 @@ def _every_bank_as_often(twin: TwinBridge, units: list[ReplacedMLP], mine: Activ
     """Refuse a run that goes around a bank: what it computes there is not what was proved."""
     calls: Counter[int] = Counter()
     handles = [
-        called(twin.original_model, unit.reads).heads.register_forward_hook(
-            lambda *_, number=number: calls.update([number])
-        )
+        module.register_forward_hook(lambda *_, number=number: calls.update([number]))
         for number, unit in enumerate(units)
+        if isinstance(module := called(twin.original_model, unit.reads).heads, nn.Module)
     ]
     try:
         yield
