@@ -21,6 +21,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -161,6 +162,15 @@ def call(module: nn.Module, x: Tensor, residual: bool) -> Tensor:
     return out[0] if isinstance(out, tuple) else out
 
 
+def spanned(x: Float[Tensor, "row d_model"], read: Iterable[Tensor]) -> Float[Tensor, "span row d_model"]:
+    """The rows scaled for each of `SPANS`, where that is the largest preactivation; ``read`` is what they give as is.
+
+    Together, because the time goes into reading the weights.
+    """
+    largest = max(max(float(preactivations.abs().max()) for preactivations in read), 1e-6)
+    return torch.stack([x * (span / largest) for span in SPANS])
+
+
 def _run_on_spans(module: nn.Module, d_model: int, residual: bool) -> Activations | None:
     """One run over inputs for each of `SPANS`, where that is the largest preactivation; None if nothing reads x.
 
@@ -171,9 +181,7 @@ def _run_on_spans(module: nn.Module, d_model: int, residual: bool) -> Activation
     readers = _readers(_run(module, x, residual))
     if not readers:
         return None
-    largest = max(max(float(out.abs().max()) for out in readers.values()), 1e-6)
-    # Together, because the time goes into reading the weights.
-    run = _run(module, torch.cat([x * (span / largest) for span in SPANS]), residual)
+    run = _run(module, spanned(x[0], readers.values()), residual)
     return run if all(len(calls) == 1 for calls in run.inputs.values()) else None
 
 

@@ -23,22 +23,22 @@ def read_mlps(source: TransformerBridge, body: nn.Module) -> list[ReplacedMLP]:
     finite, and for a model without any.
     """
     earlier: list[MLPFormula] = []
-    units = []
-    for site in locate_mlps(source, body):
-        module = body.get_submodule(site.path)
-        if site.experts:
-            units.append(read_experts(site, module))
-        elif site.inside is not None:
-            units.append(read_containerless(site, module))
+    replaced = []
+    for found in locate_mlps(source, body):
+        module = body.get_submodule(found.path)
+        if found.experts:
+            replaced.append(read_experts(found, module))
+        elif found.inside is not None:
+            replaced.append(read_containerless(found, module))
         else:
-            units.append(read_module(site, module, earlier))
-    if not units:
+            replaced.append(read_module(found, module, earlier))
+    if not replaced:
         raise AllHeadsError(
             "a transformer with MLPs of a known kind",
             f"{source.cfg.architecture}, whose layers have {', '.join(untouched_modules(source)) or 'none'}",
             "State-space and recurrent layers have none; experts and MLPs of other kinds are not read yet.",
         )
-    return units
+    return replaced
 
 
 def untouched_modules(model: TransformerBridge) -> list[str]:
