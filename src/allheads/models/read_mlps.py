@@ -44,15 +44,15 @@ def read_mlps(source: TransformerBridge, body: nn.Module) -> list[ReplacedMLP]:
 def untouched_modules(model: TransformerBridge) -> list[str]:
     """What has matrices in the layers of a model and is neither attention nor a bank of heads, by name in its layer.
 
-    In a twin that is what stays as it is: routers, mixers of another kind, gates that are no MLP's.
+    In a twin that is what stays as it is: routers, mixers of another kind, gates that are no MLP's. Attention is what
+    the bridge knows as such, and what tells the kernels of transformers whether it looks ahead.
     """
     attention = {id(component.module.original_component) for component in attention_layers(model)}
     found: dict[str, None] = {}
 
     def visit(module: nn.Module, name: str | None) -> None:
         module = network_module(module)
-        known = isinstance(module, (HeadBank, MixtureBank)) or id(module) in attention
-        if known or "attention" in type(module).__name__.lower():
+        if isinstance(module, (HeadBank, MixtureBank)) or id(module) in attention or hasattr(module, "is_causal"):
             return
         if name and any(p.ndim >= 2 for p in module.parameters(recurse=False)):
             found.setdefault(name)
