@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components import AttentionBridge
 
@@ -38,6 +38,15 @@ def attention_layers(model: TransformerBridge) -> list[AttentionLayer]:
         for name, component in named_components(model)
         if isinstance(component, AttentionBridge)
     ]
+
+
+def is_attention(module: nn.Module) -> bool:
+    """Is it attention of transformers', which the bridge may have no component for?
+
+    It tells the kernel that runs it the scale of its scores, or whether it may look ahead. Recurrent mixers, also those
+    that are called linear attention, have no scores, and a layer leaves both to its attention.
+    """
+    return hasattr(module, "scaling") or hasattr(module, "is_causal")
 
 
 def _n_heads(model: TransformerBridge, component: Any) -> int:

@@ -8,7 +8,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from allheads.errors import AllHeadsError
 from allheads.heads.bank import HeadBank
 from allheads.heads.mixture import MixtureBank
-from allheads.models.attention import attention_layers
+from allheads.models.attention import attention_layers, is_attention
 from allheads.models.compat import network_module
 from allheads.models.experts import read_experts
 from allheads.models.find_mlps import locate_mlps
@@ -44,15 +44,14 @@ def read_mlps(source: TransformerBridge, body: nn.Module) -> list[ReplacedMLP]:
 def untouched_modules(model: TransformerBridge) -> list[str]:
     """What has matrices in the layers of a model and is neither attention nor a bank of heads, by name in its layer.
 
-    In a twin that is what stays as it is: routers, mixers of another kind, gates that are no MLP's. Attention is what
-    the bridge knows as such, and what tells the kernels of transformers whether it looks ahead.
+    In a twin that is what stays as it is: routers, mixers of another kind, gates that are no MLP's.
     """
     attention = {id(component.module.original_component) for component in attention_layers(model)}
     found: dict[str, None] = {}
 
     def visit(module: nn.Module, name: str | None) -> None:
         module = network_module(module)
-        if isinstance(module, (HeadBank, MixtureBank)) or id(module) in attention or hasattr(module, "is_causal"):
+        if isinstance(module, (HeadBank, MixtureBank)) or id(module) in attention or is_attention(module):
             return
         if name and any(p.ndim >= 2 for p in module.parameters(recurse=False)):
             found.setdefault(name)
