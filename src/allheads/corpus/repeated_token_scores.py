@@ -132,10 +132,7 @@ def _copying(
 
 def _readout(twin: TwinBridge, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
     """The stream's direction that makes the logit of each token, behind the final norm with its scale left out."""
-    W = read_embeddings(twin).W_U.T[tokens].double()
+    W = read_embeddings(twin).W_U[:, tokens.flatten()].double()
     end = getattr(twin, "ln_final", None)
-    norm = None if end is None else known_norm(end.original_component, W.shape[-1])
-    if norm is None:
-        return W
-    W = W * norm.gain.double()
-    return W - W.mean(-1, keepdim=True) if norm.centred else W
+    norm = None if end is None else known_norm(end.original_component, len(W))
+    return (W if norm is None else norm.folded(W)).T.unflatten(0, tokens.shape)

@@ -88,7 +88,8 @@ class MLPFormula:
 
 def find_formula(module: nn.Module, d_model: int, likely: Sequence[MLPFormula] = ()) -> MLPFormula | None:
     """What ``module`` computes, the ``likely`` formulas tried first; None if it is something else."""
-    residual = takes_residual(module)
+    # Some add the stream themselves.
+    residual = "residual" in inspect.signature(module.forward).parameters
     run = _run_on_spans(module, d_model, residual)
     if run is None:
         return None
@@ -149,11 +150,6 @@ def in_dtype(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         for p in module.parameters()
     }
     return copy.deepcopy(module, cast).to(dtype)
-
-
-def takes_residual(module: nn.Module) -> bool:
-    """Does the module add the residual stream itself?"""
-    return "residual" in inspect.signature(module.forward).parameters
 
 
 def call(module: nn.Module, x: Tensor, residual: bool) -> Tensor:
