@@ -1,4 +1,4 @@
-"""Reading what is not an MLP: ordinary attention, embeddings and the end of the network, as plain tensors."""
+"""Reading ordinary attention: where it is, and its heads as plain tensors."""
 
 from __future__ import annotations
 
@@ -106,26 +106,4 @@ def read_attention(model: TransformerBridge, layer: int) -> Attention:
         rotary=None if frequencies is None else frequencies.detach(),
         rotary_scale=float(getattr(turning, "attention_scaling", 1.0)),
         window=getattr(module, "sliding_window", None),
-    )
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """Where tokens enter and logits leave: ``W_E``, learned positions, ``W_U`` and its bias."""
-
-    W_E: Float[Tensor, "d_vocab d_model"]
-    W_pos: Float[Tensor, "n_ctx d_model"] | None
-    W_U: Float[Tensor, "d_model d_vocab"]
-    b_U: Float[Tensor, " d_vocab"] | None
-
-
-def read_embeddings(model: TransformerBridge) -> Embeddings:
-    """The embedding, learned positions if there are any, and the unembedding."""
-    learned = model.cfg.positional_embedding_type == "standard"
-    bias = model.b_U.detach()
-    return Embeddings(
-        model.W_E.detach(),
-        model.W_pos.detach()[: model.cfg.n_ctx] if learned else None,
-        model.W_U.detach(),
-        bias if bias.any() else None,
     )

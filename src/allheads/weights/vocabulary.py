@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from allheads.models.attention import read_embeddings
 from allheads.twin.prompt import token_texts
 from allheads.twin.twin import TwinBridge
 from allheads.twin.wiring import ResidualBranch, Wiring
@@ -38,7 +37,7 @@ def read_tokens(
     wiring: Wiring, sublayer: ResidualBranch, W: Float[Tensor, "d_model out"], b: Float[Tensor, " out"] | None
 ) -> Float[Tensor, "d_vocab out"]:
     """``norm(W_E) W + b``: what would be read if the stream were one token's embedding, without its position."""
-    W_E = read_embeddings(wiring.twin).W_E
+    W_E = wiring.twin.W_E.detach()
     dtype = torch.promote_types(W_E.dtype, torch.float32)
     rows = []
     for some in chunks(*W_E.shape):
@@ -60,7 +59,7 @@ def write_logits(
     direction = written(sublayer, W.to(torch.promote_types(W.dtype, torch.float32)))
     if wiring.final is not None:
         direction = wiring.final.gain.to(direction) * wiring.final.centre(direction)
-    logits = direction @ read_embeddings(wiring.twin).W_U.to(direction)
+    logits = direction @ wiring.twin.W_U.detach().to(direction)
     return logits - logits.mean(-1, keepdim=True)
 
 
