@@ -122,7 +122,7 @@ def _rounds(
     index, several = processes.join()
     steps = -(-checkpoint.settings["windows"] // checkpoint.settings["batch"])
     with bar("Sweep", total=steps, initial=min(steps, checkpoint.done * every), hidden=bool(index)) as shown:
-        for number, members in groupby(enumerate(stream), lambda each: each[0] // every):
+        for number, members in groupby(enumerate(stream), lambda numbered: numbered[0] // every):
             if number < checkpoint.done:
                 continue
             turn = (number - checkpoint.done) % several

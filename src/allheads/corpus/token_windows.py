@@ -95,13 +95,13 @@ def batches(twin: TwinBridge, stream: Iterable[Window], size: int) -> Iterator[B
     """Windows in batches, on the device of the twin."""
     begin, rest = opening(twin), iter(stream)
     while chosen := list(islice(rest, size)):
-        rows = [torch.tensor(begin + each.ids) for each in chosen]
+        rows = [torch.tensor(begin + window.ids) for window in chosen]
         real = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).bool()
         tensors = (
             pad_sequence(rows, batch_first=True),
             real,
-            torch.tensor([each.text for each in chosen]),
-            torch.tensor([each.start - len(begin) for each in chosen]),
+            torch.tensor([window.text for window in chosen]),
+            torch.tensor([window.start - len(begin) for window in chosen]),
         )
         yield Batch(*(tensor.to(twin.cfg.device) for tensor in tensors))
 
@@ -113,8 +113,8 @@ def survey(twin: TwinBridge, texts: Texts, context: int) -> tuple[dict[str, str 
     """
     digest, counts = hashlib.sha256(), torch.zeros(twin.cfg.d_vocab, dtype=torch.int64)
     count, last, longest = 0, -1, 0
-    for each in windows(twin, texts, context):
-        ids = torch.tensor(each.ids)
+    for window in windows(twin, texts, context):
+        ids = torch.tensor(window.ids)
         if int(ids.min()) < 0 or int(ids.max()) >= len(counts):
             raise AllHeadsError(
                 f"ids from 0 to {len(counts) - 1}",
@@ -122,8 +122,8 @@ def survey(twin: TwinBridge, texts: Texts, context: int) -> tuple[dict[str, str 
                 "Use the model's tokenizer.",
             )
         counts += torch.bincount(ids, minlength=len(counts))
-        digest.update(f"{each.text} {each.start} ".encode() + ids.numpy().tobytes())
-        count, last, longest = count + 1, each.text, max(longest, len(opening(twin)) + len(ids))
+        digest.update(f"{window.text} {window.start} ".encode() + ids.numpy().tobytes())
+        count, last, longest = count + 1, window.text, max(longest, len(opening(twin)) + len(ids))
     if longest < 2:
         raise AllHeadsError("texts with a second token", "none", "A window's first position is left out.")
     return {"corpus": digest.hexdigest(), "texts": last + 1, "windows": count}, counts

@@ -21,6 +21,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -86,7 +87,8 @@ class MLPFormula:
 
 def find_formula(module: nn.Module, d_model: int, likely: Sequence[MLPFormula] = ()) -> MLPFormula | None:
     """What ``module`` computes, the ``likely`` formulas tried first; None if it is something else."""
-    residual = takes_residual(module)
+    # Some add the stream themselves.
+    residual = "residual" in inspect.signature(module.forward).parameters
     run = _run_on_spans(module, d_model, residual)
     if run is None:
         return None
@@ -149,15 +151,19 @@ def in_dtype(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     return copy.deepcopy(module, cast).to(dtype)
 
 
-def takes_residual(module: nn.Module) -> bool:
-    """Does the module add the residual stream itself?"""
-    return "residual" in inspect.signature(module.forward).parameters
-
-
 def call(module: nn.Module, x: Tensor, residual: bool) -> Tensor:
     """What the module adds to the stream; a tuple's first entry is meant."""
     out = module(x, torch.zeros_like(x)) if residual else module(x)
     return out[0] if isinstance(out, tuple) else out
+
+
+def spanned(x: Float[Tensor, "row d_model"], read: Iterable[Tensor]) -> Float[Tensor, "span row d_model"]:
+    """The rows scaled for each of `SPANS`, where that is the largest preactivation; ``read`` is what they give as is.
+
+    Together, because the time goes into reading the weights.
+    """
+    largest = max(max(float(preactivations.abs().max()) for preactivations in read), 1e-6)
+    return torch.stack([x * (span / largest) for span in SPANS])
 
 
 def _run_on_spans(module: nn.Module, d_model: int, residual: bool) -> Activations | None:
@@ -170,9 +176,7 @@ def _run_on_spans(module: nn.Module, d_model: int, residual: bool) -> Activation
     readers = _readers(_run(module, x, residual))
     if not readers:
         return None
-    largest = max(max(float(out.abs().max()) for out in readers.values()), 1e-6)
-    # Together, because the time goes into reading the weights.
-    run = _run(module, torch.cat([x * (span / largest) for span in SPANS]), residual)
+    run = _run(module, spanned(x[0], readers.values()), residual)
     return run if all(len(calls) == 1 for calls in run.inputs.values()) else None
 
 

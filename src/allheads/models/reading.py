@@ -48,11 +48,11 @@ def explained(expected: str, remedy: str) -> Iterator[None]:
         raise AllHeadsError(expected, first_line(cause), remedy) from cause
 
 
-def first_line(error: BaseException, width: int = 240) -> str:
+def first_line(error: BaseException) -> str:
     """An error in one line: its type and the beginning of its message."""
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0] if lines else '(no message)'}".rstrip(".")
-    return text if len(text) <= width else text[: width - 3] + "..."
+    return text if len(text) <= 240 else text[:237] + "..."
 
 
 def read_model(where: str, config: PretrainedConfig, **options: Any) -> PreTrainedModel:
