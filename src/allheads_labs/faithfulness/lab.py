@@ -8,19 +8,18 @@ from typing import Any
 
 import pandas as pd
 
+from allheads import TwinBridge
 from allheads_labs.faithfulness.bench import outcomes
 from allheads_labs.kit.lab import Lab, Result, Unit
 from allheads_labs.kit.statistics import bootstrap
 from allheads_labs.kit.table import Statistic, table, where
-from allheads_labs.kit.twins import twin_of, weights_digest
+from allheads_labs.kit.twins import twin_digest
 
 
-def lab(model: str, task: str, prompts: int, seed: int) -> Lab:
+def lab(twin: TwinBridge, task: str, prompts: int, seed: int) -> Lab:
     """The lab on one task and so many prompts, which the seed draws."""
-    weights = weights_digest(twin_of(model))
-    setting = {"model": model, "weights": weights, "task": task, "prompts": prompts}
-    unit = Unit(setting, seed, 1.0, alone=True)
-    return Lab("faithfulness", 1, partial(units, unit), run, tables, threads=None)
+    unit = Unit({"twin": twin_digest(twin), "task": task, "prompts": prompts}, seed, 1.0, alone=True)
+    return Lab("faithfulness", 1, partial(units, unit), partial(run, twin), tables, threads=None)
 
 
 def units(unit: Unit, quick: bool, seeds: int) -> list[Unit]:
@@ -28,10 +27,9 @@ def units(unit: Unit, quick: bool, seeds: int) -> list[Unit]:
     return [unit]
 
 
-def run(unit: Unit) -> dict[str, Any]:
+def run(twin: TwinBridge, unit: Unit) -> dict[str, Any]:
     """Every method and order on the task."""
-    task, prompts = unit.setting["task"], unit.setting["prompts"]
-    found = outcomes(twin_of(unit.setting["model"]), task, prompts, unit.seed)
+    found = outcomes(twin, unit.setting["task"], unit.setting["prompts"], unit.seed)
     return {"outcomes": [outcome.to_dict() for outcome in found]}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pydoc_data.topics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from allheads import AllHeadsError, TwinBridge
 from allheads.corpus import opening, windows
 from allheads.progress import bar
+from allheads_labs.kit.text import documentation
 from allheads_labs.physics.regression import Sums, Task
 from allheads_labs.physics.segments import chosen_layers
 from allheads_labs.physics.tags import TAGS, tags
@@ -46,11 +46,6 @@ class Probed:
         n_heads = mean.shape[1]
         pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
         return [(f"L{self.layers[i // n_heads]}.A{i % n_heads}", value) for value, i in pairs]
-
-
-def documentation() -> list[str]:
-    """English with some code in it, which ships with Python: the topics of its documentation."""
-    return [pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics)]
 
 
 @torch.no_grad()

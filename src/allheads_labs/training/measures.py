@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from allheads_labs.training.model import CONTEXT, ByteTransformer
-from allheads_labs.training.text import batch, documentation
+from allheads_labs.training.text import batch, byte_tokens
 
 
 @torch.no_grad()
@@ -47,7 +47,7 @@ def gradient_gap(seed: int = 0) -> float:
     >>> gradient_gap() < 1e-10
     True
     """
-    windows = batch(documentation()[0], 4, CONTEXT, torch.Generator().manual_seed(seed))
+    windows = batch(byte_tokens()[0], 4, CONTEXT, torch.Generator().manual_seed(seed))
     found = []
     for form in ("mlp", "tied"):
         model = ByteTransformer(seed).double().with_hidden(form, "none")

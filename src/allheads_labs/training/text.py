@@ -1,12 +1,13 @@
-"""Text that ships with Python itself: the topics of its documentation, as bytes."""
+"""Python's documentation as bytes."""
 
 from __future__ import annotations
 
-import pydoc_data.topics
 from functools import cache
 
 import torch
 from torch import Tensor
+
+from allheads_labs.kit.text import documentation
 
 D_VOCAB = 128
 #: The last part of the text is held out.
@@ -14,15 +15,14 @@ HELD_OUT = 0.1
 
 
 @cache
-def documentation() -> tuple[Tensor, Tensor]:
+def byte_tokens() -> tuple[Tensor, Tensor]:
     """Token ids of the training and of the held-out text; a byte beyond ASCII is a question mark.
 
-    >>> train, held_out = documentation()
+    >>> train, held_out = byte_tokens()
     >>> int(train.max()) < D_VOCAB, len(train) > 8 * len(held_out)
     (True, True)
     """
-    text = "\n".join(pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics))
-    tokens = torch.tensor(list(text.encode("ascii", "replace")))
+    tokens = torch.tensor(list("\n".join(documentation()).encode("ascii", "replace")))
     split = int(len(tokens) * (1 - HELD_OUT))
     return tokens[:split], tokens[split:]
 

@@ -15,7 +15,7 @@ from allheads_labs.kit.fitting import Recipe, constant, fit
 from allheads_labs.training.hidden_layers import Dropout, Form
 from allheads_labs.training.measures import evaluate, gate_statistics, parting
 from allheads_labs.training.model import CONTEXT, ByteTransformer
-from allheads_labs.training.text import batch, documentation
+from allheads_labs.training.text import batch, byte_tokens
 
 BATCH, RATE = 16, 2e-3
 #: Held-out loss is taken this often.
@@ -44,7 +44,7 @@ def train(setting: Setting, seed: int, steps: int) -> dict[str, Any]:
     """
     if steps < 1:
         raise AllHeadsError("at least one step", str(steps), "The default is 600.")
-    text, held_out = documentation()
+    text, held_out = byte_tokens()
     model = ByteTransformer(seed).with_hidden(setting.form, setting.dropout)
     draw, losses, curve = torch.Generator().manual_seed(seed), [], {}
     evaluating = 0.0
