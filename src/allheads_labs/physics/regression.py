@@ -32,13 +32,11 @@ class Task:
     @classmethod
     def of(cls, name: str, classes: tuple[str, ...], labels: Int[Tensor, " token"], seeds: int) -> Task:
         """With as many shuffles as ``seeds``, among the tokens that are asked about."""
-        asked = (labels >= 0).nonzero()[:, 0]
-        rows = [labels]
+        asked, rows = (labels >= 0).nonzero()[:, 0], labels.repeat(1 + seeds, 1)
         for seed in range(seeds):
-            row = labels.clone()
-            row[asked] = labels[asked[torch.randperm(len(asked), generator=torch.Generator().manual_seed(seed))]]
-            rows.append(row)
-        return cls(name, classes, torch.stack(rows))
+            order = torch.randperm(len(asked), generator=torch.Generator().manual_seed(seed))
+            rows[1 + seed, asked] = labels[asked[order]]
+        return cls(name, classes, rows)
 
     @property
     def right(self) -> Int[Tensor, " token"]:
@@ -53,11 +51,11 @@ class Task:
 
     def majority(self, fold: Int[Tensor, " token"], folds: int) -> list[float]:
         """How often the commonest answer of the other folds is right, by fold."""
-        found = []
-        for each in range(folds):
-            mine, others = (self.right[chosen & (self.right >= 0)] for chosen in (fold == each, fold != each))
-            found.append(float((mine == others.bincount().argmax()).double().mean()))
-        return found
+        shares = []
+        for number in range(folds):
+            test, train = (self.right[chosen & (self.right >= 0)] for chosen in (fold == number, fold != number))
+            shares.append(float((test == train.bincount().argmax()).double().mean()))
+        return shares
 
 
 class Sums:
