@@ -8,8 +8,14 @@ from torch.nn import functional as F
 
 from allheads.pure.runner import Heads, allowed, attend, in_weights, keys, patterns, queries
 from allheads_labs.theorems.cases import D_HEAD, compared, normal, ordinary_heads, stream
-from allheads_labs.theorems.masks import causal, checked_mask, checked_omega, for_scores, sliding_window
-from allheads_labs.theorems.padding import beside_bias_tokens
+from allheads_labs.theorems.masks import (
+    beside_bias_tokens,
+    causal,
+    checked_mask,
+    checked_omega,
+    for_scores,
+    sliding_window,
+)
 from allheads_labs.theorems.theorem import DIMENSIONS, TOKENS, Trial
 
 

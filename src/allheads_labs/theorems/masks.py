@@ -17,6 +17,11 @@ and so an error of ``u (d_head + 2) (s + omega)`` where ``s = scale sum_c |q_c| 
 does not help for ever. `omega_within` takes the one that a tolerance asks for, or the best. Queries and keys are as
 computed: their own rounding is the same under a mask.
 
+*Ordinary heads need not notice the bias tokens* (`beside_bias_tokens`). On a stream with bias positions they write at
+the real positions what they write without, and nothing at the others: the one-hot block hides bias positions like any
+other mask, a bias position sees only itself, and what the head reads there is taken away by the rows of the block, so
+that its value is 0. The bound is that of the mask, times the largest value.
+
 *Source.* Huben & Morris 2023; the bound and the choice of omega are ours.
 """
 
@@ -26,11 +31,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from allheads import AllHeadsError
-from allheads.pure.runner import Heads, keys, queries, spread
+from allheads.pure.runner import Heads, allowed, attend, in_weights, keys, queries, spread
 
 
 @dataclass(frozen=True)
@@ -188,3 +193,20 @@ def sliding_window(length: int, window: int) -> Bool[Tensor, "query key"]:
     5
     """
     return causal(length) & ~torch.ones(length, length).tril(-window).bool()
+
+
+def beside_bias_tokens(
+    x: Float[Tensor, "pos d_model"], heads: Heads, *, bias_tokens: int, omega: float
+) -> Float[Tensor, "all_pos d_model"]:
+    """What the heads write on x with bias positions behind it, without any mask.
+
+    >>> x = torch.randn(4, 6, generator=torch.manual_seed(0)).double()
+    >>> W = 0.3 * torch.randn(2, 6, 3).double()
+    >>> heads = Heads(W_Q=W, W_K=W.flip(0), W_V=W, W_O=W.mT, mask="causal")
+    >>> out = beside_bias_tokens(x, heads, bias_tokens=2, omega=80.0)
+    >>> bool((out[:4] - attend(x, heads, allowed(heads, 4))).abs().max() < 1e-11), out[4:].abs().max().item() < 1e-11
+    (True, True)
+    """
+    positions, rest = len(x) + bias_tokens, x.new_zeros(bias_tokens, x.shape[1])
+    stream = torch.cat([torch.cat([x, rest]), torch.eye(positions).to(x)], 1)
+    return attend(stream, in_weights(heads, allowed(heads, len(x)), omega, rest))[:, : x.shape[1]]
