@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from allheads.cli.console import explained, load_twin, step
-from allheads_labs.commands.output import check_paths, deliver
+from allheads_labs.commands.lab import check_paths, deliver
 
 
 def faithfulness(

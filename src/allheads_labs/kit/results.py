@@ -80,8 +80,8 @@ def _read(path: Path, unit: Unit) -> Result:
         raise ValueError("not a result")
     if any(kept[name] != value for name, value in about.items()):
         raise ValueError("the result of another unit")
-    found, seconds = kept["found"], kept["seconds"]
-    if not isinstance(found, dict) or not isinstance(seconds, float) or not 0 <= seconds < math.inf:
+    findings, seconds = kept["found"], kept["seconds"]
+    if not isinstance(findings, dict) or not isinstance(seconds, float) or not 0 <= seconds < math.inf:
         raise ValueError("findings and seconds of another form")
     return Result(**kept)
 
@@ -90,7 +90,7 @@ def _depth(value: Any) -> int:
     depth, level = 0, [value]
     while level:
         depth += 1
-        inner = [list(each.values()) if isinstance(each, dict) else each for each in level]
+        inner = [list(value.values()) if isinstance(value, dict) else value for value in level]
         level = [child for children in inner if isinstance(children, list) for child in children]
     return depth
 

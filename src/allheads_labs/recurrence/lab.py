@@ -55,15 +55,15 @@ def run(unit: Unit) -> dict[str, Any]:
     if "cost of" in setting:
         return {"seconds": {str(length): costs.seconds(setting["cost of"], length) for length in setting["lengths"]}}
     learner, seconds = train(setting["kind"], Recipe(setting["steps"], setting["rate"]), unit.seed)
-    found: dict[str, Any] = {
+    findings: dict[str, Any] = {
         "size": learner.size(),
         "training_seconds": seconds,
         "accuracies": accuracies(learner, QUICK_GRID if setting["quick"] else GRID),
         "gradients": {"start": gradients(Learner(setting["kind"], unit.seed)), "end": gradients(learner)},
     }
     if setting["kind"] == "transformer":
-        found["twin"] = compared(learner)
-    return found
+        findings["twin"] = compared(learner)
+    return findings
 
 
 LAB = Lab("recurrence", 1, units, run, tables, claims)

@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from allheads_labs.kit.pair_embedding import PairEmbedding, PairModel
-from allheads_labs.kit.small_models import decoder
+from allheads_labs.kit.small_models import PairEmbedding, PairModel, decoder
 from allheads_labs.recurrence.task import D_VOCAB, KEYS, VALUES
 
 Kind = Literal["transformer", "lstm", "gru"]

@@ -62,7 +62,7 @@ def gradients(learner: Learner, count: int = 4) -> dict[str, float]:
     nothing underflows. Keys are strings, for JSON.
     """
     precise = copy.deepcopy(learner).double()
-    found = {}
+    sizes = {}
     for distance in GRADIENT_DISTANCES:
         draw = torch.Generator().manual_seed(SEED)
         batch = recall(draw, (count, GRADIENT_LENGTH), GRADIENT_LOAD, distances=[distance])
@@ -70,5 +70,5 @@ def gradients(learner: Learner, count: int = 4) -> dict[str, float]:
         chosen = precise.read(embedded).log_softmax(-1).gather(-1, batch.answers[..., None])
         (gradient,) = torch.autograd.grad(chosen.sum(), embedded)
         norms = gradient[:, GRADIENT_LENGTH - distance].norm(dim=-1).clamp_min(1e-300)
-        found[str(distance)] = math.exp(float(norms.log().mean()))
-    return found
+        sizes[str(distance)] = math.exp(float(norms.log().mean()))
+    return sizes

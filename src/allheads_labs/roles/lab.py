@@ -35,7 +35,9 @@ def units(quick: bool, seeds: int) -> list[Unit]:
     if quick:
         settings = [BASE, BASE | {"heads": 1}]
     steps = QUICK_STEPS if quick else STEPS
-    return [Unit({**each, "steps": steps}, seed, _cost(each, steps)) for seed in range(seeds) for each in settings]
+    return [
+        Unit({**setting, "steps": steps}, seed, _cost(setting, steps)) for seed in range(seeds) for setting in settings
+    ]
 
 
 def _cost(setting: dict[str, int], steps: int) -> float:

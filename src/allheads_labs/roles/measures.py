@@ -53,7 +53,7 @@ def carries(outputs: Float[Tensor, "batch head d_head"], answers: Int[Tensor, "b
     means, one covariance) made from the first half: a lower bound of the mutual information, 0 where it is negative.
     """
     read, half = outputs.double(), len(outputs) // 2
-    found = torch.zeros(outputs.shape[1], answers.shape[1], dtype=torch.float64)
+    bits = torch.zeros(outputs.shape[1], answers.shape[1], dtype=torch.float64)
     for attribute in range(answers.shape[1]):
         member = F.one_hot(answers[:, attribute], VALUES).double()
         means = torch.einsum("bv,bhd->hvd", member[:half], read[:half]) / member[:half].sum(0).clamp_min(1)[:, None]
@@ -64,8 +64,8 @@ def carries(outputs: Float[Tensor, "batch head d_head"], answers: Int[Tensor, "b
         gaps = read[half:, :, None] - means
         scores = -0.5 * torch.einsum("bhvd,hde,bhve->bhv", gaps, inverse, gaps)
         chosen = scores.log_softmax(-1).gather(-1, answers[half:, None, attribute, None].expand(-1, len(means), 1))
-        found[:, attribute] = math.log2(VALUES) + chosen.mean((0, 2)) / math.log(2)
-    return found.clamp_min(0)
+        bits[:, attribute] = math.log2(VALUES) + chosen.mean((0, 2)) / math.log(2)
+    return bits.clamp_min(0)
 
 
 def breaks(reader: Reader, batch: AttributeBatch) -> Tensor:

@@ -56,7 +56,7 @@ def sequences(draw: torch.Generator, size: int) -> AttributeBatch:
     order = torch.rand(size, LENGTH - 1, generator=draw).argsort(1)
     asked = torch.randint(ENTITIES, (size,), generator=draw)
     rows = torch.arange(size)
-    own = torch.arange(ENTITIES)[:, None] == asked[:, None, None]
-    kinds = torch.where(own, attribute, OTHER).flatten(1).gather(1, order)
+    is_asked = torch.arange(ENTITIES)[:, None] == asked[:, None, None]
+    kinds = torch.where(is_asked, attribute, OTHER).flatten(1).gather(1, order)
     tokens = torch.cat([ids.flatten(1).gather(1, order), QUERY + keys[rows, asked, None]], 1)
     return AttributeBatch(tokens, values[rows, asked], kinds)

@@ -60,7 +60,7 @@ def exponent(kind: Kind) -> float | None:
     if kind == "relative":
         return None
     every = SMOOTHNESS[kind]
-    effective = min(every) if kind == "mixed" else 1 / sum(1 / each for each in every)
+    effective = min(every) if kind == "mixed" else 1 / sum(1 / a for a in every)
     return -2 * effective / (2 * effective + 1)
 
 
@@ -97,7 +97,7 @@ def blocks(kind: Kind) -> dict[tuple[int, ...], float]:
     smoothness = SMOOTHNESS[kind]
     made = {}
     for s in itertools.product(range(FINEST + 1), repeat=len(smoothness)):
-        steps = [a * each for a, each in zip(smoothness, s, strict=True)]
+        steps = [a * power for a, power in zip(smoothness, s, strict=True)]
         if any(s):
             made[s] = 2 ** -(sum(steps) if kind == "mixed" else max(steps))
     return made

@@ -37,12 +37,12 @@ def train(kind: Kind, known: Sequences, sizes: Sequence[int], *, steps: int, see
     draw = torch.Generator().manual_seed(seed)
     targets = known.target + NOISE * torch.randn(len(known.target), generator=draw)
     limits = torch.tensor(sizes)[:, None]
-    program = vmap(lambda own, tokens: functional_call(made[0], own, (tokens,)))
+    program = vmap(lambda weights, tokens: functional_call(made[0], weights, (tokens,)))
 
     def loss(_: int) -> Tensor:
         rows = (torch.rand(len(sizes), ROWS, generator=draw) * limits).long()
-        found = program(parameters, known.tokens[rows])
-        return (found - targets[rows]).square().mean(1).sum()
+        numbers = program(parameters, known.tokens[rows])
+        return (numbers - targets[rows]).square().mean(1).sum()
 
     fit(list(parameters.values()), loss, Recipe(steps, RATES[known.kind], cosine, DECAY), clip_each)
     with torch.no_grad():
@@ -65,5 +65,5 @@ def clip_each(parameters: Sequence[nn.Parameter]) -> None:
 @torch.no_grad()
 def error(one: nn.Module, test: Sequences) -> float:
     """The mean squared error against targets without noise, as a share of their variance."""
-    found: Float[Tensor, " n"] = one(test.tokens)
-    return float((found - test.target).square().mean() / test.target.var(correction=0))
+    numbers: Float[Tensor, " n"] = one(test.tokens)
+    return float((numbers - test.target).square().mean() / test.target.var(correction=0))

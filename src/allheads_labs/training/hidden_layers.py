@@ -54,10 +54,10 @@ class HiddenHeads(nn.Module):
             {name: weights[name] for name in ("W_in", "W_out", "b_in", "b_out")}, approximate("silu"), "slots"
         )
         if not tied:
-            with self.bank.edit() as own:
+            with self.bank.edit() as heads:
                 # The gate's own shape stays; reading, value and writing are learned.
                 for name in ("W_K", "b_K", "bias_keys", "bias_offsets"):
-                    getattr(own, name).requires_grad_(False)
+                    getattr(heads, name).requires_grad_(False)
         if dropout != "none":
             self._drop(dropout, rate)
 

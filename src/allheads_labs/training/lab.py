@@ -35,7 +35,7 @@ SETTINGS = (
 
 def lab(steps: int) -> Lab:
     """The lab with so many steps of every run. Steps are timed, so that no two runs are at work at once."""
-    return Lab("training", 1, partial(units, steps), run, tables, seeds=3, threads=None)
+    return Lab("training", 2, partial(units, steps), run, tables, seeds=3, threads=None)
 
 
 def units(steps: int, quick: bool, seeds: int) -> list[Unit]:

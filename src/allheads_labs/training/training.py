@@ -14,8 +14,7 @@ from allheads.progress import bar
 from allheads_labs.kit.fitting import Recipe, constant, fit
 from allheads_labs.training.hidden_layers import Dropout, Form
 from allheads_labs.training.measures import evaluate, gate_statistics, parting
-from allheads_labs.training.model import CONTEXT, ByteTransformer
-from allheads_labs.training.text import batch, byte_tokens
+from allheads_labs.training.model import CONTEXT, ByteTransformer, batch, byte_tokens
 
 BATCH, RATE = 16, 2e-3
 #: Held-out loss is taken this often.
@@ -58,14 +57,16 @@ def train(setting: Setting, seed: int, steps: int) -> dict[str, Any]:
     def loss(step: int) -> Tensor:
         if step and step % EVERY == 0:
             measure(step)
-        found = model.train().loss(batch(text, BATCH, CONTEXT, draw))
-        losses.append(found.item())
+        value = model.train().loss(batch(text, BATCH, CONTEXT, draw))
+        losses.append(value.item())
         progress.update()
-        return found
+        return value
 
     recipe = Recipe(steps, RATE, constant, setting.weight_decay)
     started = time.perf_counter()
-    with bar(setting.name, total=steps) as progress:
+    with bar(setting.name, total=steps) as progress, torch.random.fork_rng(devices=[]):
+        # Dropout draws from the global generator.
+        torch.default_generator.manual_seed(seed)
         fit([p for p in model.parameters() if p.requires_grad], loss, recipe, clip=lambda parameters: None)
     seconds = time.perf_counter() - started - evaluating
     measure(steps)

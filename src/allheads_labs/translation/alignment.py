@@ -42,18 +42,18 @@ def links(weights: Float[Tensor, "to from"], pair: SentencePair) -> Links:
     >>> links(torch.tensor([[0.1, 0.9, 0.0]]), SentencePair(("the", "noun0"), ("NOUN0",), frozenset()))
     frozenset({(0, 1)})
     """
-    found = (weights[: len(pair.target), : len(pair.source)] >= THRESHOLD).nonzero().tolist()
-    return frozenset((to, here) for to, here in found)
+    places = (weights[: len(pair.target), : len(pair.source)] >= THRESHOLD).nonzero().tolist()
+    return frozenset((to, here) for to, here in places)
 
 
-def score(found: Sequence[Links], planted: Sequence[Links]) -> Score:
+def score(read: Sequence[Links], planted: Sequence[Links]) -> Score:
     """Precision and recall of links over all sentences together.
 
     >>> score([frozenset({(0, 0), (1, 1)})], [frozenset({(0, 0)})])
     Score(precision=0.5, recall=1.0)
     """
-    common = sum(len(a & b) for a, b in zip(found, planted, strict=True))
-    ours, theirs = sum(map(len, found)), sum(map(len, planted))
+    common = sum(len(a & b) for a, b in zip(read, planted, strict=True))
+    ours, theirs = sum(map(len, read)), sum(map(len, planted))
     return Score(common / ours if ours else 0.0, common / theirs if theirs else 0.0)
 
 

@@ -83,18 +83,18 @@ def patterns(model: TransformerBridge, given: TranslationBatch) -> dict[str, Ten
 
 def aligned(seen: dict[str, Tensor], pairs: Sequence[SentencePair], layers: int) -> dict[str, dict[str, float]]:
     """Precision, recall and F1 of the links of cross-attention, heads averaged: of each layer, and of their mean."""
-    planted = [each.links for each in pairs]
+    planted = [pair.links for pair in pairs]
     each_layer = [seen[f"cross {layer}"].mean(1) for layer in range(layers)]
     named = {f"layer {layer}": weights for layer, weights in enumerate(each_layer[:-1])} | {
         "last layer": each_layer[-1]
     }
     if layers > 1:
         named["layers averaged"] = torch.stack(each_layer).mean(0)
-    scored: dict[str, list[Links]] = {"diagonal": [diagonal(each) for each in pairs]}
+    scored: dict[str, list[Links]] = {"diagonal": [diagonal(pair) for pair in pairs]}
     for name, weights in named.items():
-        scored[name] = [links(weights[row], each) for row, each in enumerate(pairs)]
-    found = {name: score(each, planted) for name, each in scored.items()}
-    return {name: {"precision": s.precision, "recall": s.recall, "f1": s.f1} for name, s in found.items()}
+        scored[name] = [links(weights[row], pair) for row, pair in enumerate(pairs)]
+    scores = {name: score(sets, planted) for name, sets in scored.items()}
+    return {name: {"precision": s.precision, "recall": s.recall, "f1": s.f1} for name, s in scores.items()}
 
 
 def _gap(known: dict[str, Tensor], seen: dict[str, Tensor], kind: str) -> float:
@@ -115,8 +115,8 @@ def _example(known: dict[str, Tensor], seen: dict[str, Tensor], pairs: Sequence[
         "source": [*one.source, "</s>"],
         "target": [*one.target, "</s>"],
         "links": sorted(one.links),
-        "model": {name: cut(each, name.split()[0]) for name, each in known.items()},
-        "twin": {name: cut(each, name.split()[0]) for name, each in seen.items()},
+        "model": {name: cut(pattern, name.split()[0]) for name, pattern in known.items()},
+        "twin": {name: cut(pattern, name.split()[0]) for name, pattern in seen.items()},
     }
 
 

@@ -94,7 +94,7 @@ def small(default: PretrainedConfig, changes: Mapping[str, Any]) -> PretrainedCo
     before = vars(default)
     inner = {name: value for name, value in before.items() if isinstance(value, PretrainedConfig)}
     replaced = {name: value for name, value in changes.items() if isinstance(value, PretrainedConfig)}
-    known = {each.name for each in dataclasses.fields(default)} - set(changes)
+    known = {field.name for field in dataclasses.fields(default)} - set(changes)
     settings = {
         name: SMALL[name]
         for name in sorted(known & SMALL.keys())
@@ -123,4 +123,4 @@ def _layers(default: PretrainedConfig, known: set[str]) -> dict[str, Any]:
     kinds = list(dict.fromkeys(zip(*lists.values(), strict=True)))
     kinds += kinds[-1:] * (2 - len(kinds))
     columns = zip(*kinds, strict=True)
-    return {"num_hidden_layers": len(kinds)} | {name: list(each) for name, each in zip(lists, columns, strict=True)}
+    return {"num_hidden_layers": len(kinds)} | {name: list(column) for name, column in zip(lists, columns, strict=True)}
