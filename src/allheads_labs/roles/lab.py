@@ -35,9 +35,8 @@ def units(quick: bool, seeds: int) -> list[Unit]:
     if quick:
         settings = [BASE, BASE | {"heads": 1}]
     steps = QUICK_STEPS if quick else STEPS
-    return [
-        Unit({**setting, "steps": steps}, seed, _cost(setting, steps)) for seed in range(seeds) for setting in settings
-    ]
+    made = [(setting | {"steps": steps}, _cost(setting, steps)) for setting in settings]
+    return [Unit(setting, seed, cost) for seed in range(seeds) for setting, cost in made]
 
 
 def _cost(setting: dict[str, int], steps: int) -> float:
