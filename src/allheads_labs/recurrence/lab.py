@@ -13,10 +13,9 @@ from allheads_labs.kit.fitting import Recipe
 from allheads_labs.kit.lab import Lab, Unit
 from allheads_labs.recurrence import costs
 from allheads_labs.recurrence.learners import KINDS, Learner
-from allheads_labs.recurrence.measures import GRID, accuracies, gradients
+from allheads_labs.recurrence.measures import GRID, accuracies, compared, gradients
 from allheads_labs.recurrence.report import claims, tables
 from allheads_labs.recurrence.training import train
-from allheads_labs.recurrence.twins import compared
 
 #: (kind, steps, learning rate, seeds of five, seconds). Time forces fewer seeds where only the sweep needs them.
 FULL = (

@@ -8,7 +8,6 @@ recall differ; ends of sentences count on neither side.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
@@ -19,20 +18,6 @@ from allheads_labs.translation.language import SentencePair
 THRESHOLD = 0.25
 
 Links = frozenset[tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class Score:
-    """How links compare with the planted ones, over many sentences."""
-
-    precision: float
-    recall: float
-
-    @property
-    def f1(self) -> float:
-        """Their harmonic mean."""
-        total = self.precision + self.recall
-        return 2 * self.precision * self.recall / total if total else 0.0
 
 
 def links(weights: Float[Tensor, "to from"], pair: SentencePair) -> Links:
@@ -46,15 +31,17 @@ def links(weights: Float[Tensor, "to from"], pair: SentencePair) -> Links:
     return frozenset((to, here) for to, here in places)
 
 
-def score(read: Sequence[Links], planted: Sequence[Links]) -> Score:
-    """Precision and recall of links over all sentences together.
+def score(read: Sequence[Links], planted: Sequence[Links]) -> dict[str, float]:
+    """Precision and recall of links over all sentences together, and their harmonic mean.
 
-    >>> score([frozenset({(0, 0), (1, 1)})], [frozenset({(0, 0)})])
-    Score(precision=0.5, recall=1.0)
+    >>> score([frozenset({(0, 0), (1, 1), (1, 2)})], [frozenset({(0, 0)})])
+    {'precision': 0.3333333333333333, 'recall': 1.0, 'f1': 0.5}
     """
     common = sum(len(a & b) for a, b in zip(read, planted, strict=True))
     ours, theirs = sum(map(len, read)), sum(map(len, planted))
-    return Score(common / ours if ours else 0.0, common / theirs if theirs else 0.0)
+    precision, recall = common / ours if ours else 0.0, common / theirs if theirs else 0.0
+    total = precision + recall
+    return {"precision": precision, "recall": recall, "f1": 2 * precision * recall / total if total else 0.0}
 
 
 def diagonal(pair: SentencePair) -> Links:
