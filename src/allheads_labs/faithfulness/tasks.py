@@ -100,9 +100,9 @@ def right_ones(twin: TwinBridge, task: str, count: int, seed: int) -> list[Promp
 
 
 def _different(template: Callable[[random.Random], Prompt], draw: random.Random, tries: int) -> Iterator[Prompt]:
-    seen = set()
+    texts = set()
     for _ in range(tries):
         prompt = template(draw)
-        if prompt.text not in seen:
-            seen.add(prompt.text)
+        if prompt.text not in texts:
+            texts.add(prompt.text)
             yield prompt

@@ -42,11 +42,11 @@ def side_by_side(source: TransformerBridge, tokens: Int[Tensor, "batch pos"]) ->
     twin = ah.convert(source)
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(source.cfg.n_layers)]
     with torch.no_grad(), twin.evaluated("slots"):
-        (ours, seen), (theirs, known) = (
+        (ours, twin_cache), (theirs, source_cache) = (
             model.run_with_cache(tokens, names_filter=names, return_cache_object=False) for model in (twin, source)
         )
-    gap = max(float((known[name] - seen[name]).abs().max()) for name in names)
-    return SideBySide(theirs[:, -1], ours[:, -1], torch.stack([known[name] for name in names]), gap)
+    gap = max(float((source_cache[name] - twin_cache[name]).abs().max()) for name in names)
+    return SideBySide(theirs[:, -1], ours[:, -1], torch.stack([source_cache[name] for name in names]), gap)
 
 
 def twin_digest(twin: TwinBridge) -> str:

@@ -47,10 +47,10 @@ class Task:
     @classmethod
     def of(cls, name: str, classes: tuple[str, ...], labels: Int[Tensor, " token"], seeds: int) -> Task:
         """With as many shuffles as ``seeds``, among the tokens that are asked about."""
-        asked, rows = (labels >= 0).nonzero()[:, 0], labels.repeat(1 + seeds, 1)
+        chosen, rows = (labels >= 0).nonzero()[:, 0], labels.repeat(1 + seeds, 1)
         for seed in range(seeds):
-            order = torch.randperm(len(asked), generator=torch.Generator().manual_seed(seed))
-            rows[1 + seed, asked] = labels[asked[order]]
+            order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))
+            rows[1 + seed, chosen] = labels[chosen[order]]
         return cls(name, classes, rows)
 
     @property
@@ -82,13 +82,13 @@ class Sums:
         self.G = torch.zeros(folds, parts, width + 1, width + 1, dtype=torch.float64)
         self.C = torch.zeros(folds, parts, width + 1, columns, dtype=torch.float64)
         self.hits = torch.zeros(folds, parts, task.taught.shape[0], dtype=torch.float64)
-        self.asked = torch.zeros(folds, dtype=torch.float64)
+        self.totals = torch.zeros(folds, dtype=torch.float64)
         self.probes: Float[Tensor, "fold part width column"] | None = None
 
     def add(self, fold: int, X: Float[Tensor, "part token width"], rows: Int[Tensor, " token"]) -> None:
         """What some tokens add; X ends with a constant."""
-        asked = self._asked(rows)
-        X, Y = X[:, asked], self.task.targets(rows[asked])
+        chosen = self._has_answer(rows)
+        X, Y = X[:, chosen], self.task.targets(rows[chosen])
         self.G[fold] += X.mT @ X
         self.C[fold] += X.mT @ Y
 
@@ -105,16 +105,16 @@ class Sums:
     def test(self, fold: int, X: Float[Tensor, "part token width"], rows: Int[Tensor, " token"]) -> None:
         """Count right answers on tokens of a fold that its probes have not seen."""
         assert self.probes is not None
-        asked = self._asked(rows)
-        answers = (X[:, asked] @ self.probes[fold]).unflatten(-1, (-1, len(self.task.classes))).argmax(-1)
-        self.hits[fold] += (answers == self.task.right[rows[asked], None]).double().sum(1)
-        self.asked[fold] += int(asked.sum())
+        chosen = self._has_answer(rows)
+        answers = (X[:, chosen] @ self.probes[fold]).unflatten(-1, (-1, len(self.task.classes))).argmax(-1)
+        self.hits[fold] += (answers == self.task.right[rows[chosen], None]).double().sum(1)
+        self.totals[fold] += int(chosen.sum())
 
     def accuracy(self) -> Float[Tensor, "fold part way"]:
         """Shares of right answers."""
-        return self.hits / self.asked[:, None, None]
+        return self.hits / self.totals[:, None, None]
 
-    def _asked(self, rows: Int[Tensor, " token"]) -> Bool[Tensor, " token"]:
+    def _has_answer(self, rows: Int[Tensor, " token"]) -> Bool[Tensor, " token"]:
         return self.task.right[rows] >= 0
 
 

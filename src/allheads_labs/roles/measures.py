@@ -91,11 +91,11 @@ def clarity(name: str, shares: Float[Tensor, "head attribute"]) -> float | None:
     return mutual_information(shares)
 
 
-def summary(seen: HeadActivations, batch: AttributeBatch) -> dict[str, object]:
+def summary(activations: HeadActivations, batch: AttributeBatch) -> dict[str, object]:
     """All that is measured at a point of training, as JSON."""
-    looked, carried = looks(seen.patterns, batch.kinds), carries(seen.outputs, batch.answers)
+    looked, carried = looks(activations.patterns, batch.kinds), carries(activations.outputs, batch.answers)
     return {
-        "accuracy": accuracies(seen.logits, batch).tolist(),
+        "accuracy": accuracies(activations.logits, batch).tolist(),
         "looks": looked.tolist(),
         "carries": carried.tolist(),
         "clarity": {"looks": clarity("looks", looked), "carries": clarity("carries", carried)},

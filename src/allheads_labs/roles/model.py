@@ -65,9 +65,9 @@ class Reader(PairModel):
         projection = self.body.transformer.h[layer].attn.c_proj
 
         def silence(_: nn.Module, given: Sequence[Tensor]) -> tuple[Tensor]:
-            said = given[0].unflatten(-1, (self.heads, -1)).clone()
-            said[:, -1, number] = 0
-            return (said.flatten(-2),)
+            heads = given[0].unflatten(-1, (self.heads, -1)).clone()
+            heads[:, -1, number] = 0
+            return (heads.flatten(-2),)
 
         handle = projection.register_forward_pre_hook(silence)
         try:

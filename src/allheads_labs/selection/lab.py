@@ -84,16 +84,16 @@ def attention(one: AttentionBlock, test: Sequences) -> dict[str, Any]:
     For fixed lags importance is 1 for the tokens that count and 0 for others.
     """
     with torch.no_grad():
-        seen = one.with_pattern(test.tokens)[1][..., :-1]
+        pattern = one.with_pattern(test.tokens)[1][..., :-1]
     three = test.importance.topk(len(LAGS), dim=-1).indices
-    every = test.importance[:, None].expand_as(seen)
+    every = test.importance[:, None].expand_as(pattern)
     one.frozen = True
     frozen = error(one, test)
     one.frozen = False
     return {
-        "correlation": float(rank_correlation(seen.mean(1), test.importance).mean()),
-        "heads": rank_correlation(seen, every).mean(0).tolist(),
-        "weight": float(seen.mean(1).gather(1, three).sum(1).mean()),
+        "correlation": float(rank_correlation(pattern.mean(1), test.importance).mean()),
+        "heads": rank_correlation(pattern, every).mean(0).tolist(),
+        "weight": float(pattern.mean(1).gather(1, three).sum(1).mean()),
         "error when frozen": frozen,
     }
 

@@ -130,9 +130,9 @@ def _relative(draw: torch.Generator, shape: tuple[int, int, int], fixed: torch.G
     # Importance is not a direction: it bends with another coordinate.
     raised = level + SHIFT * torch.randn(n, 1, generator=draw) - 0.5 * torch.sin(2 * others[..., 0])
     latent = torch.cat([raised[..., None], others], -1)
-    turn = torch.linalg.qr(torch.randn(d_token, d_token, generator=fixed))[0]
+    rotation = torch.linalg.qr(torch.randn(d_token, d_token, generator=fixed))[0]
     order = torch.rand(n, length, generator=draw).argsort(1)
-    tokens = (latent @ turn).gather(1, order[..., None].expand(-1, -1, d_token))
+    tokens = (latent @ rotation).gather(1, order[..., None].expand(-1, -1, d_token))
     return Sequences("relative", tokens, target, level.gather(1, order))
 
 

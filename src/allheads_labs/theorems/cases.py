@@ -59,9 +59,9 @@ def evaluated(x: Tensor, groups: list[Heads], dtype: torch.dtype) -> tuple[Tenso
     """What the heads write in ``dtype``, and how far rounding may move it there and in a float64 reference."""
     out, bound = torch.zeros_like(x), torch.zeros_like(x)
     for heads in groups:
-        seen = allowed(heads, len(x))
-        out = out + attend(x.to(dtype), heads.to(dtype), seen).double()
-        bound += rounding(x, heads, seen, dtype) + rounding(x, heads, seen, torch.float64)
+        mask = allowed(heads, len(x))
+        out = out + attend(x.to(dtype), heads.to(dtype), mask).double()
+        bound += rounding(x, heads, mask, dtype) + rounding(x, heads, mask, torch.float64)
     return out, bound
 
 

@@ -1,6 +1,6 @@
 r"""**A masking pattern can be weights.**
 
-*Claim.* For every boolean pattern ``seen [query key]`` without empty rows there is an attention head without a mask,
+*Claim.* For every boolean pattern ``mask [query key]`` without empty rows there is an attention head without a mask,
 on the stream augmented by a one-hot block for the positions (that of a bias token is its flag), whose patterns differ
 from the masked ones by as little as wanted.
 
@@ -131,15 +131,15 @@ def omega_within(tolerance: float | None, scores: MaskedScores) -> Omega:
     )
 
 
-def for_scores(x: Tensor, heads: Heads, seen: Bool[Tensor, "query key"], tolerance: float | None = None) -> Omega:
+def for_scores(x: Tensor, heads: Heads, mask: Bool[Tensor, "query key"], tolerance: float | None = None) -> Omega:
     """`omega_within` for the scores that these heads give these tokens."""
     size = heads.scale * (queries(x, heads).abs() @ keys(x, heads).abs().mT)
     if heads.bias_offsets is not None:
         size[:, :, len(x) :] += heads.bias_offsets.abs()[:, None]
     scores = MaskedScores(
-        spread=spread(x, heads, seen),
+        spread=spread(x, heads, mask),
         size=float(size.max()),
-        hidden=int((~seen).sum(-1).max()),
+        hidden=int((~mask).sum(-1).max()),
         keys=len(x) + heads.tokens,
         d_head=heads.W_O.shape[1],
         dtype=x.dtype,
@@ -147,23 +147,23 @@ def for_scores(x: Tensor, heads: Heads, seen: Bool[Tensor, "query key"], toleran
     return omega_within(tolerance, scores)
 
 
-def checked_mask(seen: Bool[Tensor, "query key"], shape: tuple[int, int]) -> Bool[Tensor, "query key"]:
+def checked_mask(mask: Bool[Tensor, "query key"], shape: tuple[int, int]) -> Bool[Tensor, "query key"]:
     """The mask, once it is boolean, of this shape and without empty rows; otherwise an error.
 
     >>> checked_mask(torch.eye(2).bool(), (2, 2)).shape
     torch.Size([2, 2])
     """
-    if seen.dtype != torch.bool:
-        raise AllHeadsError("a boolean mask", str(seen.dtype), "Write mask.bool(), True where a key is seen.")
-    if tuple(seen.shape) != shape:
+    if mask.dtype != torch.bool:
+        raise AllHeadsError("a boolean mask", str(mask.dtype), "Write mask.bool(), True where a key is seen.")
+    if tuple(mask.shape) != shape:
         remedy = "Bias tokens are the last keys; all heads share the mask."
-        raise AllHeadsError(f"a mask [query key] of shape {shape}", f"shape {tuple(seen.shape)}", remedy)
-    empty = (~seen.any(1)).nonzero()[:, 0].tolist()
+        raise AllHeadsError(f"a mask [query key] of shape {shape}", f"shape {tuple(mask.shape)}", remedy)
+    empty = (~mask.any(1)).nonzero()[:, 0].tolist()
     if empty:
         raise AllHeadsError(
             "a mask that leaves every query something to see", f"nothing in rows {empty}", "Let a token see itself."
         )
-    return seen
+    return mask
 
 
 def checked_omega(omega: float, dtype: torch.dtype) -> float:

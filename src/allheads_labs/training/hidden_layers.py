@@ -87,12 +87,12 @@ class HiddenHeads(nn.Module):
 
     def gates(self, x: Tensor) -> Tensor:
         """The patterns on self, ``[batch head pos]``."""
-        seen: list[Tensor] = []
+        patterns: list[Tensor] = []
         point = self.bank.hooks.hook_pattern_self
-        point.add_hook(lambda pattern, hook: seen.append(pattern))
+        point.add_hook(lambda pattern, hook: patterns.append(pattern))
         self.bank(x)
         point.remove_hooks()
-        return seen[0]
+        return patterns[0]
 
 
 def hidden_layer(form: Form, start: MLP, dropout: Dropout = "none", rate: float = 0.1) -> MLP | HiddenHeads:

@@ -49,20 +49,20 @@ def run(unit: Unit) -> dict[str, Any]:
     source = as_bridge(train(recipe, pairs, unit.seed), "toy translation")
     seconds = time.perf_counter() - started
     twin, test = convert(source), batch(held_out)
-    known = patterns(source, test)
+    of_model = patterns(source, test)
     with twin.evaluated("slots"):
-        seen = patterns(twin, test)
+        of_twin = patterns(twin, test)
         twin_exact = exact(translate(logits_of(twin), test), test.write)
     return {
         "training_seconds": seconds,
         "exact": exact(translate(logits_of(source), test), test.write),
-        "alignment": aligned(known, held_out, recipe.layers),
+        "alignment": aligned(of_model, held_out, recipe.layers),
         "twin": {
             "exact": twin_exact,
-            "pattern_gaps": {kind: _gap(known, seen, kind) for kind in KINDS.values()},
-            "alignment": aligned(seen, held_out, recipe.layers)["last layer"],
+            "pattern_gaps": {kind: _gap(of_model, of_twin, kind) for kind in KINDS.values()},
+            "alignment": aligned(of_twin, held_out, recipe.layers)["last layer"],
         },
-        "example": _example(known, seen, held_out),
+        "example": _example(of_model, of_twin, held_out),
     }
 
 
@@ -81,9 +81,9 @@ def patterns(model: TransformerBridge, given: TranslationBatch) -> dict[str, Ten
     return {short: cache[name] for name, short in names.items()}
 
 
-def aligned(seen: dict[str, Tensor], pairs: Sequence[SentencePair], layers: int) -> dict[str, dict[str, float]]:
+def aligned(attention: dict[str, Tensor], pairs: Sequence[SentencePair], layers: int) -> dict[str, dict[str, float]]:
     """Precision, recall and F1 of the links of cross-attention, heads averaged: of each layer, and of their mean."""
-    by_layer = [seen[f"cross {layer}"].mean(1) for layer in range(layers)]
+    by_layer = [attention[f"cross {layer}"].mean(1) for layer in range(layers)]
     weights = {f"layer {layer}": mean for layer, mean in enumerate(by_layer[:-1])} | {"last layer": by_layer[-1]}
     if layers > 1:
         weights["layers averaged"] = torch.stack(by_layer).mean(0)
@@ -92,11 +92,11 @@ def aligned(seen: dict[str, Tensor], pairs: Sequence[SentencePair], layers: int)
     return {name: score(sentences, [pair.links for pair in pairs]) for name, sentences in read.items()}
 
 
-def _gap(known: dict[str, Tensor], seen: dict[str, Tensor], kind: str) -> float:
-    return max(float((known[name] - seen[name]).abs().max()) for name in known if name.startswith(kind))
+def _gap(of_model: dict[str, Tensor], of_twin: dict[str, Tensor], kind: str) -> float:
+    return max(float((of_model[name] - of_twin[name]).abs().max()) for name in of_model if name.startswith(kind))
 
 
-def _example(known: dict[str, Tensor], seen: dict[str, Tensor], pairs: Sequence[SentencePair]) -> dict[str, Any]:
+def _example(of_model: dict[str, Tensor], of_twin: dict[str, Tensor], pairs: Sequence[SentencePair]) -> dict[str, Any]:
     """One sentence with all that was planted, if there is one, and its patterns, of the model and of the twin."""
     row = max(range(len(pairs)), key=lambda at: (_planted(pairs[at]), -len(pairs[at].source)))
     pair = pairs[row]
@@ -110,8 +110,8 @@ def _example(known: dict[str, Tensor], seen: dict[str, Tensor], pairs: Sequence[
         "source": [*pair.source, "</s>"],
         "target": [*pair.target, "</s>"],
         "links": sorted(pair.links),
-        "model": {name: cut(pattern, name.split()[0]) for name, pattern in known.items()},
-        "twin": {name: cut(pattern, name.split()[0]) for name, pattern in seen.items()},
+        "model": {name: cut(pattern, name.split()[0]) for name, pattern in of_model.items()},
+        "twin": {name: cut(pattern, name.split()[0]) for name, pattern in of_twin.items()},
     }
 
 
