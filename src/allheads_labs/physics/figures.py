@@ -32,34 +32,26 @@ def plot_trajectories(paths: Trajectories, energy: str | int | None = None) -> P
     traces = [_path(paths, at, name, values, title) for at, name in enumerate(names)]
     share = paths.explained.tolist()
     drawn = figure(traces, f"Paths through {points - 1} layers: {title}", height=640, x="", y="")
+    style = {"backgroundcolor": "rgba(0,0,0,0)", "gridcolor": LINE, "zerolinecolor": LINE, "color": INK}
     axes = {
-        axis: {
-            "title": {"text": f"direction {i + 1}: {100 * share[i]:.0f} %"},
-            "backgroundcolor": "rgba(0,0,0,0)",
-            "gridcolor": LINE,
-            "zerolinecolor": LINE,
-            "color": INK,
-        }
+        axis: style | {"title": {"text": f"direction {i + 1}: {100 * share[i]:.0f} %"}}
         for i, axis in enumerate(("xaxis", "yaxis", "zaxis"))
     }
     return drawn.update_layout(scene=axes, legend={"font": {"size": 10}})
 
 
 def _path(paths: Trajectories, at: int, name: str, values: Tensor, title: str) -> go.Scatter3d:
-    x, y, z = paths.projected[:, at].T.tolist()
     low, high = float(values.min()), float(values.max())
     marker = {"size": 3.5, "color": values[:, at].tolist(), "cmin": low, "cmax": high, "colorscale": _ENERGY}
     if at == 0:
         marker |= {"colorbar": {"title": {"text": title, "side": "right"}, "thickness": 12, "x": -0.1}}
     return go.Scatter3d(
-        x=x,
-        y=y,
-        z=z,
+        **dict(zip("xyz", paths.projected[:, at].T.tolist(), strict=True)),
         name=name,
         mode="lines+markers",
         line={"color": LINE, "width": 3},
         marker=marker,
-        customdata=[_next_step(paths, at, point) for point in range(len(x))],
+        customdata=[_next_step(paths, at, point) for point in range(len(paths.stream))],
         hovertemplate=f"{name}<br>%{{customdata}}<br>{title} %{{marker.color:.3g}}<extra></extra>",
     )
 
@@ -89,11 +81,6 @@ def plot_steps(paths: Trajectories) -> Picture:
         line={"color": LIMIT},
     )
     drawn = figure([*bars, turns], "Steps: who pushes, and how they turn", height=400, x="layer", y="push")
-    second = {
-        "title": {"text": "turn, degrees"},
-        "overlaying": "y",
-        "side": "right",
-        "range": [0, 180],
-        "showgrid": False,
-    }
+    title = {"text": "turn, degrees"}
+    second = {"title": title, "overlaying": "y", "side": "right", "range": [0, 180], "showgrid": False}
     return drawn.update_layout(barmode="stack", yaxis2=second, legend={"orientation": "h", "y": 1.1})
