@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from allheads_labs.kit.fitting import seeded
 from allheads_labs.kit.small_models import PairEmbedding, PairModel, decoder
 from allheads_labs.roles.task import ATTRIBUTES, D_VOCAB, KEYS, LENGTH, VALUES
 
@@ -30,8 +31,7 @@ class Reader(PairModel):
     def __init__(self, d_model: int, heads: int, layers: int, seed: int) -> None:
         super().__init__()
         self.heads = heads
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             self.embed = PairEmbedding(KEYS, ATTRIBUTES * VALUES, d_model, filler=False)
             self.body = decoder(D_VOCAB, LENGTH, d_model=d_model, n_heads=heads, n_layers=layers)
 

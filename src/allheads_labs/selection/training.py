@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from allheads_labs.kit.fitting import Recipe, cosine, fit
+from allheads_labs.kit.fitting import Recipe, cosine, fit, seeded
 from allheads_labs.selection.learners import Kind, learner
 from allheads_labs.selection.targets import Kind as Target
 from allheads_labs.selection.targets import Sequences
@@ -29,8 +29,7 @@ NOISE = 0.1
 def train(kind: Kind, known: Sequences, sizes: Sequence[int], *, steps: int, seed: int) -> list[nn.Module]:
     """A trained learner for each size, which has seen so many of the first sequences, in evaluation mode."""
     length, d_token = known.tokens.shape[1:]
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         made = [learner(kind, d_token, length, placed=known.kind != "relative")]
     made += [copy.deepcopy(made[0]) for _ in sizes[1:]]
     parameters, _ = stack_module_state(made)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from allheads_labs.kit.fitting import seeded
 from allheads_labs.kit.text import documentation
 from allheads_labs.training.hidden_layers import MLP, Dropout, Form, HiddenHeads, hidden_layer
 
@@ -47,8 +48,7 @@ class ByteTransformer(nn.Module):
 
     def __init__(self, seed: int) -> None:
         super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.embed = nn.Embedding(D_VOCAB, D_MODEL)
             self.positions = nn.Parameter(0.02 * torch.randn(CONTEXT, D_MODEL))
             self.blocks = nn.ModuleList(Block(_start()) for _ in range(N_LAYERS))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from allheads import AllHeadsError
 from allheads.progress import bar
-from allheads_labs.kit.fitting import Recipe, constant, fit
+from allheads_labs.kit.fitting import Recipe, constant, fit, seeded
 from allheads_labs.training.hidden_layers import Dropout, Form
 from allheads_labs.training.measures import evaluate, gate_statistics, parting
 from allheads_labs.training.model import CONTEXT, ByteTransformer, batch, byte_tokens
@@ -64,9 +64,8 @@ def train(setting: Setting, seed: int, steps: int) -> dict[str, Any]:
 
     recipe = Recipe(steps, RATE, constant, setting.weight_decay)
     started = time.perf_counter()
-    with bar(setting.name, total=steps) as progress, torch.random.fork_rng(devices=[]):
-        # Dropout draws from the global generator.
-        torch.default_generator.manual_seed(seed)
+    # Dropout draws from torch's global chance.
+    with bar(setting.name, total=steps) as progress, seeded(seed):
         fit([p for p in model.parameters() if p.requires_grad], loss, recipe, clip=lambda parameters: None)
     seconds = time.perf_counter() - started - evaluating
     measure(steps)

@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from allheads import AllHeadsError
+from allheads_labs.kit.fitting import seeded
 from allheads_labs.zoo.families import BARE, CHANGES, CLASSES, NATIVE, NOT_IN_FLOAT64, WITHOUT_CLASS
 from allheads_labs.zoo.inputs import random_inputs
 from allheads_labs.zoo.settings import POSITIONS, SMALL, VOCABULARY, small
@@ -101,9 +102,7 @@ def build(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Sa
         raise NotBuilt(name, WITHOUT_CLASS[name])
     if name in NOT_IN_FLOAT64 and dtype == torch.float64:
         raise NotBuilt(name, "its attention in transformers does not run in float64")
-    with _quiet(), torch.random.fork_rng(devices=[]):
-        # Unlike torch.manual_seed, this leaves other devices alone.
-        torch.default_generator.manual_seed(seed)
+    with _quiet(), seeded(seed):
         try:
             bridge = _native(dtype) if name == NATIVE else _bridge(name, _model(name, dtype), dtype)
         except (AllHeadsError, MemoryError):
