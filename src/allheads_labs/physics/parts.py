@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -103,9 +104,9 @@ def random_identity(seed: int, heads: int = 10, pos: int = 9, d_model: int = 24,
 def memory_shares(twin: TwinBridge, size: Size) -> dict[str, Any]:
     """The share of OV that M explains for every head, for random heads, and with the keys of other heads."""
     n_heads, d_model, d_head = read_attention(twin, 0).W_K.shape
-    layers = [read_attention(twin, layer) for layer in size.layers]
-    weights = [tuple(W.float() for W in (layer.W_K, layer.W_V, layer.W_O)) for layer in layers]
-    known = list(memories(twin, size.layers))
+    layers = map(partial(read_attention, twin), size.layers)
+    weights = [(layer.W_K.float(), layer.W_V.float(), layer.W_O.float()) for layer in layers]
+    known, count = list(memories(twin, size.layers)), len(size.layers)
     same, other, chance = [], [], []
     for W_K, W_V, W_O in bar("Memory", weights):
         # With grouped queries several heads have the same keys.
@@ -113,7 +114,7 @@ def memory_shares(twin: TwinBridge, size: Size) -> dict[str, Any]:
         same += key_share(W_K[:, None], W_V, W_O)[apart].tolist()
     shapes = ((d_model, d_head),) * 2 + ((d_head, d_model),)
     for draw in map(_seeded, range(size.seeds)):
-        order = (torch.arange(len(layers)) + torch.randint(1, max(2, len(layers)), (1,), generator=draw)) % len(layers)
+        order = (torch.arange(count) + torch.randint(1, max(2, count), (1,), generator=draw)) % count
         pairs = zip(order.tolist(), weights, strict=True)
         other.append(_mean(torch.stack([key_share(weights[number][0], W_V, W_O) for number, (_, W_V, W_O) in pairs])))
         chance.append(key_share(*(torch.randn(n_heads, *shape, generator=draw) for shape in shapes)).tolist())

@@ -42,18 +42,16 @@ def _gradients(part: Part) -> str:
 
 
 def _memory(part: Part) -> str:
-    shares, highest = _flat(part["shares"]), max(_flat(part["random"]))
+    shares, highest, same = _flat(part["shares"]), max(_flat(part["random"])), part["same_layer"]
     rows = [
-        ["all heads", ranged(shares).replace(")", ", over heads)")],
+        ["all heads", f"{ranged(shares)[:-1]}, over heads)"],
         ["random heads, by seed", ranged([statistics.mean(seed) for seed in part["random"]])],
         ["expected of random heads, d_head / d_model", f"{part['expected']:.3f}"],
-        ["OV with other keys of the same layer", f"{part['same_layer'] or 0:.3f}"],
+        *([["OV with other keys of the same layer", f"{same:.3f}"]] if same is not None else []),
         ["OV with the keys of another layer, by seed", ranged(part["other_layer"])],
         ["heads above every random one", f"{sum(share > highest for share in shares)} of {len(shares)}"],
         ["condition of W_K W_Q^T, median", f"{part['condition']:.0f}"],
     ]
-    if part["same_layer"] is None:
-        del rows[3]
     layers = [
         [f"L{layer}", *(f"{share:.2f}" for share in heads), f"{statistics.mean(heads):.3f}"]
         for layer, heads in zip(part["layers"], part["shares"], strict=True)

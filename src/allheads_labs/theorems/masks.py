@@ -76,13 +76,8 @@ def rounding_bound(omega: float, size: float, d_head: int, keys: int, dtype: tor
 class MaskedScores:
     """What the choice of omega needs to know of scores.
 
-    Attributes:
-        spread: no hidden score exceeds the largest seen score of its row by more.
-        size: ``scale sum_c |q_c| |k_c| + |offset|``, at most.
-        hidden: hidden keys in a row, at most.
-        keys: keys in a row.
-        d_head: without the one-hot block.
-        dtype: of the scores.
+    No hidden score exceeds the largest seen score of its row by more than ``spread``; ``scale sum_c |q_c| |k_c| +
+    |offset|`` is ``size`` at most; a row has ``keys``, of which ``hidden`` at most are; d_head is without the block.
     """
 
     spread: float
@@ -102,12 +97,7 @@ class MaskedScores:
 def omega_within(tolerance: float | None, scores: MaskedScores) -> Omega:
     """The omega for which leak and rounding together stay within the tolerance, or are least if none is given.
 
-    Args:
-        tolerance: the largest error of an entry of a pattern.
-        scores: that are to be masked.
-
-    Raises:
-        AllHeadsError: a tolerance that the dtype cannot give (the message has the best one).
+    Raises `AllHeadsError` for a tolerance that the dtype cannot give (the message has the best one).
 
     >>> omega_within(1e-5, MaskedScores(3, 9, 20, 21, 1, torch.float32)).bound <= 1e-5
     True
