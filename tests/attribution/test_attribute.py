@@ -9,6 +9,7 @@ import torch
 
 import allheads as ah
 from allheads.attribution import attribute as backward
+from allheads.attribution.freezing import freezing
 from allheads.attribution.rules import RULES, rule_named
 from allheads_labs import zoo
 
@@ -125,7 +126,7 @@ def test_all_direct_parts_sum_to_the_target(twins, name):
     twin, ids = twins(name)
     found = ah.attribute(twin, ids, 7)
     embedded = backward.ForwardCache(twin)
-    with torch.enable_grad(), backward.freezing(twin, RULES["value"]):
+    with torch.enable_grad(), freezing(twin, RULES["value"]):
         with embedded.recording():
             value = twin(ids)[0, -1, 7]
         end = embedded.activations[f"blocks.{len(twin.banks) - 1}.hook_resid_post"]

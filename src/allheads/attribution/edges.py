@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from allheads.attribution.constants import constants, only_biases_differ
+from allheads.attribution.constants import constants
 from allheads.attribution.forward_cache import ForwardCache
-from allheads.attribution.freezing import freezing, require_gradients
+from allheads.attribution.freezing import differentiable
 from allheads.attribution.question import Question
 from allheads.errors import AllHeadsError
 
@@ -141,13 +141,12 @@ def edges(question: Question) -> Iterator[Edges]:
 
     Raises `AllHeadsError` for a rule that does not freeze norms and gates.
     """
-    require_gradients()
     twin, ids, metric, rule = question.twin, question.ids, question.metric, question.rule
     if not (rule.norms and rule.gates):
         raise AllHeadsError("a rule that freezes norms and gates", repr(rule.name), "Use value, half, live or relp.")
     sides = tuple(f"blocks.{layer}.attn.hook_{side}" for layer in range(len(twin.layers)) for side in "qkv")
     points = (*metric.hook_points, *sides)
-    with torch.enable_grad(), only_biases_differ(twin), freezing(twin, rule, question.unfrozen) as frozen:
+    with differentiable(question) as frozen:
         whole = ForwardCache(twin, metric.hook_points)
         with whole.recording():
             value = metric.of(twin(ids), whole.activations)

@@ -19,7 +19,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from allheads.attribution.constants import only_biases_differ
 from allheads.attribution.frozen_twin import FrozenParts, entered
+from allheads.attribution.question import Question
 from allheads.attribution.rules import DEFAULT, RULES, Rule, rule_named
 from allheads.errors import AllHeadsError
 from allheads.twin.capture import EMBEDDINGS, capturing
@@ -41,6 +43,19 @@ def freezing(twin: TwinBridge, rule: Rule, unfrozen: tuple[str, ...] = ()) -> It
     """
     parts = FrozenParts(twin, rule)
     with entered(parts, unfrozen):
+        yield parts
+
+
+@contextmanager
+def differentiable(question: Question) -> Iterator[FrozenParts]:
+    """The twin frozen for a question, for a while, with gradients of what passes in it and of biases.
+
+    Raises `AllHeadsError` as `freezing` does, and inside `torch.inference_mode`.
+    """
+    if torch.is_inference_mode_enabled():
+        raise AllHeadsError("a place where gradients can be taken", "torch.inference_mode", "Leave it first.")
+    twin = question.twin
+    with torch.enable_grad(), freezing(twin, question.rule, question.unfrozen) as parts, only_biases_differ(twin):
         yield parts
 
 
@@ -82,12 +97,6 @@ def frozen(twin: TwinBridge, tokens: Texts, *, rule: str | Rule = DEFAULT) -> It
     with freezing(twin, chosen):
         _require_linear(twin, ids, chosen)
         yield twin
-
-
-def require_gradients() -> None:
-    """Raises `AllHeadsError` inside `torch.inference_mode`."""
-    if torch.is_inference_mode_enabled():
-        raise AllHeadsError("a place where gradients can be taken", "torch.inference_mode", "Leave it first.")
 
 
 def _require_linear(twin: TwinBridge, ids: Tensor, rule: Rule) -> None:

@@ -34,7 +34,7 @@ class FrozenParts:
         """What frozen parts add that does not depend on the input: shifts of norms, constants of plain neurons."""
         for path, calls in self.norms.items():
             for number, call in enumerate(calls, 1):
-                if call.shift.any():
+                if call.shift.requires_grad and call.shift.any():
                     name = "bias" if call.norm.shift.any() else "rounding"
                     yield f"{path}.{name}" + (f" in call {number}" if len(calls) > 1 else ""), call.module, call.shift
         for layer, gates in zip(self.twin.layers, self.gates, strict=False):

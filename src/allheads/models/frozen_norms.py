@@ -42,7 +42,7 @@ class FrozenCall:
     dtype: torch.dtype
 
     def __call__(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """Rows of the same positions. Raises `AllHeadsError` for other positions: scales belong to those of a prompt."""
+        """Rows of the same positions. Raises `AllHeadsError` for others: scales belong to those of one prompt."""
         positions, width = self.scale.shape[:-1], x.shape[-1]
         if x.ndim == len(positions) + 2:
             fits = x.shape[1:-1] == positions
@@ -98,7 +98,7 @@ class FrozenNorm:
         if self.recording:
             with torch.no_grad(), without_ends(self.called):
                 written = self.live(x, *more, **kwargs)
-            self.calls.append(self._recorded(x.detach(), written))
+            self.calls.append(self._recorded(x, written))
         out = self._call(self.calls)(x)
         return out if self.component is None else self.component.hook_out(out)
 
@@ -120,7 +120,7 @@ class FrozenNorm:
         if norm is None or not isinstance(written, Tensor) or written.shape != x.shape:
             raise _not_frozen(self.path, self.module, "")
         with torch.no_grad():
-            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
             out = written.to(wide)
             shift, direction = norm.shift.to(wide, copy=True), norm.direction(wide)
             size = direction.square().sum(-1, keepdim=True).clamp_min(torch.finfo(wide.dtype).tiny)
@@ -131,12 +131,15 @@ class FrozenNorm:
             close = _rounding(norm, wide, out, scale)
             missed = float((gap.norm(dim=-1, keepdim=True) / close).max())
             if not missed <= max(torch.finfo(dtype).eps for dtype in dtypes):
-                raise _not_frozen(self.path, self.module, f" that writes something else, off by {missed:.0e} of its size")
+                raise _not_frozen(
+                    self.path, self.module, f" that writes something else, off by {missed:.0e} of its size"
+                )
             if missed > torch.finfo(wide.dtype).eps:
                 shift = shift + gap
         one = x.ndim > 2 and len(x) == 1
         scale, shift = scale[0] if one else scale, shift[0] if one and shift.ndim > 1 else shift
-        return FrozenCall(self.module, norm, scale, shift.requires_grad_(torch.is_grad_enabled()), written.dtype)
+        # A constant matters where the stream does: not on the way to a frozen pattern.
+        return FrozenCall(self.module, norm, scale, shift.requires_grad_(x.requires_grad), written.dtype)
 
 
 def _rounding(norm: Norm, x: Tensor, out: Tensor, scale: Tensor) -> Tensor:
