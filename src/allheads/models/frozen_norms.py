@@ -76,6 +76,7 @@ class FrozenNorm:
         self.path, self.module, self.component, self.guard = path, module, component, guard
         self.live: Callable[..., Tensor] = self.called.forward
         self.calls: list[FrozenCall] | None = None
+        self.norm: Norm | None = None
         self.recording = False
         self._number = 0
 
@@ -95,11 +96,15 @@ class FrozenNorm:
             return self.live(*args, **kwargs)
         x, *more = args if args else (kwargs.pop(next(iter(kwargs))),)
         x = x if self.component is None else self.component.hook_in(x)
-        if self.recording:
+        if not self.recording:
+            out = self._call(self.calls)(x)
+        else:
             with torch.no_grad(), without_ends(self.called):
                 written = self.live(x, *more, **kwargs)
             self.calls.append(self._recorded(x, written))
-        out = self._call(self.calls)(x)
+            out = self._call(self.calls)(x)
+            if not (missed := self._missed(x, written, out)) <= self._eps(x, written):
+                raise _not_frozen(self.path, self.module, f" that writes something else, by {missed:.0e} of its size")
         return out if self.component is None else self.component.hook_out(out)
 
     def _call(self, calls: list[FrozenCall]) -> FrozenCall:
@@ -116,43 +121,46 @@ class FrozenNorm:
     def _recorded(self, x: Tensor, written: Tensor) -> FrozenCall:
         """The scale is read off what the norm itself makes of the input, whatever its formula for it."""
         with _called_instead(self.called, self.live):  # measuring it runs it
-            norm = known_norm(self.module, x.shape[-1])
+            norm = self.norm = known_norm(self.module, x.shape[-1])
         if norm is None or not isinstance(written, Tensor) or written.shape != x.shape:
             raise _not_frozen(self.path, self.module, "")
         with torch.no_grad():
             wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-            out = written.to(wide)
             shift, direction = norm.shift.to(wide, copy=True), norm.direction(wide)
             size = direction.square().sum(-1, keepdim=True).clamp_min(torch.finfo(wide.dtype).tiny)
-            scale = ((out - shift) * direction).sum(-1, keepdim=True) / size
-            gap = out - (scale * direction + shift)
-            # The coarsest of what comes, what goes, the weights, and float32, in which many norms compute.
-            dtypes = {torch.float32, x.dtype, written.dtype, *(weight.dtype for weight in self.module.parameters())}
-            close = _rounding(norm, wide, out, scale)
-            missed = float((gap.norm(dim=-1, keepdim=True) / close).max())
-            if not missed <= max(torch.finfo(dtype).eps for dtype in dtypes):
-                raise _not_frozen(
-                    self.path, self.module, f" that writes something else, off by {missed:.0e} of its size"
-                )
-            if missed > torch.finfo(wide.dtype).eps:
-                shift = shift + gap
+            scale = ((written.to(wide) - shift) * direction).sum(-1, keepdim=True) / size
+            if wide.dtype == torch.float64:
+                out = scale * direction + shift
+                if torch.finfo(wide.dtype).eps < self._missed(x, written, out) <= self._eps(x, written):
+                    shift = shift + written.to(wide) - out
         one = x.ndim > 2 and len(x) == 1
         scale, shift = scale[0] if one else scale, shift[0] if one and shift.ndim > 1 else shift
         # A constant matters where the stream does: not on the way to a frozen pattern.
         return FrozenCall(self.module, norm, scale, shift.requires_grad_(x.requires_grad), written.dtype)
 
+    @torch.no_grad()
+    def _missed(self, x: Tensor, written: Tensor, out: Tensor) -> float:
+        """How far ``out`` is off what the norm writes, row by row, at most: in units of what roundings can do.
 
-def _rounding(norm: Norm, x: Tensor, out: Tensor, scale: Tensor) -> Tensor:
-    """How far rounding may move what a norm writes, row by row and in units of the last place, as a length.
+        Products and sums move each entry by its own size, so a row by its length and the shift's. A mean of d entries
+        is off by log2(d) times their mean size, which scale and gain stretch.
+        """
+        assert self.norm is not None
+        wide, out = (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (written, out))
+        length = wide.norm(dim=-1, keepdim=True)
+        size = length + self.norm.shift.to(wide).norm()
+        if self.norm.centred:
+            x = x.to(wide)
+            direction = self.norm.direction(x).norm(dim=-1, keepdim=True)
+            stretch = size / direction.clamp_min(torch.finfo(wide.dtype).tiny) * self.norm.gain.to(wide).norm()
+            size = size + math.log2(x.shape[-1]) * stretch * x.abs().mean(-1, keepdim=True)
+        off = (wide - out).norm(dim=-1, keepdim=True)
+        return float((off / (_ROUNDINGS * size).clamp_min(torch.finfo(wide.dtype).tiny)).max())
 
-    Products and sums move each entry by its own size, so a row by its length, and the shift's. A mean of d entries is
-    off by log2(d) times the mean size, which scale and gain stretch.
-    """
-    size = out.norm(dim=-1, keepdim=True) + norm.shift.to(out).norm()
-    if norm.centred:
-        wide = math.log2(x.shape[-1]) * norm.gain.to(out).norm()
-        size = size + wide * scale.abs() * x.abs().mean(-1, keepdim=True)
-    return _ROUNDINGS * size.clamp_min(torch.finfo(size.dtype).tiny)
+    def _eps(self, x: Tensor, written: Tensor) -> float:
+        """The coarsest of what comes, what goes, the weights, and float32, in which many norms compute."""
+        dtypes = {torch.float32, x.dtype, written.dtype, *(weight.dtype for weight in self.module.parameters())}
+        return max(torch.finfo(dtype).eps for dtype in dtypes)
 
 
 def _not_frozen(path: str, module: nn.Module, how: str) -> AllHeadsError:
