@@ -1,4 +1,4 @@
-"""A frozen twin is the twin: its logits are the live ones, contexts nest, threads are told, and nothing stays behind."""
+"""A frozen twin has the live logits; contexts nest, other threads are told, and nothing stays behind."""
 
 from __future__ import annotations
 

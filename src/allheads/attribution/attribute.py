@@ -19,7 +19,7 @@ from torch import Tensor
 from allheads.attribution.attribution import Attribution
 from allheads.attribution.constants import constants, layers_of
 from allheads.attribution.forward_cache import ForwardCache
-from allheads.attribution.freezing import differentiable
+from allheads.attribution.freezing import ULPS, differentiable
 from allheads.attribution.frozen_twin import FrozenParts
 from allheads.attribution.metric import Metric, Target
 from allheads.attribution.question import Question
@@ -29,9 +29,6 @@ from allheads.errors import AllHeadsError
 from allheads.twin.capture import EMBEDDINGS
 from allheads.twin.prompt import Texts
 from allheads.twin.twin import TwinBridge
-
-#: Completeness that rounding allows, relative to the sum of absolute contributions, in units of the last place.
-_ULPS = 2.0**10
 
 
 def attribute(
@@ -114,7 +111,7 @@ def by_source(question: Question) -> Tensor:
         carried = (
             torch.einsum("hds,she->dhe", pattern.to(v), v) if v.shape == z.shape else torch.full_like(z, torch.inf)
         )
-        if not (carried - z).norm() <= _ULPS * torch.finfo(pattern.dtype).eps * z.norm():
+        if not (carried - z).norm() <= ULPS * torch.finfo(pattern.dtype).eps * z.norm():
             raise AllHeadsError(
                 f"heads that write their pattern times {names[2]}",
                 f"{twin.cfg.architecture}, whose {names[0]} is something else",
@@ -227,7 +224,7 @@ def _adds_up(cache: ForwardCache, position: int) -> bool:
     first, end = (cache.activations[name][0, position].detach() for name in (cache.streams[0], cache.end))
     added = [cache.activations[name][0, position].detach() for name in cache.added]
     size = sum(float(part.abs().max()) for part in added)
-    return bool((sum(added, first) - end).abs().max() <= _ULPS * torch.finfo(end.dtype).eps * size)
+    return bool((sum(added, first) - end).abs().max() <= ULPS * torch.finfo(end.dtype).eps * size)
 
 
 def _checked(result: Attribution, dtype: torch.dtype) -> Attribution:
@@ -235,7 +232,7 @@ def _checked(result: Attribution, dtype: torch.dtype) -> Attribution:
 
     Raises `AllHeadsError` if one does not: the architecture has something that the rule does not freeze.
     """
-    close = _ULPS * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    close = ULPS * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
     last = len(result.stream) - 1
     gap = result.target_value - result.cut(last)
     if abs(gap) > close * max(abs(result.target_value), float(result.stream[last].abs().sum())):

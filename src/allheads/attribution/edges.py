@@ -64,9 +64,9 @@ class Edges:
     def into_target(self) -> IncomingEdges:
         """What is written straight into the target; its constants are what remains of it."""
         parts = self._parts(self.value, torch.ones_like(self.value)[None])
-        heads, neurons, embeddings = (each[0] for each in parts)
+        heads, neurons, embeddings = (part[0] for part in parts)
         total = float(self.value.detach())
-        rest = total - sum(float(each.sum()) for each in (heads, neurons, embeddings))
+        rest = total - sum(float(part.sum()) for part in (heads, neurons, embeddings))
         return IncomingEdges("V", total, heads, neurons, embeddings, rest)
 
     def into_heads(self, layer: int, entries: Sequence[Entry]) -> Iterator[tuple[Entry, list[IncomingEdges]]]:
@@ -81,8 +81,8 @@ class Edges:
             for row, (head, position) in enumerate(chunk):
                 seeds[row, 0, position, head] = gradient[0, position, head]
             backs = torch.autograd.grad(read, tensors, seeds, is_grads_batched=True, retain_graph=True)
-            found = [self._sums(*each) for each in zip(sides, tensors, backs, zeros, strict=True)]
-            yield from ((entry, [side[row] for side in found]) for row, entry in enumerate(chunk))
+            flows = [self._sums(*side) for side in zip(sides, tensors, backs, zeros, strict=True)]
+            yield from ((entry, [side[row] for side in flows]) for row, entry in enumerate(chunk))
 
     def into_neurons(self, layer: int, entries: Sequence[Entry]) -> Iterator[tuple[Entry, list[IncomingEdges]]]:
         """Edges into neurons ``(neuron, position)`` of a layer. Neurons at several positions share a row."""
@@ -107,7 +107,7 @@ class Edges:
 
     def _sums(self, side: Side, tensor: Tensor, back: Tensor, zero: Tensor) -> list[IncomingEdges]:
         heads, neurons, embeddings = self._parts(tensor, back)
-        totals, constants = ((back * each.detach()).flatten(1).sum(1).tolist() for each in (tensor, zero))
+        totals, constants = ((back * read.detach()).flatten(1).sum(1).tolist() for read in (tensor, zero))
         rows = zip(totals, heads, neurons, embeddings, constants, strict=True)
         return [IncomingEdges(side, *row) for row in rows]
 

@@ -28,8 +28,8 @@ from allheads.twin.capture import EMBEDDINGS, capturing
 from allheads.twin.prompt import Texts, prompt_ids
 from allheads.twin.twin import TwinBridge
 
-#: Rounding of a forward pass, relative to the largest entry of the stream, in units of the last place.
-_ULPS = 2.0**10
+#: What rounding may do in a forward pass, relative to the size of what is summed, in units of the last place.
+ULPS = 2.0**10
 
 
 @contextmanager
@@ -108,7 +108,7 @@ def _require_linear(twin: TwinBridge, ids: Tensor, rule: Rule) -> None:
     whole, none, mirrored = (_stream(twin, ids, point, factor) for factor in (1.0, 0.0, -2.0))
     gap = float((mirrored - (3.0 * none - 2.0 * whole)).abs().max())
     size = max(float(stream.abs().max()) for stream in (whole, none, mirrored))
-    if not gap <= _ULPS * torch.finfo(whole.dtype).eps * size:
+    if not gap <= ULPS * torch.finfo(whole.dtype).eps * size:
         raise AllHeadsError(
             f"a twin that is linear under rule {rule.name!r}",
             f"{twin.cfg.architecture}, off a line by {gap / size:.0e} of its stream",
