@@ -90,8 +90,8 @@ def confirm(question: Question, parts: Sequence[Part], target_value: float) -> C
 
     In the frozen twin the prediction is exact for changes of any size, so parts are changed enough to measure: by a
     multiple of what they write that moves the target by 10. Where the end of the network is curved (a cap), or the
-    target is, the frozen twin is exact up to there only, and shows the curve. In the live twin they write zero; patterns, gates and norms
-    answer to that, and how well the prediction holds is the honest limit of the rule.
+    target is, it is exact up to there only. In the live twin parts write zero; patterns, gates and norms answer to
+    that, and how well the prediction holds is the honest limit of the rule.
 
     Raises `AllHeadsError` if there are no parts, if the target is inside the network, or if the twin has changed since:
     its target is not ``target_value`` any more.
