@@ -121,7 +121,7 @@ def _scales_to_one_length(module: nn.Module, widths: set[int]) -> bool | None:
     if len(weights) > 2 or any(weight.ndim != 1 for weight in weights):
         return False
     # A norm without weights may still want one width, of those that the network has.
-    streams = weights[:1] or [torch.zeros(width) for width in sorted(widths)]
+    streams: list[Tensor] = [*weights[:1]] or [torch.zeros(width) for width in sorted(widths)]
     answers = (ignores_size(module, like.expand(1, 16, len(like))) for like in streams)
     return next((answer for answer in answers if answer is not None), None)
 
