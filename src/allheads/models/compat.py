@@ -31,6 +31,7 @@ __all__ = [
     "use_attention_kernel",
     "version",
     "weights_processed",
+    "without_ends",
     "wrap",
     "wrappers",
 ]
@@ -81,6 +82,17 @@ def named_components(bridge: nn.Module, prefix: str = "") -> Iterator[tuple[str,
             path = f"{prefix}{name}"
             yield path, child
             yield from named_components(child, f"{path}.")
+
+
+@contextmanager
+def without_ends(component: nn.Module) -> Iterator[None]:
+    """Let a bridge component compute without the hook points at its beginning and end, for a while."""
+    ends = {name: component._modules[name] for name in ("hook_in", "hook_out") if name in component._modules}
+    component._modules.update(dict.fromkeys(ends, nn.Identity()))
+    try:
+        yield
+    finally:
+        component._modules.update(ends)
 
 
 def weights_processed(model: TransformerBridge) -> bool:
