@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from allheads.disk import digest, replaced_folder
+from allheads.disk import digest, recover, replaced_folder
 from allheads.errors import AllHeadsError
-from allheads.store.record import FILE, Record, damaged, read_record
+from allheads.store.record import FILE, FileRecord, Record, damaged, read_record
 
 
 @contextmanager
@@ -17,6 +17,7 @@ def replacing(target: Path) -> Iterator[Path]:
 
     Raises `AllHeadsError` if ``target`` exists and is no saved twin, or cannot be written.
     """
+    recover(target.parent)
     _require_free(target)
     try:
         with replaced_folder(target) as scratch:
@@ -27,9 +28,12 @@ def replacing(target: Path) -> Iterator[Path]:
         ) from cause
 
 
-def listing(folder: Path) -> dict[str, tuple[int, str]]:
+def listing(folder: Path) -> dict[str, FileRecord]:
     """Size and SHA-256 of every file of a folder, ``twin.json`` excepted."""
-    return {name: _described(folder / name) for name in sorted(_names(folder) - {FILE})}
+    return {
+        name: FileRecord((folder / name).stat().st_size, digest(folder / name))
+        for name in sorted(_names(folder) - {FILE})
+    }
 
 
 def check(folder: Path, record: Record) -> None:
@@ -65,7 +69,3 @@ def _require_free(target: Path) -> None:
 
 def _names(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-
-
-def _described(path: Path) -> tuple[int, str]:
-    return path.stat().st_size, digest(path)
