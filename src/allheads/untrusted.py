@@ -50,7 +50,7 @@ def fitted(content: object, kind: type[T], context: object = None) -> T:
 
 
 def parsed(text: str | bytes, kind: type[T], limit: int = JSON) -> T:
-    """JSON as a value of this type; not nested more than 200 deep, without NaN, infinities and halves of characters.
+    """JSON as a value of this type; not nested more than 200 deep, without halves of characters.
 
     >>> parsed("[" * 1000, list)
     Traceback (most recent call last):
@@ -58,7 +58,7 @@ def parsed(text: str | bytes, kind: type[T], limit: int = JSON) -> T:
     ValueError: recursion limit exceeded at line 1 column 202
     """
     _bounded(len(text), limit)
-    return fitted(from_json(text, allow_inf_nan=False), kind)
+    return fitted(from_json(text), kind)
 
 
 def read_json(path: Path, kind: type[T], limit: int = JSON) -> T:
@@ -73,7 +73,7 @@ def read_tensors(path: Path, names: set[str] | None = None) -> tuple[dict[str, s
     """
     from safetensors import safe_open
 
-    _bounded(int.from_bytes(_contents(path, None, first=8), "little"), HEADER)
+    check_header(path)
     try:
         with safe_open(path, "pt") as file:
             found = set(file.keys())
@@ -84,6 +84,11 @@ def read_tensors(path: Path, names: set[str] | None = None) -> tuple[dict[str, s
         raise
     except Exception as error:  # safetensors and torch have many for sizes that cannot be
         raise ValueError(str(error).partition("\n")[0]) from error
+
+
+def check_header(path: Path) -> None:
+    """Raise `ValueError` if a safetensors file has a header that would take long to read, or `OSError`."""
+    _bounded(int.from_bytes(_contents(path, None, first=8), "little"), HEADER)
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -304,6 +304,8 @@ def _chunks(groups: list[Heads], positions: int, width: int) -> Iterator[Heads]:
 def load(path: str | Path) -> Pure:
     """Read and check a file. Raises ValueError, with the reason, unless it is whole and holds a pure model."""
     try:
+        if not Path(path).is_file():  # to read a pipe would be to wait
+            raise ValueError("no file")
         with Path(path).open("rb") as file:
             if int.from_bytes(file.read(8), "little") > HEADER:
                 raise ValueError(f"a header of more than {HEADER:,} bytes")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from pydantic import NonNegativeInt, PlainValidator, StringConstraints, ValidationInfo
+from pydantic import FiniteFloat, NonNegativeInt, PlainValidator, StringConstraints, ValidationInfo
 
 from allheads.errors import AllHeadsError
 from allheads.gates import serialization
@@ -42,6 +42,7 @@ def _dtype(name: Any) -> torch.dtype:
 
 
 Dtype = Annotated[torch.dtype, PlainValidator(_dtype)]
+#: Names of what is in transformers; one with a slash would be fetched from elsewhere.
 Kernel = Literal["attn_implementation", "experts_implementation"]
 Digest = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
@@ -71,7 +72,7 @@ class SourceRecord:
     architecture: str
     network: str
     model_name: str
-    kernels: dict[Kernel, str | None]
+    kernels: dict[Kernel, Annotated[str, StringConstraints(pattern=r"^\w+$")] | None]
     prepends_bos: bool
     config: dict[str, Any] | None
     sha256: dict[str, Digest]
@@ -89,7 +90,7 @@ class Record:
     """A saved twin; ``files`` has every other file in its folder."""
 
     standalone: bool
-    tolerance: float
+    tolerance: FiniteFloat
     source: SourceRecord
     banks: list[BankRecord]
     files: dict[str, FileRecord]
