@@ -204,7 +204,7 @@ def test_files_elsewhere_are_not_read(saved):
         (lambda c: c["gates"][0]["heads"][0].update(alpha=[]), "gates as ah.save writes them"),
         (lambda c: c["gates"].append(3), "gates|1: "),
         (lambda c: c["files"]["twin.safetensors"].update(bytes=-1), "files.twin.safetensors"),
-        (lambda c: c["files"].update({"nul\0": c["files"]["twin.safetensors"]}), "no file"),
+        (lambda c: c["files"].update({"nul\0": c["files"]["twin.safetensors"]}), "embedded null"),
     ],
 )
 def test_other_contents(saved, change, message):

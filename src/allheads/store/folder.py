@@ -39,12 +39,15 @@ def listing(folder: Path) -> dict[str, FileRecord]:
 def check(folder: Path, record: Record) -> None:
     """Raise `AllHeadsError` if a file that the record names is missing or not as it was written."""
     for name, (size, checksum) in record.files.items():
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
-            raise damaged(folder, f"no file {name}")
-        # The size first: it is free, and a truncated file need not be read.
-        if path.stat().st_size != size or digest(path) != checksum:
-            raise damaged(folder, f"{name} without its checksum")
+        try:
+            path = (folder / name).resolve()
+            inside = path.is_relative_to(folder.resolve()) and path.is_file()
+            # The size first: it is free, and a truncated file need not be read.
+            same = inside and path.stat().st_size == size and digest(path) == checksum
+        except (OSError, ValueError, RuntimeError) as cause:  # names that cannot be; links in circles
+            raise damaged(folder, f"{name!r} that cannot be read ({cause})") from cause
+        if not same:
+            raise damaged(folder, f"{name} without its checksum" if inside else f"no file {name}")
 
 
 def _require_free(target: Path) -> None:
