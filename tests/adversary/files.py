@@ -3,8 +3,8 @@
     python -m tests.adversary.files --count 5000 --seed 0
 
 prints attempts, answers and failures by format and kind of damage. *Right* is bit for bit what the whole file gives.
-Where a format has no checksums (a model's index says nothing of its weights; GGUF) or somebody has sealed a forgery, any
-answer will do that is not another error.
+Where a format has no checksums (a configuration, GGUF) or somebody has sealed a forgery, any answer will do that is not
+another error.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests.models.test_gguf import write_gguf
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import allheads as ah
@@ -38,7 +39,6 @@ from allheads.disk import tensor_digest
 from allheads.models import pretrained
 from allheads.pure import runner
 from allheads.untrusted import sealed
-from tests.models.test_gguf import write_gguf
 
 SECONDS, BYTES = 5.0, 2**30
 Damage = Callable[[bytes, random.Random], bytes]
