@@ -6,7 +6,6 @@ The last window of a text may be shorter. A text in a file is tokenised some 64 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -18,6 +17,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from allheads.disk import digest
 from allheads.errors import AllHeadsError
 from allheads.twin.prompt import described
 from allheads.twin.twin import TwinBridge
@@ -111,7 +111,7 @@ def survey(twin: TwinBridge, texts: Texts, context: int) -> tuple[dict[str, str 
 
     Raises `AllHeadsError` for ids outside the vocabulary and for a corpus without a position that can be counted.
     """
-    digest, counts = hashlib.sha256(), torch.zeros(twin.cfg.d_vocab, dtype=torch.int64)
+    corpus, counts = "", torch.zeros(twin.cfg.d_vocab, dtype=torch.int64)
     count, last, longest = 0, -1, 0
     for window in windows(twin, texts, context):
         ids = torch.tensor(window.ids)
@@ -122,11 +122,13 @@ def survey(twin: TwinBridge, texts: Texts, context: int) -> tuple[dict[str, str 
                 "Use the model's tokenizer.",
             )
         counts += torch.bincount(ids, minlength=len(counts))
-        digest.update(f"{window.text} {window.start} ".encode() + ids.numpy().tobytes())
+        corpus = digest(
+            corpus, f"{window.text} {window.start} ", ids.numpy().tobytes()
+        )  # of what came before, and this
         count, last, longest = count + 1, window.text, max(longest, len(opening(twin)) + len(ids))
     if longest < 2:
         raise AllHeadsError("texts with a second token", "none", "A window's first position is left out.")
-    return {"corpus": digest.hexdigest(), "texts": last + 1, "windows": count}, counts
+    return {"corpus": corpus, "texts": last + 1, "windows": count}, counts
 
 
 def opening(twin: TwinBridge) -> list[int]:

@@ -10,6 +10,7 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import huggingface_hub.constants
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -25,6 +26,7 @@ __all__ = [
     "named_components",
     "network_module",
     "network_path",
+    "offline",
     "points_hidden",
     "scan_hooks",
     "tree_leaves",
@@ -139,6 +141,17 @@ def make_network(network_class: Any, config: Any, **options: Any) -> Any:
     """A network of transformers from its configuration, with any weights: none are drawn."""
     with no_init_weights(), torch.random.fork_rng(devices=[]):
         return network_class._from_config(config, **options)
+
+
+@contextmanager
+def offline(really: bool = True) -> Iterator[None]:
+    """Let the Hugging Face libraries refuse the network, whatever a file that they read names."""
+    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    huggingface_hub.constants.HF_HUB_OFFLINE = before or really
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE = before
 
 
 def forget_quantisation(model: Any) -> None:

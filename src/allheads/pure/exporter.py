@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,7 @@ def save(model: Pure, path: str | Path) -> None:
     node = _packed(model, tensors, "model")
     tensors = {name: _apart(tensor) for name, tensor in tensors.items()}
     header = {"version": VERSION, "checksums": {k: checksum(v) for k, v in tensors.items()}, "model": node}
+    header["checksum"] = zlib.crc32(json.dumps(header).encode())
     write_tensors(path, tensors, {FORMAT: json.dumps(header)})
 
 

@@ -101,7 +101,7 @@ def _close(a: float, b: float) -> bool:
 
 
 def _source_by_name(folder: Path, record: Record, device: str | torch.device) -> TransformerBridge:
-    """The source, by the name that `ah.load` was given."""
+    """The source, by the name that `ah.load` was given, on this machine: a file does not decide where we look."""
     if record.source.name is None:
         raise AllHeadsError(
             f"the source of the twin in {folder}, which was not loaded with ah.load",
@@ -109,12 +109,12 @@ def _source_by_name(folder: Path, record: Record, device: str | torch.device) ->
             "Give it: ah.load(folder, source=bridge). With standalone=True, ah.save needs no source.",
         )
     try:
-        return pretrained.load(record.source.name, dtype=record.source.dtype, device=device)
+        return pretrained.load(record.source.name, dtype=record.source.dtype, device=device, network=False)
     except AllHeadsError as cause:
         raise AllHeadsError(
             f"the source of the twin in {folder}, {record.source.name}",
             f"none: expected {cause.expected}, got {cause.got}",
-            "Bring it back, or give it: ah.load(folder, source=ah.load(...)).",
+            f"Bring it back, or give it: ah.load(folder, source=ah.load({record.source.name!r})).",
         ) from cause
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
 
 from allheads.gates.approximation import DEFAULT_TOLERANCE
 from allheads.verification.layers import LayerProof
@@ -38,7 +39,7 @@ class Thresholds:
         1e-08
         """
         coarse = max(1.0, tolerance / DEFAULT_TOLERANCE, torch.finfo(dtype).eps / torch.finfo(torch.float32).eps)
-        return cls(min(0.5, 5e-4 * coarse), min(1e-3, 1e-8 * coarse**2))
+        return cls(min(0.5, 5e-4 * coarse), min(1e-3, 1e-8 * coarse * coarse))
 
 
 @dataclass(frozen=True)
@@ -139,11 +140,11 @@ class Report:
         yield _summary(self)
         yield _closest(self)
         for failure in self.failures:
-            yield f"[red]{failure}[/red]"
+            yield Text(failure, style="red")
 
     def __str__(self) -> str:
         """The table as text."""
-        console = Console(width=100, record=True, file=io.StringIO())
+        console = Console(width=100, record=True, file=io.StringIO(), markup=False, emoji=False)
         console.print(self)
         return console.export_text()
 
@@ -155,8 +156,8 @@ def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _summary(report: Report) -> Table:
-    verdict = "[green]the same[/green]" if report.passed else "[red]NOT the same[/red]"
-    table = Table(title=f"{report.model}: source and twin are {verdict}")
+    verdict, style = ("the same", "green") if report.passed else ("NOT the same", "red")
+    table = Table(title=f"{report.model}: source and twin are {verdict}", title_style=style)
     table.add_column(f"{report.texts} texts, {report.tokens} tokens, {report.dtype}")
     for name in report.columns:
         table.add_column(name, justify="right")
