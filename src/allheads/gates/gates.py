@@ -28,7 +28,6 @@ from torch import Tensor
 from allheads.errors import AllHeadsError
 from allheads.gates.activations import Activation
 
-
 #: A plain sum whose alphas were rounded drifts from its activation in proportion to ``|t|``: it is certified this far.
 DRIFT_REACH = 1e5
 #: Half of float64's eps, and room for the roundings of the bounds themselves.

@@ -1,0 +1,171 @@
+"""Everything of a twin that is no bank of heads: is it the source's, value by value?
+
+A text reaches few weights: no other position, token or expert, and no attention but on one token. So both networks are
+gone through module by module, bridge components included: classes, parameters, buffers (stored with the model or not),
+numbers and other settings that a module keeps beside them, configurations, functions put in the place of methods, and
+how many hooks there are. What a twin shares with its source is the same memory, and costs no comparison.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+
+from allheads.models.bridge import TransformerBridge
+from allheads.models.compat import called, network_module, network_path
+from allheads.models.mlps import ReplacedMLP, activation_of
+
+#: What torch and TransformerLens keep in a module beside its settings: hooks and where they are registered, modes, and
+#: what the last run left behind.
+_BOOKKEEPING = {*vars(nn.Module()), "fwd_hooks", "bwd_hooks", "ctx", "hook_aliases", "submodules"}
+_LEFT_BEHIND = re.compile(r"_fired|_capture|_pattern$|_attn_scores$|hook_|gradient_checkpointing|.*_states?$")
+#: Values that are compared as they are.
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, set, frozenset)
+
+
+def differences(source: TransformerBridge, twin: TransformerBridge, replaced: Iterable[ReplacedMLP]) -> list[str]:
+    """What differs outside the banks, each as a phrase that begins with its path in the network."""
+    units = list(replaced)
+    mine, theirs = _modules(source, units), _modules(twin, units)
+    found = [f"{network_path(path)}: only in the source" for path in mine if path not in theirs]
+    found += [f"{network_path(path)}: only in the twin" for path in theirs if path not in mine]
+    compared: set[tuple[int, int]] = set()
+    for path in mine:
+        if path in theirs:
+            found += (f"{network_path(path)}{phrase}" for phrase in _differing(mine[path], theirs[path], compared))
+    return list(dict.fromkeys(found))
+
+
+def difference(source: Any, twin: Any) -> str | None:
+    """How a tensor or a setting of the twin differs from the source's, in words; None if it does not.
+
+    >>> difference(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5]))
+    '1 of 2 entries differ, by up to 0.5'
+    >>> difference(1e-5, 1e-6)
+    '1e-06 in the twin, 1e-05 in the source'
+    """
+    if not isinstance(source, Tensor) or not isinstance(twin, Tensor):
+        return None if _same(source, twin, set()) else f"{_shown(twin)} in the twin, {_shown(source)} in the source"
+    if (source.shape, source.dtype) != (twin.shape, twin.dtype):
+        return f"{_kind(twin)} in the twin, {_kind(source)} in the source"
+    if _one_memory(source, twin) or torch.equal(mine := source.detach(), theirs := twin.detach().to(source.device)):
+        return None
+    other = (mine != theirs) & ~(mine.isnan() & theirs.isnan()) if mine.is_floating_point() else mine != theirs
+    if not other.any():
+        return None
+    largest = float((mine[other].double() - theirs[other].double()).abs().max())
+    return f"{int(other.sum())} of {other.numel()} entries differ, by up to {largest:.3g}"
+
+
+def _modules(model: TransformerBridge, units: list[ReplacedMLP]) -> dict[str, nn.Module]:
+    """Modules of a bridged network by path, without its MLPs, or the banks in their place."""
+    network = model.original_model
+    roots: list[object] = []
+    barred: set[int] = set()
+    for unit in units:
+        roots += [called(network, unit.reads), called(network, unit.writes)]
+        if unit.site.inside is not None:
+            owner, name = activation_of(unit.site, network_module(called(network, unit.site.path)))
+            # The bridge's component wraps the whole layer here: only its own hook points stand for the MLP.
+            component = _component(model, unit)
+            roots += [getattr(owner, name), *(() if component is None else hook_points(component))]
+            barred.add(id(component))
+    barred |= {id(inner) for root in roots if isinstance(root, nn.Module) for inner in root.modules()}
+    return {path: module for path, module in network.named_modules() if id(module) not in barred}
+
+
+def _component(model: TransformerBridge, unit: ReplacedMLP) -> nn.Module | None:
+    """What the bridge shows at the MLP's name, if it goes that deep."""
+    module: nn.Module | None = model
+    for part in unit.site.location.name.split("."):
+        module = None if module is None else module._modules.get(part)
+    return module
+
+
+def _differing(mine: nn.Module, theirs: nn.Module, compared: set[tuple[int, int]]) -> Iterator[str]:
+    if type(mine) is not type(theirs):
+        yield f": a {type(theirs).__name__} in the twin, a {type(mine).__name__} in the source"
+        return
+    tensors = [dict([*m.named_parameters(recurse=False), *m.named_buffers(recurse=False)]) for m in (mine, theirs)]
+    for name in dict.fromkeys([*tensors[0], *tensors[1]]):
+        phrase = difference(*(tensors_of.get(name) for tensors_of in tensors))
+        if phrase is not None:
+            yield f".{name}: {phrase}"
+    yield from _differing_settings(mine, theirs, compared)
+    if hooks(mine) != hooks(theirs):
+        yield f": {hooks(theirs)} hooks in the twin, {hooks(mine)} in the source"
+
+
+def hooks(module: nn.Module) -> int:
+    """How many functions of a user see, and may change, what a module reads and writes."""
+    if isinstance(module, HookPoint):
+        return len(module.fwd_hooks)
+    functions = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return sum(not str(getattr(function, "__module__", "")).startswith("transformer") for function in functions)
+
+
+def hook_points(component: nn.Module) -> list[HookPoint]:
+    """The hook points of a bridge component itself."""
+    return [child for child in component.children() if isinstance(child, HookPoint)]
+
+
+def _differing_settings(mine: nn.Module, theirs: nn.Module, compared: set[tuple[int, int]]) -> Iterator[str]:
+    settings = [_settings(module) for module in (mine, theirs)]
+    for name in dict.fromkeys([*settings[0], *settings[1]]):
+        if all(name in each for each in settings):
+            a, b = (each[name] for each in settings)
+            if not _same(a, b, compared):
+                yield f".{name}: {difference(a, b) or f'another {type(b).__name__}'}"
+        elif not name.startswith("_"):
+            where = "source" if name in settings[0] else "twin"
+            yield f".{name}: only in the {where}"
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    kept = vars(module).items()
+    return {name: value for name, value in kept if name not in _BOOKKEEPING and not _LEFT_BEHIND.match(name)}
+
+
+def _same(a: Any, b: Any, compared: set[tuple[int, int]]) -> bool:
+    """Are two settings the same? Modules in them are met elsewhere, and each pair of objects is compared once."""
+    if a is b or isinstance(a, nn.Module) or (id(a), id(b)) in compared:
+        return True
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return difference(a, b) is None
+    # Classes made inside a function are made anew for each bridge.
+    if (type(a).__module__, type(a).__qualname__) != (type(b).__module__, type(b).__qualname__):
+        return False
+    if isinstance(a, _PLAIN):
+        return bool(a == b or (a != a and b != b))
+    compared.add((id(a), id(b)))
+    if isinstance(a, (tuple, list)):
+        return len(a) == len(b) and all(_same(x, y, compared) for x, y in zip(a, b, strict=True))
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(_same(a[key], b[key], compared) for key in a)
+    if callable(a) and not hasattr(a, "__dict__"):
+        return True
+    if callable(a):
+        return _code(a) is _code(b)
+    return all(_same(vars(a)[name], vars(b)[name], compared) for name in getattr(a, "__dict__", ()) if name in vars(b))
+
+
+def _code(function: Callable[..., Any]) -> object:
+    """What a function, or a bound method, runs."""
+    return getattr(getattr(function, "__func__", function), "__code__", type(function))
+
+
+def _one_memory(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.stride() == b.stride() and a.device == b.device and a.numel() > 0
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _shown(value: Any) -> str:
+    return _kind(value) if isinstance(value, Tensor) else repr(value)[:60]
