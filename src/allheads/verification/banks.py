@@ -16,11 +16,11 @@ from allheads.heads.bank import HeadBank
 from allheads.heads.edited import EditedHeads
 from allheads.heads.mixture import MixtureBank
 from allheads.models.compat import called, network_module
+from allheads.models.differences import difference, hook_points, hooks
 from allheads.models.graft import HeadBankBridge
 from allheads.models.mlps import MLP, ReplacedMLP, activation_of
 from allheads.twin.domain import Domain, needs_domain
 from allheads.twin.twin import Layer, TwinBridge
-from allheads.verification.untouched import difference, hook_points, hooks
 
 #: Domains that were measured on the same random input agree to this, in any dtype.
 _SAME_DOMAIN = 1e-2

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from allheads.errors import AllHeadsError
 from allheads.models.bridge import TransformerBridge
+from allheads.models.differences import differences
 from allheads.models.experts import rows_of
 from allheads.models.mlps import ReplacedMLP
 from allheads.models.observe import (
@@ -43,7 +44,6 @@ from allheads.verification.logits import (
 )
 from allheads.verification.reach import unreached
 from allheads.verification.report import Report, Thresholds
-from allheads.verification.untouched import differences
 
 
 def verify(

@@ -1,4 +1,4 @@
-"""Everything of a twin that is no bank of heads: is it the source's, value by value?
+"""What differs, value by value, between two bridges of one network, outside the MLPs and the banks in their place.
 
 A text reaches few weights: no other position, token or expert, and no attention but on one token. So both networks are
 gone through module by module, bridge components included: classes, parameters, buffers (stored with the model or not),
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
 from allheads.models.bridge import TransformerBridge
 from allheads.models.compat import called, network_module, network_path
@@ -32,8 +33,12 @@ def differences(source: TransformerBridge, twin: TransformerBridge, replaced: It
     """What differs outside the banks, each as a phrase that begins with its path in the network."""
     units = list(replaced)
     mine, theirs = _modules(source, units), _modules(twin, units)
-    found = [f"{network_path(path)}: only in the source" for path in mine if path not in theirs]
-    found += [f"{network_path(path)}: only in the twin" for path in theirs if path not in mine]
+    found = [
+        f"{network_path(path)}: only in the {where}"
+        for where, these, others in (("source", mine, theirs), ("twin", theirs, mine))
+        for path, module in these.items()
+        if path not in others and not _inert(module)
+    ]
     compared: set[tuple[int, int]] = set()
     for path in mine:
         if path in theirs:
@@ -85,6 +90,12 @@ def _component(model: TransformerBridge, unit: ReplacedMLP) -> nn.Module | None:
     for part in unit.site.location.name.split("."):
         module = None if module is None else module._modules.get(part)
     return module
+
+
+def _inert(module: nn.Module) -> bool:
+    """Is it one of the bridge's own boxes, which only hand on what they are given?"""
+    boxes = (nn.Module, GeneralizedComponent, HookPoint)
+    return type(module) in boxes and "forward" not in vars(module) and not hooks(module) and not module._parameters
 
 
 def _differing(mine: nn.Module, theirs: nn.Module, compared: set[tuple[int, int]]) -> Iterator[str]:
