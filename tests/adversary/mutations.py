@@ -412,18 +412,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     counts: Counter[tuple[str, str]] = Counter()
-    missed = []
-    for found in attempts(options.count, options.seed):
+    for number, found in enumerate(attempts(options.count, options.seed), 1):
         counts[found.kind, found.outcome] += 1
         counts["all", found.outcome] += 1
         if found.outcome == "missed":
-            missed.append(found)
             print(found, flush=True)
+        if number % 200 == 0 or number == options.count:
+            _print(counts)
+    raise SystemExit(bool(counts["all", "missed"]))
+
+
+def _print(counts: Counter[tuple[str, str]]) -> None:
     print(f"{'kind':24}{'attempts':>10}{'caught':>10}{'harmless':>10}{'missed':>10}")
     for kind in (*KINDS, "all"):
         outcomes = [counts[kind, outcome] for outcome in ("caught", "harmless", "missed")]
-        print(f"{kind:24}" + "".join(f"{number:>10}" for number in (sum(outcomes), *outcomes)))
-    raise SystemExit(bool(missed))
+        print(f"{kind:24}" + "".join(f"{number:>10}" for number in (sum(outcomes), *outcomes)), flush=True)
 
 
 if __name__ == "__main__":

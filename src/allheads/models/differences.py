@@ -24,7 +24,9 @@ from allheads.models.mlps import ReplacedMLP, activation_of
 #: What torch and TransformerLens keep in a module beside its settings: hooks and where they are registered, modes, and
 #: what the last run left behind.
 _BOOKKEEPING = {*vars(nn.Module()), "fwd_hooks", "bwd_hooks", "ctx", "hook_aliases", "submodules"}
-_LEFT_BEHIND = re.compile(r"_fired|_capture|_pattern$|_attn_scores$|hook_|gradient_checkpointing|.*_states?$")
+_LEFT_BEHIND = re.compile(
+    r"_fired|_capture|_pattern$|_attn_scores$|hook_(?!conversion)|gradient_checkpointing|.*_states?$|.*name$|.*path$"
+)
 #: Values that are compared as they are.
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, set, frozenset)
 
@@ -47,17 +49,17 @@ def differences(source: TransformerBridge, twin: TransformerBridge, replaced: It
 
 
 def difference(source: Any, twin: Any) -> str | None:
-    """How a tensor or a setting of the twin differs from the source's, in words; None if it does not.
+    """How a tensor of the twin differs from the source's, in words; None if it does not.
 
     >>> difference(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5]))
     '1 of 2 entries differ, by up to 0.5'
-    >>> difference(1e-5, 1e-6)
-    '1e-06 in the twin, 1e-05 in the source'
+    >>> difference(torch.zeros(2), None)
+    'None in the twin, float32 [2] in the source'
     """
     if not isinstance(source, Tensor) or not isinstance(twin, Tensor):
-        return None if _same(source, twin, set()) else f"{_shown(twin)} in the twin, {_shown(source)} in the source"
+        return None if source is twin else f"{_shown(twin)} in the twin, {_shown(source)} in the source"
     if (source.shape, source.dtype) != (twin.shape, twin.dtype):
-        return f"{_kind(twin)} in the twin, {_kind(source)} in the source"
+        return f"{_shown(twin)} in the twin, {_shown(source)} in the source"
     if _one_memory(source, twin) or torch.equal(mine := source.detach(), theirs := twin.detach().to(source.device)):
         return None
     other = (mine != theirs) & ~(mine.isnan() & theirs.isnan()) if mine.is_floating_point() else mine != theirs
@@ -129,40 +131,48 @@ def _differing_settings(mine: nn.Module, theirs: nn.Module, compared: set[tuple[
     settings = [_settings(module) for module in (mine, theirs)]
     for name in dict.fromkeys([*settings[0], *settings[1]]):
         if all(name in each for each in settings):
-            a, b = (each[name] for each in settings)
-            if not _same(a, b, compared):
-                yield f".{name}: {difference(a, b) or f'another {type(b).__name__}'}"
+            phrase = _apart(*(each[name] for each in settings), compared)
+            if phrase is not None:
+                yield f".{name}{phrase}"
         elif not name.startswith("_"):
             where = "source" if name in settings[0] else "twin"
             yield f".{name}: only in the {where}"
 
 
-def _settings(module: nn.Module) -> dict[str, Any]:
-    kept = vars(module).items()
+def _settings(thing: Any) -> dict[str, Any]:
+    kept = getattr(thing, "__dict__", {}).items()
     return {name: value for name, value in kept if name not in _BOOKKEEPING and not _LEFT_BEHIND.match(name)}
 
 
-def _same(a: Any, b: Any, compared: set[tuple[int, int]]) -> bool:
-    """Are two settings the same? Modules in them are met elsewhere, and each pair of objects is compared once."""
+def _apart(a: Any, b: Any, compared: set[tuple[int, int]]) -> str | None:
+    """Where and how two settings differ; None if they do not.
+
+    Modules in them are met elsewhere, and each pair of objects is compared once.
+    """
     if a is b or isinstance(a, nn.Module) or (id(a), id(b)) in compared:
-        return True
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return difference(a, b) is None
+        return None
     # Classes made inside a function are made anew for each bridge.
-    if (type(a).__module__, type(a).__qualname__) != (type(b).__module__, type(b).__qualname__):
-        return False
+    other_kind = (type(a).__module__, type(a).__qualname__) != (type(b).__module__, type(b).__qualname__)
+    if isinstance(a, Tensor) or other_kind:
+        phrase = difference(a, b)
+        return None if phrase is None else f": {phrase}"
     if isinstance(a, _PLAIN):
-        return bool(a == b or (a != a and b != b))
+        return None if a == b or (a != a and b != b) else f": {_shown(b)} in the twin, {_shown(a)} in the source"
     compared.add((id(a), id(b)))
-    if isinstance(a, (tuple, list)):
-        return len(a) == len(b) and all(_same(x, y, compared) for x, y in zip(a, b, strict=True))
-    if isinstance(a, Mapping):
-        return a.keys() == b.keys() and all(_same(a[key], b[key], compared) for key in a)
-    if callable(a) and not hasattr(a, "__dict__"):
-        return True
     if callable(a):
-        return _code(a) is _code(b)
-    return all(_same(vars(a)[name], vars(b)[name], compared) for name in getattr(a, "__dict__", ()) if name in vars(b))
+        return None if _code(a) is _code(b) else ": another function"
+    if isinstance(a, (tuple, list)):
+        a, b = dict(enumerate(a)), dict(enumerate(b))
+    if isinstance(a, Mapping):
+        if a.keys() != b.keys():
+            return f": {_shown(list(b))} in the twin, {_shown(list(a))} in the source"
+        return _first((f"[{key!r}]", _apart(a[key], b[key], compared)) for key in a)
+    mine, theirs = _settings(a), _settings(b)
+    return _first((f".{name}", _apart(mine[name], theirs[name], compared)) for name in mine if name in theirs)
+
+
+def _first(phrases: Iterable[tuple[str, str | None]]) -> str | None:
+    return next((f"{where}{phrase}" for where, phrase in phrases if phrase is not None), None)
 
 
 def _code(function: Callable[..., Any]) -> object:
@@ -174,9 +184,9 @@ def _one_memory(a: Tensor, b: Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() and a.stride() == b.stride() and a.device == b.device and a.numel() > 0
 
 
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-
-
 def _shown(value: Any) -> str:
-    return _kind(value) if isinstance(value, Tensor) else repr(value)[:60]
+    return (
+        f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+        if isinstance(value, Tensor)
+        else repr(value)[:60]
+    )

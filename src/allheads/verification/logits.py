@@ -89,4 +89,5 @@ def closed_limit(noise: float | None, largest: float, banks: int, dtype: torch.d
     Both compute the same numbers, in another order at most: within a few times the source's own noise, or, where no
     second kernel shows it, one rounding of the output for each bank.
     """
-    return _NOISES * max(noise or 0.0, torch.finfo(dtype).eps * largest * max(_LEAST, banks))
+    rounding = torch.finfo(dtype).eps * largest
+    return _NOISES * max(noise or 0.0, rounding * (_LEAST if noise else max(_LEAST, banks)))
