@@ -122,15 +122,6 @@ def test_an_edit_that_changes_nothing_still_passes(tiny, tokens):
     assert ah.verify(source, twin, tokens).passed
 
 
-def test_leaving_the_domain_is_counted(tiny, tokens):
-    source = tiny("llama")
-    twin = ah.convert(source)
-    twin.banks[2].gates = replace(twin.banks[2].gates, domain=1.0)
-    report = ah.verify(source, twin, tokens)
-    assert report.domain_violations > 0
-    assert "outside the certified domain" in " ".join(report.failures)
-
-
 def test_the_report(tiny, tokens):
     source = tiny("gpt2")
     report = ah.verify(source, ah.convert(source), [tokens[0], tokens[1:]])

@@ -89,12 +89,13 @@ def named_components(bridge: nn.Module, prefix: str = "") -> Iterator[tuple[str,
 @contextmanager
 def without_ends(component: nn.Module) -> Iterator[None]:
     """Let a bridge component compute without the hook points at its beginning and end, for a while."""
-    ends = {name: component._modules[name] for name in ("hook_in", "hook_out") if name in component._modules}
-    component._modules.update(dict.fromkeys(ends, nn.Identity()))
+    modules: dict[str, nn.Module | None] = component._modules
+    ends = {name: modules[name] for name in ("hook_in", "hook_out") if name in modules}
+    modules.update({name: nn.Identity() for name in ends})
     try:
         yield
     finally:
-        component._modules.update(ends)
+        modules.update(ends)
 
 
 def weights_processed(model: TransformerBridge) -> bool:
