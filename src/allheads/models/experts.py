@@ -17,7 +17,19 @@ from torch import Tensor, nn
 
 from allheads.errors import AllHeadsError
 from allheads.models.find_mlps import MLPLocation
-from allheads.models.formulas import CLOSE, ROWS, SPANS, MLPFormula, ProjectionSlice, Split, formulas, halves, in_dtype
+from allheads.models.formulas import (
+    CLOSE,
+    ROWS,
+    SAMPLES,
+    SPANS,
+    MLPFormula,
+    ProjectionSlice,
+    Split,
+    formulas,
+    halves,
+    in_dtype,
+    shows_activation,
+)
 from allheads.models.mlps import MLP, ReplacedMLP, check_finite
 from allheads.models.observe import Activations
 
@@ -37,6 +49,8 @@ def read_experts(site: MLPLocation, module: nn.Module) -> ReplacedMLP:
     layout = next((layout for layout in _layouts(module) if _fits(layout, exact, 0)), None)
     misfits = (number for number in range(count) if layout is None or not _fits(layout, exact, number))
     wrong = next(misfits, None)
+    if layout is not None and wrong is None and not shows_activation(module, layout[1].activation):
+        wrong = None if _fits(layout, exact, 0, SAMPLES) else 0
     if layout is None or wrong is not None:
         raise AllHeadsError(
             "experts that compute out(f(gate(x)) * in(x)) or out(f(in(x)))",
@@ -104,13 +118,13 @@ def _layouts(module: nn.Module) -> Iterator[Layout]:
             yield from ((transposed, formula) for formula in formulas(splits, "out"))
 
 
-def _fits(layout: Layout, module: nn.Module, number: int) -> bool:
-    """Does an expert write what the formula says?"""
+def _fits(layout: Layout, module: nn.Module, number: int, samples: int = 0) -> bool:
+    """Does an expert write what the formula says, for so many preactivations in each span?"""
     transposed, formula = layout
     projections = _projections(module, number, transposed)
     (first, bias), (last, bias_out) = projections.values()
     generator = torch.Generator().manual_seed(number)
-    x = torch.randn(ROWS, len(first), generator=generator).to(first)
+    x = torch.randn(max(ROWS, samples // first.shape[1]), len(first), generator=generator).to(first)
     with torch.no_grad():
         largest = float((x @ first).abs().max())
         for span in SPANS:
