@@ -21,12 +21,14 @@ from allheads.models.find_mlps import MLPLocation
 from allheads.models.formulas import (
     CLOSE,
     ROWS,
+    SAMPLES,
     MLPFormula,
     ProjectionSlice,
     Split,
     formulas,
     halves,
     in_dtype,
+    shows_activation,
     spanned,
 )
 from allheads.models.mlps import MLP, ReplacedMLP, check_finite
@@ -49,6 +51,8 @@ def read_experts(found: MLPLocation, module: nn.Module) -> ReplacedMLP:
     layout = next((layout for layout in _layouts(module) if _fits(layout, exact, 0)), None)
     misfits = (number for number in range(count) if layout is None or not _fits(layout, exact, number))
     wrong = next(misfits, None)
+    if layout is not None and wrong is None and not shows_activation(module, layout[1].activation):
+        wrong = None if _fits(layout, exact, 0, SAMPLES) else 0
     if layout is None or wrong is not None:
         raise AllHeadsError(
             "experts that compute out(f(gate(x)) * in(x)) or out(f(in(x)))",
@@ -118,13 +122,14 @@ def _layouts(module: nn.Module) -> Iterator[Layout]:
             yield from ((transposed, formula) for formula in formulas(splits, "out"))
 
 
-def _fits(layout: Layout, module: nn.Module, number: int) -> bool:
-    """Does an expert write what the formula says?"""
+def _fits(layout: Layout, module: nn.Module, number: int, samples: int = 0) -> bool:
+    """Does an expert write what the formula says, for so many preactivations in each span?"""
     transposed, formula = layout
     projections = _projections(module, number, transposed).values()
     (first, bias), (last, bias_out) = ((weight.read(), bias.read()) for weight, bias in projections)
     assert first is not None and last is not None
-    x = torch.randn(ROWS, len(first), generator=torch.Generator().manual_seed(number)).to(first)
+    generator = torch.Generator().manual_seed(number)
+    x = torch.randn(max(ROWS, samples // first.shape[1]), len(first), generator=generator).to(first)
     with torch.no_grad():
         rows = spanned(x, [x @ first])
         theirs = run_expert(module, number, rows)
