@@ -73,7 +73,7 @@ def read_tensors(path: Path, names: set[str] | None = None) -> tuple[dict[str, s
     """
     from safetensors import safe_open
 
-    check_header(path)
+    header_size(path)
     try:
         with safe_open(path, "pt") as file:
             found = set(file.keys())
@@ -86,9 +86,11 @@ def read_tensors(path: Path, names: set[str] | None = None) -> tuple[dict[str, s
         raise ValueError(str(error).partition("\n")[0]) from error
 
 
-def check_header(path: Path) -> None:
-    """Raise `ValueError` if a safetensors file has a header that would take long to read, or `OSError`."""
-    _bounded(int.from_bytes(_contents(path, None, first=8), "little"), HEADER)
+def header_size(path: Path) -> int:
+    """Bytes of the header of a safetensors file. Raises `ValueError` if it would take long to read, or `OSError`."""
+    size = int.from_bytes(_contents(path, None, first=8), "little")
+    _bounded(size, HEADER)
+    return size
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:

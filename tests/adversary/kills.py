@@ -112,6 +112,7 @@ def killed(writer: Writer, path: Path, version: int, event: int) -> bool:
     """Write in a process that is killed before its n-th event. Was it?"""
     if child := os.fork():
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == KILLED
+    torch.set_num_threads(1)  # the threads of a pool are not in a fork
     seen = 0
 
     def watch(name: str, arguments: tuple[Any, ...]) -> None:

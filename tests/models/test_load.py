@@ -346,6 +346,19 @@ def test_indices_are_bounded_and_have_a_form(folder, content):
     load(folder)
 
 
+@pytest.mark.parametrize(
+    "name", ["num_hidden_layers", "vocab_size", "hidden_size", "max_position_embeddings", "head_dim"]
+)
+@pytest.mark.parametrize("number", [2**31, 10**400])
+def test_a_configuration_of_more_than_there_is(folder, name, number):
+    edit_config(folder, **{name: number})
+    started = time.process_time()
+    refused(f"got {name} of ", folder)
+    edit_config(folder, **{name: 1, "text_config": {name: number}})
+    refused(f"got {name} of ", folder)
+    assert time.process_time() - started < 5
+
+
 def test_adapters_are_refused(folder):
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/name"}')
     refused("a whole model in tiny-llama, got an adapter", folder)

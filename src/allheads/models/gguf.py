@@ -21,7 +21,7 @@ from allheads.disk import digest
 from allheads.errors import AllHeadsError
 from allheads.models.cache import cached_folder
 from allheads.models.compat import forget_quantisation, offline
-from allheads.models.reading import explained, no_progress_bars, read_model
+from allheads.models.reading import explained, no_progress_bars, read_model, require_plausible
 
 # Part of every copy's name: raise it when the content of a copy changes.
 FORMAT = 1
@@ -65,6 +65,9 @@ def _unpack(path: Path, folder: Path) -> None:
         ):
             bar.set_description(f"{title}: header")
             config = AutoConfig.from_pretrained(where, trust_remote_code=False, **source)
+            with path.open("rb") as file:
+                count = int.from_bytes(file.read(16)[8:], "little")
+            require_plausible(config.to_dict(), count, path.stat().st_size)
             bar.update()
             bar.set_description(f"{title}: weights")
             model = read_model(where, config, dtype=torch.float32, **source)

@@ -15,8 +15,8 @@ from allheads.disk import named_path
 from allheads.errors import AllHeadsError
 from allheads.models.compat import offline
 from allheads.models.gguf import unpacked
-from allheads.models.reading import explained
-from allheads.untrusted import check_header, fitted, read_json
+from allheads.models.reading import explained, require_plausible
+from allheads.untrusted import fitted, header_size, read_json
 
 #: Models inside Python packages, by short name: the package, its GGUF file, and the command that installs it. The file
 #: is found without importing the package, whose own requirements need not be installed.
@@ -126,6 +126,7 @@ def _check_files(path: Path, names: list[str]) -> None:
         shards = {shard for index in indices for shard in fitted(index, dict[str, str]).values()}
         if pickles := sorted(shard for shard in shards if not shard.endswith(".safetensors")):
             raise ValueError(f"weights in {pickles[0]}, which is no safetensors file")
+        headers = weights = 0
         for name in sorted({*names, *shards}):
             file = (path / name).resolve()
             if not any(file.is_relative_to(home) for home in homes):
@@ -133,7 +134,9 @@ def _check_files(path: Path, names: list[str]) -> None:
             if not (file.is_file() or (file.is_dir() and name not in shards)):
                 raise ValueError(f"{name}, which is no file" if file.exists() else f"no {name}")
             if name.endswith(".safetensors"):
-                check_header(file)
+                headers, weights = headers + header_size(file), weights + file.stat().st_size
+        # A tensor takes some fifty bytes in a header.
+        require_plausible(configs["config.json"], headers // 50, weights)
     except (OSError, ValueError, RuntimeError) as cause:  # links may go round in circles
         raise AllHeadsError(
             f"a readable model in the folder {path.name}",

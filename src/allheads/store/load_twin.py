@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from itertools import chain, zip_longest
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,12 +26,13 @@ from allheads.models.descriptions import bridge_like, differing, fill
 from allheads.models.mlps import MLP
 from allheads.models.observe import evaluating
 from allheads.models.origin import state
-from allheads.models.reading import explained
+from allheads.models.reading import explained, require_plausible
 from allheads.store.folder import check
 from allheads.store.record import BankRecord, Record, read_record
 from allheads.store.tensors import digests, read_tensor_files, set_tensors
 from allheads.twin import convert
 from allheads.twin.twin import TwinBridge
+from allheads.untrusted import read_json
 
 #: Factors are measured, and their last digits may differ from machine to machine.
 SAME = 1e-9
@@ -125,6 +127,9 @@ def _source_from_tensors(
     source = record.source
     with explained("a device that this PyTorch can use", 'Try device="cpu".'):
         torch.empty(1, device=device)
+    with explained(f"a configuration in {folder}", "Save the twin again."):
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        require_plausible(read_json(folder / "config.json", dict[str, Any]), len(tensors), size)
     model = bridge_like(vars(source), folder, source.dtype, device)
     fill(model, tensors)
     set_tensors(model, tensors)
