@@ -6,19 +6,20 @@ them; widths are small, and every tokenizer is SmolLM2's with the special tokens
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from allheads.disk import replaced_folder
+from allheads.disk import cache_root, digest, replaced_folder
+from allheads.models.reading import no_progress_bars
 from allheads.models.sources import find_source
-from allheads_labs.zoo.families import CHANGES, CLASSES
+from allheads_labs.zoo.families import CHANGES
 from allheads_labs.zoo.settings import small
 from allheads_labs.zoo.weights import randomise
 
@@ -36,7 +37,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "hf-internal-testing/tiny-random-gpt2": ("GPT2LMHeadModel", _GPT2),
     "hyper-accel/tiny-random-gpt2": ("GPT2LMHeadModel", _GPT2),
     "Intel/tiny-random-gpt2": ("GPT2LMHeadModel", _GPT2),
-    "roneneldan/TinyStories-1M": ("GPTNeoForCausalLM", _NEO | {"hidden_size": 64, "num_heads": 16, "num_layers": 8, "attention_types": [[["global", "local"], 4]]}),
+    "roneneldan/TinyStories-1M": (
+        "GPTNeoForCausalLM",
+        _NEO | {"hidden_size": 64, "num_heads": 16, "num_layers": 8, "attention_types": [[["global", "local"], 4]]},
+    ),
     "roneneldan/TinyStories-33M": ("GPTNeoForCausalLM", _NEO),
     "EleutherAI/gpt-neo-125M": ("GPTNeoForCausalLM", _NEO),
     "hf-internal-testing/tiny-random-GPTNeoForCausalLM": ("GPTNeoForCausalLM", _NEO),
@@ -104,10 +108,19 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "nvidia/NVIDIA-Nemotron-Nano-9B-v2": ("NemotronHForCausalLM", {}),
     "microsoft/bitnet-b1.58-2B-4T-bf16": ("BitNetForCausalLM", {}),
     "openai-community/openai-gpt": ("OpenAIGPTLMHeadModel", {}),
-    "google-bert/bert-base-cased": ("BertForMaskedLM", {"num_hidden_layers": 12, "num_attention_heads": 12, "hidden_size": 96, "max_position_embeddings": 512}),
+    "google-bert/bert-base-cased": (
+        "BertForMaskedLM",
+        {"num_hidden_layers": 12, "num_attention_heads": 12, "hidden_size": 96, "max_position_embeddings": 512},
+    ),
     "hf-internal-testing/tiny-random-BertForMaskedLM": ("BertForMaskedLM", {"max_position_embeddings": 512}),
-    "distilbert/distilroberta-base": ("RobertaForMaskedLM", {"max_position_embeddings": 514, "num_hidden_layers": 6, "num_attention_heads": 12, "hidden_size": 96}),
-    "google-t5/t5-small": ("T5ForConditionalGeneration", {"num_layers": 6, "num_heads": 8, "d_model": 64, "d_kv": 8, "d_ff": 256}),
+    "distilbert/distilroberta-base": (
+        "RobertaForMaskedLM",
+        {"max_position_embeddings": 514, "num_hidden_layers": 6, "num_attention_heads": 12, "hidden_size": 96},
+    ),
+    "google-t5/t5-small": (
+        "T5ForConditionalGeneration",
+        {"num_layers": 6, "num_heads": 8, "d_model": 64, "d_kv": 8, "d_ff": 256},
+    ),
     "google/long-t5-tglobal-base": ("LongT5ForConditionalGeneration", {}),
     "google/pegasus-xsum": ("PegasusForConditionalGeneration", {}),
     "facebook/blenderbot-400M-distill": ("BlenderbotForConditionalGeneration", {}),
@@ -139,28 +152,28 @@ _STARTED = ("Llama", "Mistral", "Gemma", "Cohere", "Granite")
 _MASKED = ("Bert", "Roberta")
 
 
-def build(hub: Path) -> dict[str, str]:
-    """Make every model that is not there yet; returns why some could not be made."""
-    missing = {}
-    hub.mkdir(parents=True, exist_ok=True)
-    for name in [*MODELS, *ALSO]:
-        target = hub / f"models--{name.replace('/', '--')}"
-        if target.exists():
-            continue
-        kind, changes = MODELS[ALSO.get(name, name)]
-        with contextlib.ExitStack() as stack:
-            try:
-                folder = stack.enter_context(replaced_folder(target))
-                _save(folder / "snapshots" / _REVISION, kind, changes)
-                (folder / "refs").mkdir()
-                (folder / "refs" / "main").write_text(_REVISION)
-            except Exception as error:
-                missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-                stack.pop_all()
-                import shutil
+def build() -> Path:
+    """Make every model that is not there yet, for these settings; returns what ``HF_HOME`` is to be."""
+    home = cache_root() / "peers" / f"models-{digest(Path(__file__))[:16]}"
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "hub").mkdir(exist_ok=True)
+    for name, (kind, changes) in MODELS.items():
+        target = folder(home, name).parent.parent
+        if not target.exists():
+            with replaced_folder(target) as scratch:
+                _save(scratch / "snapshots" / _REVISION, kind, changes)
+                (scratch / "refs").mkdir()
+                (scratch / "refs" / "main").write_text(_REVISION)
+    for also, name in ALSO.items():
+        link = folder(home, also).parent.parent
+        if not link.exists():
+            link.symlink_to(folder(home, name).parent.parent)
+    return home
 
-                shutil.rmtree(folder, ignore_errors=True)
-    return missing
+
+def folder(home: Path, name: str) -> Path:
+    """Where a model is."""
+    return home / "hub" / f"models--{name.replace('/', '--')}" / "snapshots" / _REVISION
 
 
 def _save(folder: Path, kind: str, changes: Mapping[str, Any]) -> None:
@@ -172,27 +185,30 @@ def _save(folder: Path, kind: str, changes: Mapping[str, Any]) -> None:
         torch.default_generator.manual_seed(0)
         model = model_class(config)
         randomise(model)
-    model.save_pretrained(folder)
+    with no_progress_bars():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _with_vocabulary(kind: str, changes: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
-    own = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    own |= {"pad_token_id": tokenizer.pad_token_id or 0, "max_position_embeddings": 512}
+def _with_vocabulary(kind: str, changes: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """The zoo's settings for a class, the tokenizer's ids, and then a model's own settings."""
     default = getattr(transformers, kind).config_class()
     if "text_config" in vars(default):
-        text = CHANGES.get(kind, {}).get("text_config", {})
-        return {**CHANGES.get(kind, {}), "text_config": {**text, "vocab_size": len(tokenizer)}, **changes}
-    known = {name: value for name, value in own.items() if hasattr(default, name)}
-    return {**CHANGES.get(kind, {}), **known, **changes}
+        text = CHANGES.get(kind, {}).get("text_config", {}) | {"vocab_size": len(tokenizer)}
+        return CHANGES.get(kind, {}) | {"text_config": text} | dict(changes)
+    given = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id or 0,
+        "max_position_embeddings": 512,
+    }
+    known = {default.attribute_map.get(name, name): value for name, value in given.items() if hasattr(default, name)}
+    return CHANGES.get(kind, {}) | known | dict(changes)
 
 
 def _tokenizer(kind: str) -> PreTrainedTokenizerFast:
-    folder = find_source("smollm2-135m").where
-    from tokenizers import Tokenizer
-    from tokenizers.processors import TemplateProcessing
-
-    made = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+    made = Tokenizer.from_file(str(Path(find_source("smollm2-135m").where) / "tokenizer.json"))
     special = {"bos_token": _END, "eos_token": _END, "unk_token": _END}
     if kind.startswith(_STARTED):
         special = {"bos_token": _START, "eos_token": _STOP, "unk_token": _END, "pad_token": _END}
@@ -213,9 +229,3 @@ def _tokenizer(kind: str) -> PreTrainedTokenizerFast:
             single=f"$A {_STOP}", pair=f"$A {_STOP} $B {_STOP}", special_tokens=[(_STOP, 2)]
         )
     return PreTrainedTokenizerFast(tokenizer_object=made, **special)
-
-
-if __name__ == "__main__":
-    import sys
-
-    print(json.dumps(build(Path(sys.argv[1])), indent=1))

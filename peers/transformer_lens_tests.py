@@ -4,7 +4,7 @@
    repository.
 2. The models that its tests load are made, small and random, under their names (`hub`).
 3. The tests that make bridges run twice: on the bridges, and on a twin in place of every bridge (`twins_plugin`).
-4. Tests that fail only on twins are compared with the accepted ones, `accepted.toml`: a pattern of their names, and why.
+4. Tests that fail only on twins are compared with the accepted ones, `accepted.toml`: their names, and why.
 
 Run it with ``make peers``, or by hand:
 
@@ -30,6 +30,9 @@ from tempfile import TemporaryDirectory
 
 from allheads.disk import cache_root, replaced_folder
 
+# Of this folder.
+import hub  # isort: skip
+
 HERE = Path(__file__).parent
 #: Tests of these files make bridges.
 MAKES_BRIDGES = re.compile(r"boot_transformers|boot_native|build_bridge_from_module|gpt2_bridge")
@@ -47,7 +50,6 @@ def main() -> int:
     chosen = parser.parse_args()
     folder = cache_root() / "peers" / f"transformer-lens-{version('transformer-lens')}"
     _fetch(folder)
-    _make_models(folder)
     if chosen.tests:
         return _pytest(folder, chosen.tests, twins=True, results=None)
     files = {"plain": folder / "plain.jsonl", "twins": folder / "twins.jsonl"}
@@ -77,11 +79,6 @@ def _fetch(folder: Path) -> None:
             archive.extractall(scratch, members, filter="data")
 
 
-def _make_models(folder: Path) -> None:
-    hub = folder.parent / "huggingface" / "hub"
-    subprocess.run([sys.executable, "-W", "ignore", HERE / "hub.py", hub], check=True)
-
-
 def _test_files(folder: Path) -> list[str]:
     names = sorted(str(path.relative_to(folder)) for path in (folder / "tests").rglob("test_*.py"))
     return [name for name in names if not ELSEWHERE.search(name) and MAKES_BRIDGES.search((folder / name).read_text())]
@@ -93,7 +90,7 @@ def _pytest(folder: Path, tests: list[str], *, twins: bool, results: Path | None
     command += ["--rootdir", str(folder), "-o", f"pythonpath={folder}", "--continue-on-collection-errors"]
     command += ["--tb=short"] if results is None else ["-q", "--tb=no", "--no-summary", "--disable-warnings"]
     environment = os.environ | {
-        "HF_HOME": str(folder.parent / "huggingface"),
+        "HF_HOME": str(hub.build()),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]),
@@ -116,12 +113,12 @@ def _only_twins(plain: Results, twins: Results) -> list[str]:
     return [
         name
         for name, record in twins.items()
-        if record["outcome"] == "failed" and plain.get(name, record)["outcome"] != "failed"
+        if record["outcome"] != "passed" and plain.get(name, record)["outcome"] == "passed"
     ]
 
 
 def _compare(plain: Results, twins: Results) -> int:
-    print(f"\n| tests that make bridges | passed | failed | skipped |\n| --- | --- | --- | --- |")
+    print("\n| tests that make bridges | passed | failed | skipped |\n| --- | --- | --- | --- |")
     for title, results in (("plain bridges", plain), ("twins", twins)):
         counts = Counter(record["outcome"] for record in results.values())
         print(f"| {title} | {counts['passed']} | {counts['failed']} | {counts['skipped']} |")

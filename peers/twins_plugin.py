@@ -1,12 +1,14 @@
 """A pytest plugin that gives tests written for bridges the twin of every bridge they make.
 
-`ALLHEADS_PEERS_TWINS=1` puts the twins in; without it the plugin only notes which tests make bridges. Every test has a time
-limit, and its outcome is written to `ALLHEADS_PEERS_RESULTS` at once, one line of JSON a test: a crash loses nothing.
+`ALLHEADS_PEERS_TWINS=1` puts the twins in; without it the plugin only notes which tests make bridges. Every test has
+a time limit, and its outcome is written to `ALLHEADS_PEERS_RESULTS` at once, one line of JSON a test: a crash loses
+nothing.
 """
 
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import os
 import signal
@@ -66,6 +68,12 @@ def pytest_configure() -> None:
             for name in MAKERS:
                 if callable(make := vars(module).get(name)):
                     setattr(module, name, _maker(make))
+
+
+def pytest_collection_finish() -> None:
+    # What was imported stays: TransformerLens' tests collect garbage after every class.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
