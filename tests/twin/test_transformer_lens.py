@@ -19,7 +19,7 @@ KINDS = [
     "LlamaForCausalLM",
     "OPTForCausalLM",
     "T5ForConditionalGeneration",
-    "BloomForCausalLM",
+    "MPTForCausalLM",
     "MixtralForCausalLM",
 ]
 DECODERS = ["GPT2LMHeadModel", "LlamaForCausalLM"]
@@ -91,7 +91,8 @@ def test_logits_are_the_sum_of_what_the_components_write(name):
     torch.testing.assert_close(attributions[1], attributions[0], **EXACT)
 
 
-@pytest.mark.parametrize("name", KINDS)
+# TransformerLens leaves the weights of experts out of its state.
+@pytest.mark.parametrize("name", KINDS[:-1])
 def test_a_state_dict_of_a_source_makes_a_twin_of_another_seed_its_twin(name):
     sample, _ = _pair(name)
     _, twin = _pair(name, seed=1)
