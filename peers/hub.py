@@ -79,7 +79,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "optimum-intel-internal-testing/tiny-random-ArceeForCausalLM": ("ArceeForCausalLM", {}),
     "optimum-intel-internal-testing/tiny-random-Starcoder2ForCausalLM": ("Starcoder2ForCausalLM", {}),
     "optimum-intel-internal-testing/tiny-random-qwen2.5-vl": ("Qwen2_5_VLForConditionalGeneration", {}),
-    "onnx-internal-testing/tiny-random-AfmoeForCausalLM": ("AfmoeForCausalLM", {}),
+    "onnx-internal-testing/tiny-random-AfmoeForCausalLM": ("AfmoeForCausalLM", {"num_hidden_layers": 4}),
     "onnx-internal-testing/tiny-random-Gemma3nForConditionalGeneration": ("Gemma3nForConditionalGeneration", {}),
     "badaoui/tiny-random-NemotronForCausalLM": ("NemotronForCausalLM", {}),
     "baidu/ERNIE-4.5-0.3B-PT": ("Ernie4_5ForCausalLM", {}),
@@ -115,7 +115,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "hf-internal-testing/tiny-random-BertForMaskedLM": ("BertForMaskedLM", {"max_position_embeddings": 512}),
     "distilbert/distilroberta-base": (
         "RobertaForMaskedLM",
-        {"max_position_embeddings": 514, "num_hidden_layers": 6, "num_attention_heads": 12, "hidden_size": 96},
+        {
+            "vocab_size": 50265,
+            "max_position_embeddings": 514,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 12,
+            "hidden_size": 96,
+        },
     ),
     "google-t5/t5-small": (
         "T5ForConditionalGeneration",
@@ -123,7 +129,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "google/long-t5-tglobal-base": ("LongT5ForConditionalGeneration", {}),
     "google/pegasus-xsum": ("PegasusForConditionalGeneration", {}),
-    "facebook/blenderbot-400M-distill": ("BlenderbotForConditionalGeneration", {}),
+    "facebook/blenderbot-400M-distill": ("BlenderbotForConditionalGeneration", {"decoder_layers": 12}),
     "ai4bharat/IndicBART": ("MBartForConditionalGeneration", {}),
     "allenai/led-base-16384": ("LEDForConditionalGeneration", {}),
     "stas/tiny-m2m_100": ("M2M100ForConditionalGeneration", {}),

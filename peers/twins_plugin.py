@@ -36,7 +36,6 @@ _twins = os.environ.get("ALLHEADS_PEERS_TWINS") == "1"
 _results = Path(os.environ["ALLHEADS_PEERS_RESULTS"])
 _depth = 0
 _made = 0
-_with_bridge: set[int] = set()
 
 
 def _maker(make: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,16 +76,6 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_fixture_setup(fixturedef: Any) -> Iterator[Any]:
-    before = _made
-    try:
-        return (yield)
-    finally:
-        if _made > before:
-            _with_bridge.add(id(fixturedef))
-
-
-@pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[Any]:
     def stop(signum: int, frame: Any) -> None:
         raise TimeoutError(f"more than {LIMIT} seconds")
@@ -119,8 +108,7 @@ def pytest_runtest_makereport(item: Any, call: pytest.CallInfo[None]) -> Iterato
         record["message"] = str(report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr)
     if call.when == "teardown":
         before, start = item.stash[_BEFORE]
-        definitions = [d for group in item._fixtureinfo.name2fixturedefs.values() for d in group]
-        record["bridge"] = _made > before or any(id(definition) in _with_bridge for definition in definitions)
+        record["bridges"] = _made - before
         record["seconds"] = round(time.monotonic() - start, 2)
         with _results.open("a") as file:
             file.write(json.dumps(record) + "\n")
