@@ -57,33 +57,22 @@ def test_processed_weights_are_marked(tiny):
     )
 
 
-def test_a_bridge_has_a_registry_of_hook_points(gpt2):
-    registry = compat.hook_registry(gpt2)
-    assert registry["blocks.1.mlp.hook_out"] is gpt2.blocks[1].mlp.hook_out, (
-        "TransformerLens no longer keeps the hook points of a bridge by name in _hook_registry."
-    )
+@pytest.mark.parametrize(
+    "name", ["_scan_existing_hooks", "_hook_registry", "_hook_cache", "_block_alias_cache", "_driver"]
+)
+def test_how_a_bridge_finds_its_hook_points(gpt2, name):
+    assert hasattr(gpt2, name), f"TransformerLens' bridges no longer have {name}: see scan_hooks."
 
 
-@pytest.mark.parametrize("name", ["_hook_cache", "_block_alias_cache", "_driver"])
-def test_what_a_bridge_derives_from_its_registry(gpt2, name):
-    assert hasattr(gpt2, name), f"TransformerLens no longer derives {name} from its registry: see rescan_hooks."
-
-
-def test_a_rescan_shows_new_hook_points(tiny):
+def test_a_scan_shows_new_hook_points(tiny):
     twin = ah.convert(tiny("gpt2"))
     assert {"supported_hook_points", "non_fireable_hook_points"} <= set(dir(twin._driver)), (
         "TransformerLens' driver no longer lists which hook points fire."
     )
-    points = twin.hook_dict
-    assert "blocks.0.mlp.hook_z" in points, "After rescan_hooks a bridge does not show hook points that were added."
-    assert "blocks.0.mlp.in.hook_out" not in points, "After rescan_hooks a bridge still shows those that were removed."
-
-
-def test_gated_hook_points_are_known(gpt2):
-    assert compat.fires(gpt2, "blocks.0.attn.hook_pattern")
-    assert not compat.fires(gpt2, "blocks.0.attn.hook_result"), (
-        "TransformerLens' _gated_hook_reason no longer says that hook_result needs use_attn_result."
+    assert "blocks.0.mlp.hook_z" in twin.hook_dict, (
+        "After scan_hooks a bridge does not show hook points that were added."
     )
+    assert "blocks.0.mlp.hook_z" in twin._driver.supported_hook_points
 
 
 def test_a_configuration_names_its_kernels(gpt2):

@@ -28,11 +28,19 @@ def test_the_source_is_untouched(tiny, tokens):
         assert torch.allclose(twin(tokens), before, atol=1e-5)
 
 
-def test_every_mlp_is_a_bank(pair):
+def test_every_mlp_is_a_bank(pair, tokens):
     source, twin = pair
     assert [type(bank) for bank in twin.banks] == [HeadBank] * len(source.blocks)
-    names = {type(module).__name__ for module in twin.original_model.modules()}
-    assert not names & {"GPT2MLP", "LlamaMLP", "NewGELUActivation", "ReLU", "SiLU"}
+    called = []
+    handles = [
+        module.register_forward_hook(lambda module, *_: called.append(type(module).__name__))
+        for module in twin.original_model.modules()
+    ]
+    twin(tokens)
+    for handle in handles:
+        handle.remove()
+    assert called.count("HeadBank") == len(source.blocks)
+    assert not {*called} & {"GPT2MLP", "LlamaMLP", "NewGELUActivation", "ReLU", "SiLU", "SiLUActivation"}
 
 
 @pytest.mark.parametrize("evaluation", ["slots", "attention", "closed"])
@@ -98,7 +106,7 @@ def test_casting_and_training_the_twin_leaves_the_source_alone(tiny, tokens):
     twin.train()
     twin(tokens, return_type="loss").backward()
     assert all(p.grad is None for p in source.original_model.parameters())
-    assert twin.banks[0].W_out.grad.abs().max() > 0
+    assert twin.blocks[0].mlp.out.weight.grad.abs().max() > 0
     twin.original_model.double()
     source.eval()
     assert torch.equal(source(tokens), before)

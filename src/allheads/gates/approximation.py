@@ -23,6 +23,8 @@ from allheads.gates.table import fits
 
 #: The error asked for when none is named: float64 patterns bring SmolLM2's logits as near as its own rounding noise.
 DEFAULT_TOLERANCE = 5e-7
+#: The largest error of the sums that are taken, when none is named, where that one is out of reach.
+LOOSEST_TOLERANCE = 1e-5
 #: The domain of gated fits when none is asked for.
 DEFAULT_DOMAIN = 64.0
 
@@ -46,8 +48,9 @@ def approximate(
         activation: a name (see `activation_named`) or an `Activation`.
         gated: whether the neuron multiplies the activation by a second reading (alpha = 0).
         tolerance: the largest certified error: absolute for plain activations, relative to ``0.3 + |f|`` for
-            gated ones and to ``|t| (0.3 + relu(t))`` for squared ReLU. Default: `DEFAULT_TOLERANCE`, or, where a
-            size is given, the smallest that it reaches.
+            gated ones and to ``|t| (0.3 + relu(t))`` for squared ReLU. Default: `DEFAULT_TOLERANCE`; where that is
+            out of reach, the smallest that is in reach, up to `LOOSEST_TOLERANCE`; where a size is given, the smallest
+            that it reaches.
         domain: where the error must hold, ``|t| <= domain``. Default: the whole line for plain activations,
             `DEFAULT_DOMAIN` for gated ones and squared ReLU. The result's domain is at least as large.
         size: take sums of exactly so many heads, with at most so many bias tokens each; None is any number.
@@ -75,19 +78,23 @@ def approximate(
     ]
     fitting = [c for c in sized if c.domain >= reach]
     good = [c for c in fitting if c.max_error <= wanted]
-    if good:
-        return min(good, key=(lambda c: (_slots(c), c.max_error)) if math.isfinite(wanted) else (lambda c: c.max_error))
+    if good and math.isfinite(wanted):
+        return min(good, key=lambda c: (_slots(c), c.max_error))
+    best = min(fitting, key=lambda c: c.max_error, default=None)
+    if best is not None and tolerance is None and (not free or best.max_error <= LOOSEST_TOLERANCE):
+        return best
+    sizes = "" if free else f", heads {heads}, bias tokens {bias_tokens}"
     raise AllHeadsError(
         f"a reachable approximation of {f.name} {'gated' if gated else 'plain'}",
-        f"tolerance {wanted:g}, domain {reach:g}, heads {heads}, bias tokens {bias_tokens}",
-        _best_reachable(sized, fitting),
+        f"tolerance {wanted:g}, domain {reach:g}{sizes}",
+        _best_reachable(sized, best),
     )
 
 
-def _best_reachable(sized: list[GateSum], fitting: list[GateSum]) -> str:
-    if fitting:
-        best = min(fitting, key=lambda c: c.max_error)
-        return f"The best for these sizes is {best.max_error:.3g} with {best.heads} heads of {best.bias_tokens} tokens."
+def _best_reachable(sized: list[GateSum], best: GateSum | None) -> str:
+    if best is not None:
+        unit = 10.0 ** (math.floor(math.log10(best.max_error)) - 2)
+        return f"Pass tolerance={math.ceil(best.max_error / unit) * unit:.3g}: the best here is {best.max_error:.3g}."
     if sized:
         return f"The largest domain for these sizes is {max(c.domain for c in sized):g}."
     return "No fit has this size: leave it out."

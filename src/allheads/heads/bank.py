@@ -18,10 +18,8 @@ from allheads.heads.evaluate import Evaluation
 from allheads.heads.frozen import FrozenGates
 from allheads.heads.guard import SharedWeight
 from allheads.heads.hooks import HeadHooks
+from allheads.heads.views import WeightView
 from allheads.heads.weights import HeadWeights
-
-#: What a source model shares with a bank.
-_SHARED = ("W_in", "b_in", "W_gate", "b_gate", "W_out", "b_out")
 
 
 def _per_head(name: str) -> Any:
@@ -45,6 +43,16 @@ def _per_head(name: str) -> Any:
     return property(read, refuse)
 
 
+def _shared(name: str) -> Any:
+    """An attribute of a bank that reads what its neurons share; None where the MLP has none of it."""
+
+    def read(bank: HeadBank) -> Tensor | None:
+        bank.require_shared(f"heads that share {name}", remedy="Read bank.W_Q, bank.W_O and the like: one per head.")
+        return bank.shared(name)
+
+    return property(read)
+
+
 class HeadBank(nn.Module):
     r"""Every neuron ``n`` of an MLP as ``gates.heads`` heads that attend to self and to bias tokens.
 
@@ -52,9 +60,10 @@ class HeadBank(nn.Module):
     ``F(g) u W_out[n]`` with ``g = x W_gate[:, n] + b_gate[n]`` and ``u = x W_in[:, n] + b_in[n]``. F is ``gates``.
     Head ``part * d_mlp + n`` is part ``part`` of neuron ``n``.
 
-    The weights are views of ``tensors``, in the orientations of TransformerLens: ``W_in [d_model d_mlp]``,
+    The weights are ``tensors``, in the orientations of TransformerLens: ``W_in [d_model d_mlp]``,
     ``W_out [d_mlp d_model]``, for gated neurons ``W_gate [d_model d_mlp]``, and ``b_in``, ``b_out`` and ``b_gate``
-    where the MLP has them. Seen as heads they are ``W_Q, W_K, W_V [head d_model d_head]``,
+    where the MLP has them. A tensor becomes a parameter of the bank over the same memory; a `WeightView` is read in the
+    module that owns it, anew in every run. Seen as heads they are ``W_Q, W_K, W_V [head d_model d_head]``,
     ``W_O [head d_head d_model]``, ``b_Q, b_K, b_V [head d_head]``, ``b_O [d_model]``,
     ``bias_keys [head token d_head]`` and ``bias_offsets [head token]`` with d_head = 1, to read; `edit` hands them over
     for writing.
@@ -70,34 +79,44 @@ class HeadBank(nn.Module):
     True
     """
 
-    W_in: Tensor
-    b_in: Tensor | None
-    W_gate: Tensor | None
-    b_gate: Tensor | None
-    W_out: Tensor
-    b_out: Tensor | None
     edited: EditedHeads | None
     frozen: FrozenGates | None
+    W_in, W_gate, W_out = map(_shared, ("W_in", "W_gate", "W_out"))
+    b_in, b_gate, b_out = map(_shared, ("b_in", "b_gate", "b_out"))
     W_Q, b_Q, W_K, b_K = map(_per_head, ("W_Q", "b_Q", "W_K", "b_K"))
     W_V, b_V, W_O, b_O = map(_per_head, ("W_V", "b_V", "W_O", "b_O"))
     bias_keys, bias_offsets = map(_per_head, ("bias_keys", "bias_offsets"))
 
-    def __init__(self, tensors: Mapping[str, Tensor], gates: GateSum, evaluation: Evaluation = "closed") -> None:
+    def __init__(
+        self, tensors: Mapping[str, Tensor | WeightView], gates: GateSum, evaluation: Evaluation = "closed"
+    ) -> None:
         super().__init__()
         self.gated = "W_gate" in tensors
         self._tables: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
         self.gates = gates
-        self.d_mlp = tensors["W_in"].shape[1]
+        # New parameters over the same memory: casting or moving the bank leaves the source alone.
+        self.stored = nn.ParameterDict(
+            {
+                name: nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
+                for name, tensor in tensors.items()
+                if isinstance(tensor, Tensor)
+            }
+        )
+        self.views = {
+            name: tensor if isinstance(tensor, WeightView) else WeightView(self.stored, name)
+            for name, tensor in tensors.items()
+        }
+        self.edited = None
+        self.d_mlp = self._tensor("W_in").shape[1]
         self.hooks = HeadHooks()
         self.evaluation = evaluation
         self.pattern_dtype: torch.dtype | None = None
-        self.edited = None
         self.frozen = None
-        for name in _SHARED:
-            tensor = tensors.get(name)
-            # New parameters over the same memory: casting or moving the bank leaves the source alone.
-            view = None if tensor is None else nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
-            self.register_parameter(name, view)
+
+    def shared(self, name: str) -> Tensor | None:
+        """What the neurons share with the MLP they come from, edited or not: ``W_in``, ``b_out`` ..."""
+        view = self.views.get(name)
+        return None if view is None else view.read()
 
     @property
     def gates(self) -> GateSum:
@@ -115,7 +134,7 @@ class HeadBank(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the residual stream the weights are made for."""
-        return self.W_in.dtype if self.edited is None else self.edited.W_Q.dtype
+        return self._tensor("W_in").dtype if self.edited is None else self.edited.W_Q.dtype
 
     @property
     def evaluation(self) -> Evaluation:
@@ -156,17 +175,18 @@ class HeadBank(nn.Module):
         """
         if self.edited is not None:
             return self.edited.weights(self.gates.heads)
-        query_weight, query_bias = (self.W_gate, self.b_gate) if self.gated else (self.W_in, self.b_in)
+        query, b_in = "gate" if self.gated else "in", self.shared("b_in")
+        query_bias = self.shared(f"b_{query}")
         keys, offsets, alpha, delta = self._gate_tables(gate_dtype or self._pattern_dtype(self.dtype))
         return HeadWeights(
-            W_Q=cast(Tensor, query_weight).T[None],
+            W_Q=self._tensor(f"W_{query}").T[None],
             b_Q=None if query_bias is None else query_bias[None],
             W_K=None,
             b_K=None,
-            W_V=self.W_in.T[None] if self.gated else None,
-            b_V=self.b_in[None] if self.gated and self.b_in is not None else None,
-            W_O=self.W_out[None],
-            b_O=self.b_out,
+            W_V=self._tensor("W_in").T[None] if self.gated else None,
+            b_V=b_in[None] if self.gated and b_in is not None else None,
+            W_O=self._tensor("W_out")[None],
+            b_O=self.shared("b_out"),
             bias_keys=keys,
             bias_offsets=offsets,
             alpha=alpha,
@@ -176,6 +196,8 @@ class HeadBank(nn.Module):
     @contextmanager
     def edit(self) -> Iterator[EditedHeads]:
         """Give the bank its own copy of every head, and hand it over for writing.
+
+        If the block raises, or leaves NaN behind (`AllHeadsError`), the heads are what they were before.
 
         >>> from allheads.gates.approximation import approximate
         >>> bank = HeadBank({"W_in": torch.eye(2), "W_out": torch.eye(2)}, approximate("silu"))
@@ -188,12 +210,24 @@ class HeadBank(nn.Module):
         """
         if self.frozen is not None:
             raise AllHeadsError("a bank whose gates may change", "frozen gates", "Edit it before or after.")
+        before = None if self.edited is None else self.edited.snapshot()
+        edited = self.copy_heads()
+        try:
+            with torch.no_grad():
+                yield edited
+            edited.check_numbers()
+        except BaseException:
+            if before is None:
+                self.edited = None
+            else:
+                edited.restore(before)
+            raise
+
+    def copy_heads(self) -> EditedHeads:
+        """The bank's own copy of every head, made from what is shared if there is none."""
         if self.edited is None:
             self.edited = EditedHeads(self.weights(torch.float64))
-            for name in _SHARED:
-                self._parameters[name] = None
-        with torch.no_grad():
-            yield self.edited
+        return self.edited
 
     def freeze(self, gate_share: float = 0.0) -> None:
         """Keep the patterns that the next run has, until `unfreeze`; see `allheads.heads.frozen`.
@@ -207,6 +241,13 @@ class HeadBank(nn.Module):
         """Let the patterns follow the input again."""
         self.frozen = None
 
+    def everything(self) -> Iterator[nn.Parameter]:
+        """The parameters that heads come from, those of the network among them."""
+        yield from self.parameters()
+        for view in self.views.values():
+            if isinstance(parameter := getattr(view.owner, view.name, None), nn.Parameter):
+                yield parameter
+
     def require_shared(self, needed: str, where: str = "", remedy: str = "Do it before the edit.") -> None:
         """Raise `AllHeadsError` if the heads were edited: ``needed`` says what the caller reads."""
         if self.edited is not None:
@@ -218,12 +259,15 @@ class HeadBank(nn.Module):
         layout = EditedHeads.layout(self.weights(torch.float64).only(neuron))
         return {name: tensor if name == "b_O" else tensor[part].to(self.dtype) for name, tensor in layout.items()}
 
+    def _tensor(self, name: str) -> Tensor:
+        return cast(Tensor, self.shared(name))
+
     def _pattern_dtype(self, stream: torch.dtype) -> torch.dtype:
         return self.pattern_dtype or torch.promote_types(stream, torch.float32)
 
     def _gate_tables(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Keys, offsets, alpha and delta of the gates, made once per dtype from their exact values."""
-        device = self.W_in.device
+        device = self._tensor("W_in").device
         if (dtype, device) not in self._tables:
             gates, width = self.gates.gates, max(self.gates.bias_tokens)
             pads = [width - count for count in self.gates.bias_tokens]

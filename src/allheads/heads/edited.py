@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 
+from allheads.errors import AllHeadsError
 from allheads.heads.weights import HeadWeights
 
 #: What carries a coefficient of the gates.
@@ -44,6 +46,33 @@ class EditedHeads(nn.Module):
             parameter = getattr(self, name)
             parameter.data = tensor.to(parameter.device)
         return self
+
+    def snapshot(self) -> dict[str, tuple[nn.Parameter, Tensor]]:
+        """Every parameter with a copy of its values."""
+        return {name: (parameter, parameter.detach().clone()) for name, parameter in self.named_parameters()}
+
+    def restore(self, snapshot: dict[str, tuple[nn.Parameter, Tensor]]) -> None:
+        """Undo what was written, or put in a parameter's place, since a `snapshot`."""
+        for name, (parameter, values) in snapshot.items():
+            parameter.data = values
+            self._parameters[name] = parameter
+
+    def resize_tokens(self, tensors: Mapping[str, Tensor]) -> None:
+        """Make room for as many bias tokens as these tensors have."""
+        for name in ("bias_keys", "bias_offsets"):
+            if name in tensors:
+                parameter = self.get_parameter(name)
+                parameter.data = parameter.new_empty(tensors[name].shape)
+
+    def check_numbers(self) -> None:
+        """Refuse NaN, and infinity but in ``bias_offsets``, where minus infinity masks a bias token."""
+        for name, tensor in self.named_parameters():
+            allowed = tensor.isfinite() | (tensor == -torch.inf) if name == "bias_offsets" else tensor.isfinite()
+            if not allowed.all():
+                head = int((~allowed).nonzero()[0, 0])
+                raise AllHeadsError(
+                    "finite weights", f"NaN or infinity in {name}[{head}]", "Nothing was changed: edit again."
+                )
 
     @staticmethod
     def layout(shared: HeadWeights) -> dict[str, Tensor]:

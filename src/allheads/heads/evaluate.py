@@ -108,12 +108,12 @@ def _read_in(heads: HeadWeights, x: Tensor, pattern_dtype: torch.dtype) -> Tenso
 
 def projections(heads: HeadWeights, x: Tensor, at: HeadHooks) -> tuple[Tensor, Tensor]:
     """Query and value inputs, ``[batch pos part|1 neuron]``; the hooks on them fire while they are shared."""
-    t = _project(x, heads.W_Q, heads.b_Q)
+    t = _project(x if heads.edited else at.hook_query_in(x), heads.W_Q, heads.b_Q)
     if not heads.edited:
         t = at.hook_pre(t[..., 0, :])[..., None, :]
     if heads.W_V is None:
         return t, t
-    u = _project(x, heads.W_V, heads.b_V)
+    u = _project(x if heads.edited else at.hook_value_in(x), heads.W_V, heads.b_V)
     if not heads.edited:
         u = at.hook_pre_linear(u[..., 0, :])[..., None, :]
     return t, u

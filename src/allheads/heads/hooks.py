@@ -12,6 +12,8 @@ class HeadHooks(nn.Module):
     ===================== ========================== ======================================================
     name                  shape                      what
     ===================== ========================== ======================================================
+    hook_query_in         batch pos d_model          the stream, as the preactivation's projection reads it
+    hook_value_in         batch pos d_model          the same for the value projection of gated neurons
     hook_pre              batch pos d_mlp            preactivation t (gated: g), shared by a neuron's heads
     hook_pre_linear       batch pos d_mlp            value input u of a gated neuron
     hook_q                batch pos head d_head      queries
@@ -24,9 +26,10 @@ class HeadHooks(nn.Module):
     hook_post             batch pos d_mlp            sum of z over a neuron's heads: its activation
     ===================== ========================== ======================================================
 
-    ``hook_pre``, ``hook_pre_linear`` and ``hook_post`` fire while the heads of a neuron share the source's
-    projections; a bank whose heads were edited has them per head only. Where hooks change both results and
-    ``hook_post``, the changes add up. ``d_head`` is 1; per-head tensors are in the dtype of the patterns.
+    In a twin, ``hook_pre``, ``hook_pre_linear`` and ``hook_post``, and what projections read, are the hook points of the
+    MLP's projections: ``gate.hook_out``, ``in.hook_out``, ``out.hook_in`` ... They fire while the heads of a neuron
+    share the source's projections; a bank whose heads were edited has them per head only. Where hooks change both
+    results and ``hook_post``, the changes add up. ``d_head`` is 1; per-head tensors are in the dtype of the patterns.
     """
 
     #: A hook here needs the heads one by one, so the ``closed`` evaluation steps aside.
@@ -45,6 +48,8 @@ class HeadHooks(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.hook_query_in = HookPoint()
+        self.hook_value_in = HookPoint()
         self.hook_pre = HookPoint()
         self.hook_pre_linear = HookPoint()
         self.hook_q = HookPoint()

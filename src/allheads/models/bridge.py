@@ -11,6 +11,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
+#: What a configuration says about text.
+_TEXT = ("d_vocab", "d_vocab_out", "default_prepend_bos", "tokenizer_prepends_bos", "tokenizer_appends_eos")
+
 __all__ = ["ActivationCache", "TransformerBridge", "bridge", "share"]
 
 
@@ -57,11 +60,11 @@ def bridge(source: TransformerBridge, body: nn.Module) -> TransformerBridge:
         architecture=source.cfg.architecture,
         hf_config=config,
         tl_config=copy.deepcopy(source.cfg) if config is None else None,
-        tokenizer=source.tokenizer,
         dtype=source.cfg.dtype,
         model_name=source.cfg.model_name,
     )
-    # Folding norms and centring weights want projections where the banks are.
-    made.adapter.supports_fold_ln = made.adapter.supports_center_writing_weights = False
-    made.cfg.default_prepend_bos = source.cfg.default_prepend_bos
+    # The tokenizer is set up already: once more, it would be looked for under its name, which one in memory has not.
+    made.tokenizer = source.tokenizer
+    for name in _TEXT:
+        setattr(made.cfg, name, getattr(source.cfg, name))
     return made

@@ -6,13 +6,13 @@ those libraries took away.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.initialization import no_init_weights
 
@@ -20,14 +20,13 @@ __all__ = [
     "attention_kernel",
     "called",
     "experts_kernel",
-    "fires",
     "forget_quantisation",
-    "hook_registry",
     "make_network",
     "named_components",
     "network_module",
     "network_path",
-    "rescan_hooks",
+    "points_hidden",
+    "scan_hooks",
     "tree_leaves",
     "use_attention_kernel",
     "version",
@@ -89,22 +88,24 @@ def weights_processed(model: TransformerBridge) -> bool:
     return bool(getattr(model, "_weights_processed", False))
 
 
-def hook_registry(bridge: TransformerBridge) -> dict[str, HookPoint]:
-    """The hook points of a bridge by name, to be changed in place; `rescan_hooks` follows."""
-    return bridge._hook_registry
-
-
-def rescan_hooks(bridge: TransformerBridge) -> None:
-    """Let a bridge forget what it derived from its registry of hook points."""
+def scan_hooks(bridge: TransformerBridge, component: nn.Module, name: str) -> None:
+    """Let a bridge find the hook points of a component that has changed, or is new, under this name."""
+    bridge._scan_existing_hooks(component, name)
     bridge._hook_cache = None
     bridge._block_alias_cache = None
     driver = bridge._driver
     driver.supported_hook_points = frozenset(bridge._hook_registry) - driver.non_fireable_hook_points
 
 
-def fires(bridge: TransformerBridge, name: str) -> bool:
-    """Does a hook point fire with the bridge's settings? Some need a switch such as ``use_attn_result``."""
-    return bridge._gated_hook_reason(name) is None
+@contextmanager
+def points_hidden(bridge: TransformerBridge, points: Container[int]) -> Iterator[None]:
+    """Let a bridge not know of the hook points with these ``id``s for a while."""
+    everything = bridge._hook_registry
+    bridge._hook_registry = {name: point for name, point in everything.items() if id(point) not in points}
+    try:
+        yield
+    finally:
+        bridge._hook_registry = everything
 
 
 def attention_kernel(config: Any) -> str | None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from allheads.errors import AllHeadsError
+from allheads.heads.views import WeightView
 from allheads.models.find_mlps import MLPLocation
 from allheads.models.formulas import CLOSE, ROWS, SPANS, MLPFormula, ProjectionSlice, Split, formulas, halves, in_dtype
 from allheads.models.mlps import MLP, ReplacedMLP, check_finite
@@ -54,8 +55,7 @@ def _expert(site: MLPLocation, module: nn.Module, layout: Layout, number: int) -
 
     transposed, formula = layout
     location = replace(site.location, name=f"{site.location.name}.{number}", expert=number)
-    tensors = formula.tensors(_projections(module, number, transposed))
-    return MLP(location, tensors, formula.activation, reference)
+    return MLP(location, formula.views(_projections(module, number, transposed)), formula.activation, reference)
 
 
 @lru_cache(maxsize=1)
@@ -79,25 +79,28 @@ def run_expert(module: nn.Module, number: int, x: Tensor) -> Tensor:
 
 
 def _count(module: nn.Module) -> int:
-    return _weights(module)[0].shape[0]
+    return next(p for p in module.parameters(recurse=False) if p.ndim == 3).shape[0]
 
 
-def _weights(module: nn.Module) -> tuple[Tensor, Tensor]:
-    first, last = (p for p in module.parameters(recurse=False) if p.ndim == 3)
-    return first, last
-
-
-def _projections(module: nn.Module, number: int, transposed: bool) -> dict[str, tuple[Tensor, Tensor | None]]:
+def _projections(module: nn.Module, number: int, transposed: bool) -> dict[str, tuple[WeightView, WeightView]]:
     """Weight and bias of one expert's first and last projection."""
-    biases = [p[number] for p in module.parameters(recurse=False) if p.ndim == 2]
-    first, last = (weight[number] if transposed else weight[number].T for weight in _weights(module))
-    return {"in": (first, biases[0] if biases else None), "out": (last, biases[1] if biases else None)}
+
+    def views(ndim: int, view: Callable[[Tensor], Tensor]) -> list[WeightView]:
+        return [WeightView(module, name, view) for name, p in module.named_parameters(recurse=False) if p.ndim == ndim]
+
+    def weight(stack: Tensor) -> Tensor:
+        return stack[number] if transposed else stack[number].T
+
+    weights = views(3, weight)
+    biases = views(2, lambda stack: stack[number]) or [WeightView(module, "bias")] * 2
+    return {"in": (weights[0], biases[0]), "out": (weights[1], biases[1])}
 
 
 def _layouts(module: nn.Module) -> Iterator[Layout]:
     """Every layout that the shapes allow."""
     for transposed in (False, True):
-        (first, _), (last, _) = _projections(module, 0, transposed).values()
+        first, last = (weight.read() for weight, _ in _projections(module, 0, transposed).values())
+        assert first is not None and last is not None
         (fan_in, width), (inner, fan_out) = first.shape, last.shape
         if fan_in == fan_out and width in (inner, 2 * inner):
             splits: list[Split] = [(ProjectionSlice("in"), None)] if width == inner else halves("in", inner)
@@ -107,8 +110,9 @@ def _layouts(module: nn.Module) -> Iterator[Layout]:
 def _fits(layout: Layout, module: nn.Module, number: int) -> bool:
     """Does an expert write what the formula says?"""
     transposed, formula = layout
-    projections = _projections(module, number, transposed)
-    (first, bias), (last, bias_out) = projections.values()
+    projections = _projections(module, number, transposed).values()
+    (first, bias), (last, bias_out) = ((weight.read(), bias.read()) for weight, bias in projections)
+    assert first is not None and last is not None
     generator = torch.Generator().manual_seed(number)
     x = torch.randn(ROWS, len(first), generator=generator).to(first)
     with torch.no_grad():

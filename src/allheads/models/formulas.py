@@ -26,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 
 from allheads.errors import AllHeadsError
 from allheads.gates.activations import ACTIVATIONS, Activation
+from allheads.heads.views import WeightView
 from allheads.models.observe import Activations, watching
 
 #: Input rows, and the largest preactivation of each of the two probes.
@@ -71,17 +72,15 @@ class MLPFormula:
             return self.activation(self.scale_in * value)
         return self.activation(self.scale_in * self.gate.of(outputs[self.gate.name])) * value
 
-    def tensors(self, projections: Mapping[str, tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
-        """``W_in``, ``W_gate``, ``W_out`` and biases, as far as there are any, from weight and bias by projection."""
+    def views(self, projections: Mapping[str, tuple[WeightView, WeightView]]) -> dict[str, WeightView]:
+        """``W_in``, ``W_gate``, ``W_out`` and their biases, from weight and bias by projection."""
         found = {}
         for name, part in (("in", self.value), ("gate", self.gate), ("out", ProjectionSlice(self.out))):
             if part is not None:
                 weight, bias = projections[part.name]
-                found[f"W_{name}"] = part.of(weight)
-                if bias is not None:
-                    found[f"b_{name}"] = part.of(bias)
-        if self.scale_out != 1.0 and "b_out" in found:
-            found["b_out"] = self.scale_out * found["b_out"].detach()
+                found |= {f"W_{name}": weight.then(part.of), f"b_{name}": bias.then(part.of)}
+        if self.scale_out != 1.0:
+            found["b_out"] = found["b_out"].then(lambda bias: self.scale_out * bias)
         return found
 
 

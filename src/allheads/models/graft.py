@@ -1,14 +1,15 @@
-"""Banks of heads take the place of MLPs in a bridged network, under the names and hook points of what they replace.
+"""Banks of heads take over from the MLPs of a bridged network, under the names and hook points of these.
 
-The network is bridged as it is and changed afterwards: in the network, where it is called, and in the bridge, where
-it is looked at. The component's own ``hook_in`` and ``hook_out`` stay, so that aliases of the layer that point to
-them do; the hook points of the projections go, and those of the heads come.
+Nothing of the network goes: its projections keep the weights, which banks read where they are, and the bridge keeps
+its components, with their hook points, their state and the processing of their weights. What changes is what happens
+when an MLP's component is called. A bank is found at ``heads``, in the module whose work it does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from functools import cache
+from typing import Any
 
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
@@ -17,83 +18,143 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 
 from allheads.heads.bank import HeadBank
 from allheads.heads.mixture import MixtureBank
-from allheads.models.compat import called, hook_registry, network_module, wrap
-from allheads.models.mlps import ReplacedMLP, activation_of
+from allheads.models.compat import called, network_module, scan_hooks, wrap
+from allheads.models.find_mlps import MLPLocation
+from allheads.models.formulas import is_projection
+from allheads.models.mlps import ReplacedMLP, activation_of, projection_views
 
 
 class HeadBankBridge(GeneralizedComponent):
-    """The bridge component around a bank: its hook points appear as ``blocks.{l}.mlp.hook_*``."""
+    """A bridge component whose MLP, or stack of experts, is computed by heads.
 
-    def __init__(self, name: str | None, bank: HeadBank | MixtureBank, *, residual: bool, config: Any) -> None:
-        super().__init__(name, config)
-        self.residual = residual
-        wrap(self, bank)
+    `graft` puts this class before that of a component which a bridge has already. ``begins`` are the hook points that
+    see what the MLP reads, ``written`` those of what its last projection writes, and ``ends`` those of its result:
+    the same, plus the residual stream where the MLP is given that to add it itself.
+    """
 
-    def adopt(self, replaced: GeneralizedComponent) -> None:
-        """Take over the hook points that stay."""
-        self.hook_in, self.hook_out = replaced.hook_in, replaced.hook_out
+    heads: HeadBank | MixtureBank
+    begins: tuple[HookPoint, ...]
+    written: tuple[HookPoint, ...]
+    ends: tuple[HookPoint, ...]
+    adds_residual: bool
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """``hook_out(bank(hook_in(x)))``, plus the residual where the MLP was given it.
-
-        Layers that flatten batch and position are shown unflattened.
-        """
+        """What the MLP gives. Layers that flatten batch and position are shown unflattened."""
         given = [*args, *kwargs.values()]
-        bank, x = self.original_component, self.hook_in(given[0])
-        if isinstance(bank, MixtureBank):
-            return self.hook_out(bank(x, *given[1:]))
-        conversion = self.hook_in.hook_conversion
+        x = _through(self.begins, given[0])
+        if isinstance(self.heads, MixtureBank):
+            return _through(self.ends, self.heads(x, *given[1:]))
+        conversion = self.begins[-1].hook_conversion
         rows = conversion.convert(x) if conversion is not None else x
-        out = bank(rows if rows.ndim == 3 else rows.flatten(0, -2)[None])
-        out = self.hook_out(out.reshape(x.shape))
-        return out + given[1] if self.residual else out
+        out = self.heads(rows if rows.ndim == 3 else rows.flatten(0, -2)[None])
+        out = _through(self.written, out.reshape(x.shape))
+        return _through(self.ends, out + given[1] if self.adds_residual else out)
+
+    W_in, W_gate, W_out, b_in, b_gate, b_out = (
+        property(lambda self, name=name: getattr(self.heads, name))
+        for name in ("W_in", "W_gate", "W_out", "b_in", "b_gate", "b_out")
+    )
+
+
+class PassingBridge(GeneralizedComponent):
+    """The last projection of an MLP without a module of its own: the first one has run the heads already."""
+
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        """What the heads wrote."""
+        return x
 
 
 def graft(twin: TransformerBridge, unit: ReplacedMLP, banks: Sequence[HeadBank]) -> None:
-    """Put a unit's banks where the network calls it and where the bridge shows it."""
-    site = unit.site
-    bank: HeadBank | MixtureBank = MixtureBank(banks) if site.experts else banks[0]
-    component = HeadBankBridge(site.path.rpartition(".")[2], bank, residual=unit.residual, config=twin.cfg)
-    component.train(twin.original_model.training)
-    replaced = _component(twin, site.location.name)
-    if replaced is not None:
-        component.adopt(replaced)
-    _replace_in_network(twin.original_model, unit, component)
-    _replace_in_bridge(twin, site.location.name, component)
-    keep = {f"{site.location.name}.hook_in": component.hook_in, f"{site.location.name}.hook_out": component.hook_out}
-    registry = hook_registry(twin)
-    for name in [name for name in registry if name.startswith(f"{site.location.name}.")]:
-        if name not in keep:
-            del registry[name]
-    for name, point in keep.items():
-        point.name = name  # an assignment to a module renames it
-    registry.update(keep)
-    for mlp, of_mlp in zip(unit.mlps, banks, strict=True):
-        for name, point in of_mlp.hooks.named_children():
-            assert isinstance(point, HookPoint)
-            point.name = f"{mlp.location.prefix}{name}"
-            registry[point.name] = point
+    """Let a unit's banks run where the network calls the MLP, and show them where the bridge shows it."""
+    site, network = unit.site, twin.original_model
+    shown = _component(twin, site.location.name) or _added(twin, site)
+    heads: HeadBank | MixtureBank = MixtureBank(banks) if site.experts else banks[0]
+    heads.train(network.training)
+    begins: tuple[HookPoint, ...] = (shown.hook_in,)
+    written: tuple[HookPoint, ...] = ()
+    ends: tuple[HookPoint, ...] = (shown.hook_out,)
+    runners = [shown]
+    if site.inside is not None:
+        # The layer calls in, activation, out one after the other: the first answers for all three.
+        layer = network_module(called(network, site.path))
+        first, last = (called(layer, path) for path in site.inside)
+        owner, name = activation_of(site, layer)
+        setattr(owner, name, nn.Identity().train(network.training))
+        _becomes(last, PassingBridge)
+        begins, written, ends = (first.hook_in,), (last.hook_out,), ()
+        runners.append(first)
+    elif not site.experts and (last := _projection(shown, banks[0], "out")) is not None:
+        written = (last.hook_out,)
+    network_module(runners[-1])._modules["heads"] = heads
+    for component in runners:
+        _becomes(component, HeadBankBridge)
+        points = {"begins": begins, "written": written, "ends": ends}
+        for name, value in {"heads": heads, "adds_residual": unit.residual, **points}.items():
+            object.__setattr__(component, name, value)  # a component hands attributes on to what it wraps
+    if site.experts:
+        for number, bank in enumerate(banks):
+            shown._modules[str(number)] = bank.hooks
+    else:
+        _join_hooks(shown, banks[0], begins)
+    scan_hooks(twin, shown, site.location.name)
 
 
-def _replace_in_network(body: nn.Module, unit: ReplacedMLP, component: HeadBankBridge) -> None:
-    site = unit.site
-    if site.inside is None:
-        _set(body, site.path, component)
-        return
-    # The layer calls in, activation, out one after the other: the bank answers for all three.
-    layer = network_module(called(body, site.path))
-    owner, name = activation_of(site, layer)
-    _set(layer, site.inside[0], component)
-    setattr(owner, name, nn.Identity())
-    _set(layer, site.inside[1], nn.Identity())
+def _through(points: Sequence[HookPoint], x: Tensor) -> Tensor:
+    for point in points:
+        x = point(x)
+    return x
 
 
-def _set(body: nn.Module, path: str, module: nn.Module) -> None:
-    outer, _, name = path.rpartition(".")
-    network_module(called(body, outer))._modules[name] = module
+def _becomes(component: nn.Module, ours: type) -> None:
+    component.__class__ = _before(ours, type(component))
 
 
-def _component(twin: TransformerBridge, name: str) -> GeneralizedComponent | None:
+@cache
+def _before(ours: type, theirs: type) -> type:
+    """One class, so that a component stays what it was to whoever asks, and is ours as well."""
+    return theirs if issubclass(theirs, ours) else type(theirs.__name__, (ours, theirs), {"__doc__": ours.__doc__})
+
+
+def _join_hooks(shown: Any, bank: HeadBank, begins: Sequence[HookPoint]) -> None:
+    """The bank fires the hook points of the projections that it reads; its others are shown beside them."""
+    query = "gate" if bank.gated else "in"
+    joined = {query: {"hook_in": "hook_query_in", "hook_out": "hook_pre"}, "out": {"hook_in": "hook_post"}}
+    if bank.gated:
+        joined["in"] = {"hook_in": "hook_value_in", "hook_out": "hook_pre_linear"}
+    hidden = {"hook_query_in", "hook_value_in", *(() if bank.gated else ("hook_pre_linear",))}
+    for role, points in joined.items():
+        if (projection := _projection(shown, bank, role)) is None:
+            continue
+        if bank.views[f"W_{role}"].owner is not network_module(projection):
+            # A bridge that splits a joint projection computes with the parts.
+            bank.views[f"W_{role}"], bank.views[f"b_{role}"] = projection_views(network_module(projection))
+        for theirs, ours in points.items():
+            if (point := getattr(projection, theirs)) not in begins:
+                point.hook_conversion = None  # a bank sees batch and position apart anyway
+                setattr(bank.hooks, ours, point)
+                hidden.add(ours)
+    for name, point in bank.hooks.named_children():
+        if name not in hidden:
+            setattr(shown, name, point)
+
+
+def _projection(shown: Any, bank: HeadBank, role: str) -> Any:
+    """The bridge's component for the projection ``in``, ``gate`` or ``out`` of a bank: the one with its weights."""
+    weight = bank.shared(f"W_{role}")
+    for component in shown.submodules.values():
+        module = network_module(component)
+        if is_projection(module) and isinstance(component, GeneralizedComponent):
+            theirs = projection_views(module)[0].read()
+            if theirs is not None and weight is not None and _same_memory(theirs, weight):
+                return component
+    return None
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return (a.data_ptr(), a.shape, a.stride()) == (b.data_ptr(), b.shape, b.stride())
+
+
+def _component(twin: TransformerBridge, name: str) -> Any:
     module: nn.Module = twin
     for part in name.split("."):
         if part not in module._modules:
@@ -102,10 +163,19 @@ def _component(twin: TransformerBridge, name: str) -> GeneralizedComponent | Non
     return module if isinstance(module, GeneralizedComponent) else None
 
 
-def _replace_in_bridge(twin: TransformerBridge, name: str, component: HeadBankBridge) -> None:
-    """Experts may sit deeper than the bridge has components: then they appear under the last that exists."""
+def _added(twin: TransformerBridge, site: MLPLocation) -> HeadBankBridge:
+    """A component for an MLP that the bridge has none for.
+
+    It may sit deeper than the bridge has components: then it appears under the last that exists.
+    """
+    outer, _, last = site.path.rpartition(".")
+    network = network_module(called(twin.original_model, outer))
+    component = HeadBankBridge(last, twin.cfg)
+    wrap(component, network._modules[last])
+    component.train(twin.original_model.training)
+    network._modules[last] = component
     module: nn.Module = twin
-    *path, last = name.split(".")
+    *path, last = site.location.name.split(".")
     for part in path:
         if part not in module._modules:
             module._modules[part] = nn.Module()
@@ -113,17 +183,4 @@ def _replace_in_bridge(twin: TransformerBridge, name: str, component: HeadBankBr
     module._modules[last] = component
     if isinstance(module, GeneralizedComponent):
         module.submodules[last] = component
-        _realias(twin, module, name.rpartition(".")[0], last, component)
-
-
-def _realias(twin: TransformerBridge, layer: Any, path: str, last: str, component: HeadBankBridge) -> None:
-    """Aliases of the layer into parts that are gone, as ``hook_mlp_out`` for some, point to the bank's own."""
-    aliases = {}
-    for alias, target in layer.hook_aliases.items():
-        gone = isinstance(target, str) and target.startswith(f"{last}.") and target.count(".") > 1
-        aliases[alias] = f"{last}.hook_{'in' if alias.endswith('_in') else 'out'}" if gone else target
-        if gone:
-            point = component.get_submodule(aliases[alias].rpartition(".")[2])
-            object.__setattr__(layer, alias, point)
-            hook_registry(twin)[f"{path}.{alias}"] = cast(HookPoint, point)
-    layer.hook_aliases = aliases
+    return component

@@ -30,6 +30,7 @@ from allheads.gates.activations import ACTIVATIONS, Activation
 from allheads.gates.gates import GateSum
 from allheads.heads.bank import HeadBank
 from allheads.heads.evaluate import Evaluation
+from allheads.heads.views import WeightView
 from allheads.models.find_mlps import MLPLocation
 from allheads.models.formulas import (
     MLPFormula,
@@ -55,16 +56,22 @@ class MLP:
     """
 
     location: Location
-    tensors: dict[str, Tensor]
+    views: dict[str, WeightView]
     activation: Activation
     reference: Callable[[torch.dtype], Callable[[Tensor], Tensor]] = field(repr=False)
     scale_in: float = 1.0
     scale_out: float = 1.0
 
     @property
+    def tensors(self) -> dict[str, Tensor]:
+        """``W_in``, ``W_gate``, ``W_out`` and biases, as far as there are any."""
+        read = {name: view.read() for name, view in self.views.items()}
+        return {name: tensor for name, tensor in read.items() if tensor is not None}
+
+    @property
     def gated(self) -> bool:
         """Is there a gate beside the value projection?"""
-        return "W_gate" in self.tensors
+        return "W_gate" in self.views
 
     @property
     def dtype(self) -> torch.dtype:
@@ -74,11 +81,8 @@ class MLP:
     @property
     def query(self) -> tuple[Float[Tensor, "d_model d_mlp"], Float[Tensor, " d_mlp"] | None]:
         """The projection that the gates read, and its bias."""
-        return (
-            (self.tensors["W_gate"], self.tensors.get("b_gate"))
-            if self.gated
-            else (self.tensors["W_in"], self.tensors.get("b_in"))
-        )
+        name = "gate" if self.gated else "in"
+        return self.tensors[f"W_{name}"], self.tensors.get(f"b_{name}")
 
     @property
     def computed(self) -> Activation:
@@ -87,7 +91,7 @@ class MLP:
 
     def heads(self, gates: GateSum, evaluation: Evaluation = "closed") -> HeadBank:
         """The same neurons as heads with these gates, over the same weights."""
-        return HeadBank(self.tensors, gates, evaluation)
+        return HeadBank(self.views, gates, evaluation)
 
 
 @dataclass(frozen=True)
@@ -133,12 +137,12 @@ def read_module(site: MLPLocation, module: nn.Module, earlier: list[MLPFormula])
     if formula not in earlier:
         earlier.append(formula)
     parts = {part.name for part in (formula.value, formula.gate) if part is not None}
-    tensors = formula.tensors(_projections(module, [*parts, formula.out]))
+    views = formula.views(_projections(module, [*parts, formula.out]))
 
     def reference(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         return partial(call, in_dtype(module, dtype), residual=formula.residual)
 
-    mlp = MLP(site.location, tensors, formula.activation, reference, formula.scale_in, formula.scale_out)
+    mlp = MLP(site.location, views, formula.activation, reference, formula.scale_in, formula.scale_out)
     return ReplacedMLP(site, [mlp], formula.residual)
 
 
@@ -151,13 +155,13 @@ def read_containerless(site: MLPLocation, layer: nn.Module) -> ReplacedMLP:
     owner, name = activation_of(site, layer)
     activation = activation_with_values(getattr(owner, name), site.location.stem)
     formula = MLPFormula(ProjectionSlice(site.inside[0]), None, site.inside[1], activation)
-    tensors = formula.tensors(_projections(layer, site.inside))
+    views = formula.views(_projections(layer, site.inside))
 
     def reference(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         copied = [in_dtype(part, dtype) for part in (first, last)]
         return lambda x: copied[1](getattr(owner, name)(copied[0](x)))
 
-    return ReplacedMLP(site, [MLP(site.location, tensors, activation, reference)])
+    return ReplacedMLP(site, [MLP(site.location, views, activation, reference)])
 
 
 def activation_of(site: MLPLocation, layer: nn.Module) -> tuple[nn.Module, str]:
@@ -216,17 +220,19 @@ def _dtype(module: nn.Module, location: Location) -> torch.dtype:
     return next(iter(dtypes))
 
 
-def _projections(module: nn.Module, names: Iterable[str]) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Weight and bias of projections; the weight as TransformerLens has it, a view."""
-    found: dict[str, tuple[Tensor, Tensor | None]] = {}
-    for name in names:
-        projection = module.get_submodule(name)
-        weight, bias = projection.get_parameter("weight"), projection.bias
-        found[name] = (
-            weight if isinstance(projection, Conv1D) else weight.T,
-            bias if isinstance(bias, Tensor) else None,
-        )
-    return found
+def _projections(module: nn.Module, names: Iterable[str]) -> dict[str, tuple[WeightView, WeightView]]:
+    """Weight and bias of projections."""
+    return {name: projection_views(module.get_submodule(name)) for name in names}
+
+
+def projection_views(projection: nn.Module) -> tuple[WeightView, WeightView]:
+    """Weight and bias of a projection, the weight as TransformerLens has it."""
+    weight = WeightView(projection, "weight")
+    return weight if isinstance(projection, Conv1D) else weight.then(_turned), WeightView(projection, "bias")
+
+
+def _turned(weight: Tensor) -> Tensor:
+    return weight.T
 
 
 def _described(module: nn.Module) -> str:

@@ -6,21 +6,20 @@ from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
-from allheads.heads.bank import HeadBank
-from allheads.heads.mixture import MixtureBank
 from allheads.models.attention import attention_layers
 from allheads.models.compat import network_module
 from allheads.models.experts import read_experts
 from allheads.models.find_mlps import locate_mlps
 from allheads.models.formulas import MLPFormula
+from allheads.models.graft import HeadBankBridge, PassingBridge
 from allheads.models.mlps import ReplacedMLP, read_containerless, read_module
 
 
 def read_mlps(source: TransformerBridge, body: nn.Module) -> list[ReplacedMLP]:
     """Every MLP and every stack of experts; ``body`` is the source's network without its bridge.
 
-    Raises `AllHeadsError` naming the layer if one is of a kind that is not known, or has weights that are not
-    finite, and for a model without any.
+    There are none in a model of attention alone. Raises `AllHeadsError` naming the layer if one is of a kind that is
+    not known, or has weights that are not finite, and for a model whose layers have something else.
     """
     earlier: list[MLPFormula] = []
     units = []
@@ -32,10 +31,10 @@ def read_mlps(source: TransformerBridge, body: nn.Module) -> list[ReplacedMLP]:
             units.append(read_containerless(site, module))
         else:
             units.append(read_module(site, module, earlier))
-    if not units:
+    if not units and (others := untouched_modules(source)):
         raise AllHeadsError(
             "a transformer with MLPs of a known kind",
-            f"{source.cfg.architecture}, whose layers have {', '.join(untouched_modules(source)) or 'none'}",
+            f"{source.cfg.architecture}, whose layers have {', '.join(others)}",
             "State-space and recurrent layers have none; experts and MLPs of other kinds are not read yet.",
         )
     return units
@@ -50,9 +49,9 @@ def untouched_modules(model: TransformerBridge) -> list[str]:
     found: dict[str, None] = {}
 
     def visit(module: nn.Module, name: str | None) -> None:
+        heads = isinstance(module, (HeadBankBridge, PassingBridge))
         module = network_module(module)
-        known = isinstance(module, (HeadBank, MixtureBank)) or id(module) in attention
-        if known or "attention" in type(module).__name__.lower():
+        if heads or id(module) in attention or "attention" in type(module).__name__.lower():
             return
         if name and any(p.ndim >= 2 for p in module.parameters(recurse=False)):
             found.setdefault(name)

@@ -24,7 +24,7 @@ from allheads.gates.approximation import DEFAULT_TOLERANCE, approximate
 from allheads.gates.gates import GateSum
 from allheads.heads.evaluate import Evaluation
 from allheads.models.bridge import TransformerBridge, bridge, share
-from allheads.models.compat import network_path, rescan_hooks, weights_processed
+from allheads.models.compat import network_path, weights_processed
 from allheads.models.graft import graft
 from allheads.models.mlps import MLP, ReplacedMLP
 from allheads.models.norms import norm_modules
@@ -36,14 +36,17 @@ from allheads.twin.twin import Layer, TwinBridge
 
 
 def convert(
-    model: TransformerBridge, *, tolerance: float = DEFAULT_TOLERANCE, evaluation: Evaluation = "closed"
+    model: TransformerBridge, *, tolerance: float | None = None, evaluation: Evaluation = "closed"
 ) -> TwinBridge:
     """The attention-only twin of ``model``: every MLP neuron becomes one or a few attention heads.
 
     ``tolerance`` is the certified error of the scalar activation f, absolute for neurons without a gate and relative to
-    0.3 + |f| for gated ones, which multiply it (docs/gates.md). ``evaluation`` says how banks compute: ``closed``, by
-    the activation itself, ``slots``, every head over its own token and its bias tokens, or ``attention``, every head
-    over all positions. The source is untouched; the twin's weights are views of it.
+    0.3 + |f| for gated ones, which multiply it (docs/gates.md). Without one it is 5e-7; where the domain of a layer is
+    too wide for that, it is the smallest that the table reaches, up to 1e-5, and a warning says which.
+    ``twin.tolerance`` is what it came to. ``evaluation`` says how banks compute: ``closed``, by the activation itself,
+    ``slots``, every head over its own token and its bias tokens, or ``attention``, every head over all positions. The
+    source is untouched; the twin's weights are views of it. A model of attention alone is its own twin: it comes back
+    without neurons, and a warning says so.
 
     Raises `AllHeadsError` if the model is not a plain bridge, an MLP or activation is not supported, or the
     tolerance cannot be reached.
@@ -58,7 +61,25 @@ def convert(
         reading = read(source)
         domains = list(chain(*input_domains(reading.body, reading.replaced, reading.activations)))
         gates = [gates_of(mlp, domain, tolerance) for mlp, domain in zip(reading.mlps, domains, strict=True)]
-        return assemble(reading, gates, domains, tolerance, evaluation)
+        certified = tolerance if tolerance is not None else _reached(reading.mlps, gates)
+        return assemble(reading, gates, domains, certified, evaluation)
+
+
+def _reached(mlps: Sequence[MLP], gates: Sequence[GateSum]) -> float:
+    """The tolerance that the gates keep, of a twin for which none was named."""
+    if not mlps:
+        warnings.warn("The model has attention alone: its twin is the model, without neurons.", stacklevel=3)
+    errors = [sums.max_error / abs(mlp.scale_out) for mlp, sums in zip(mlps, gates, strict=True)]
+    worst = max(errors, default=0.0)
+    if worst <= DEFAULT_TOLERANCE:
+        return DEFAULT_TOLERANCE
+    mlp = mlps[errors.index(worst)]
+    warnings.warn(
+        f"The tolerance of this twin is {worst:.3g}, where {DEFAULT_TOLERANCE:g} is usual: the table's best for"
+        f" {mlp.activation.name} on the domain of {mlp.location.stem}.",
+        stacklevel=3,
+    )
+    return worst
 
 
 @dataclass(frozen=True)
@@ -104,7 +125,6 @@ def assemble(
     remaining = iter(banks)
     for group in reading.replaced:
         graft(bridged, group, list(islice(remaining, len(group.mlps))))
-    rescan_hooks(bridged)
     records = zip((mlp.location for mlp in reading.mlps), banks, domains, strict=True)
     twin = TwinBridge.of(bridged, [Layer(*record) for record in records], tolerance, reading.source)
     audit(twin, reading.replaced, reading.inputs, reading.activations)
@@ -138,7 +158,7 @@ def checked(model: TransformerBridge) -> TransformerBridge:
     return model
 
 
-def gates_of(mlp: MLP, domain: Domain, tolerance: float) -> GateSum:
+def gates_of(mlp: MLP, domain: Domain, tolerance: float | None) -> GateSum:
     """Step 4 for one MLP.
 
     Raises `AllHeadsError` for a tolerance that cannot be reached or that rounding would hide.
@@ -150,7 +170,7 @@ def gates_of(mlp: MLP, domain: Domain, tolerance: float) -> GateSum:
         domain=mlp.scale_in * domain.limit if needs_domain(mlp) else None,
     ).stretched(mlp.scale_in, mlp.scale_out)  # the MLP computes scale_out f(scale_in t)
     rounding = torch.finfo(torch.promote_types(mlp.dtype, torch.float32)).eps
-    if gates.max_error and tolerance < rounding / 8:
+    if gates.max_error and tolerance is not None and tolerance < rounding / 8:
         raise AllHeadsError(
             f"a tolerance that the rounding of the patterns can show, {rounding / 8:.0e} or more",
             f"{tolerance:.0e}",

@@ -16,13 +16,14 @@ from allheads.heads.evaluate import Evaluation
 from allheads.heads.hooks import HeadHooks
 from allheads.models.attention import attention_layers
 from allheads.models.bridge import TransformerBridge
-from allheads.models.compat import fires
+from allheads.models.compat import points_hidden
 from allheads.models.locations import Location
 from allheads.models.origin import Origin, origin_of
 from allheads.models.read_mlps import untouched_modules
 from allheads.twin.domain import Domain
 from allheads.twin.heads import Head, HeadIndex
 from allheads.twin.labels import Label
+from allheads.twin.state import edited_as_in, left_out
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,53 @@ class TwinBridge(TransformerBridge):
             for bank, name, dtype in before:
                 bank.evaluation, bank.pattern_dtype = name, dtype
 
+    def process_weights(self, *args: Any, **kwargs: Any) -> None:
+        """As in TransformerLens: fold norms, centre what is written and read out. The source keeps its weights.
+
+        Neurons keep their preactivations, so gates and domains hold as before. Raises `AllHeadsError` for edited heads.
+        """
+        self._require_shared_banks()
+        # Some foldings write in place, and this memory is the source's.
+        for parameter in self.original_model.parameters():
+            parameter.data = parameter.data.clone()
+        super().process_weights(*args, **kwargs)
+
+    def enable_compatibility_mode(
+        self, disable_warnings: bool = False, no_processing: bool = False, **kwargs: Any
+    ) -> None:
+        """As in TransformerLens. Raises `AllHeadsError` for edited heads, unless with ``no_processing=True``."""
+        if not no_processing:
+            self._require_shared_banks()
+        super().enable_compatibility_mode(disable_warnings, no_processing, **kwargs)
+
+    def _require_shared_banks(self) -> None:
+        for layer in self.layers:
+            layer.bank.require_shared(
+                "neurons that share their MLP's weights, to process these",
+                layer.location.stem,
+                "Process the weights first and edit after, or use enable_compatibility_mode(no_processing=True).",
+            )
+
+    def state_dict(self, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """As in TransformerLens, and what that leaves out of the neurons: experts' weights, and edited heads.
+
+        Those have their names in the network: ``model.layers.3.mlp.heads.edited.W_Q``.
+        """
+        state = super().state_dict(destination, prefix, keep_vars)
+        if destination is None and not prefix:
+            for name, parameter in left_out(self.original_model, state):
+                state[name] = parameter if keep_vars else parameter.detach()
+        return state
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """As in TransformerLens. Layers whose edited heads are in the state become edited.
+
+        Raises `AllHeadsError` for a state without the edits of a layer that is edited, and what TransformerLens raises
+        for the state of another model.
+        """
+        with edited_as_in(self.original_model, state_dict, strict):
+            return super().load_state_dict(state_dict, strict, assign)
+
     def run_with_cache(  # the signature of TransformerLens
         self,
         input: Any,
@@ -139,11 +187,9 @@ class TwinBridge(TransformerBridge):
         Ask for them by name: ``names_filter="blocks.3.mlp.hook_pattern"``.
         """
         if names_filter is None:
-            large = tuple(f"mlp.{name}" for name in HeadHooks.ON_REQUEST)
-            points = self.hook_dict.items()
-            names_filter = [
-                name for name, point in points if not name.endswith(large) and fires(self, point.name or name)
-            ]
+            large = {id(getattr(bank.hooks, name)) for bank in self.banks for name in HeadHooks.ON_REQUEST}
+            with points_hidden(self, large):
+                return super().run_with_cache(input, return_cache_object, remove_batch_dim, **kwargs)
         return super().run_with_cache(input, return_cache_object, remove_batch_dim, names_filter=names_filter, **kwargs)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from allheads.errors import AllHeadsError
 from allheads.models.bridge import TransformerBridge, share
-from allheads.models.compat import called, network_module
+from allheads.models.compat import called
 from allheads.models.experts import rows_of
 from allheads.models.mlps import ReplacedMLP
 from allheads.models.observe import Activations, Inputs, output_kind, run_bridge, watching
@@ -120,7 +120,7 @@ def _every_bank_as_often(twin: TwinBridge, units: list[ReplacedMLP], mine: Activ
     """Refuse a run that goes around a bank: what it computes there is not what was proved."""
     calls: Counter[int] = Counter()
     handles = [
-        network_module(called(twin.original_model, unit.reads)).register_forward_hook(
+        called(twin.original_model, unit.reads).heads.register_forward_hook(
             lambda *_, number=number: calls.update([number])
         )
         for number, unit in enumerate(units)
