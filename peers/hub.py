@@ -79,7 +79,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "optimum-intel-internal-testing/tiny-random-ArceeForCausalLM": ("ArceeForCausalLM", {}),
     "optimum-intel-internal-testing/tiny-random-Starcoder2ForCausalLM": ("Starcoder2ForCausalLM", {}),
     "optimum-intel-internal-testing/tiny-random-qwen2.5-vl": ("Qwen2_5_VLForConditionalGeneration", {}),
-    "onnx-internal-testing/tiny-random-AfmoeForCausalLM": ("AfmoeForCausalLM", {"num_hidden_layers": 4}),
+    "onnx-internal-testing/tiny-random-AfmoeForCausalLM": ("AfmoeForCausalLM", {}),
     "onnx-internal-testing/tiny-random-Gemma3nForConditionalGeneration": ("Gemma3nForConditionalGeneration", {}),
     "badaoui/tiny-random-NemotronForCausalLM": ("NemotronForCausalLM", {}),
     "baidu/ERNIE-4.5-0.3B-PT": ("Ernie4_5ForCausalLM", {}),
@@ -173,7 +173,7 @@ def build() -> Path:
     for also, name in ALSO.items():
         link = folder(home, also).parent.parent
         if not link.exists():
-            link.symlink_to(folder(home, name).parent.parent)
+            link.symlink_to(folder(home, name).parent.parent.name)
     return home
 
 
