@@ -27,7 +27,7 @@ import allheads as ah
 from transformer_lens.model_bridge import TransformerBridge  # isort: skip
 
 #: Seconds a test may take, with the making of what it needs.
-LIMIT = 60
+LIMIT = 180
 #: What makes bridges: functions of TransformerLens, and methods of the class.
 MAKERS = ("boot", "build_bridge_from_module")
 STATIC_MAKERS = ("boot_transformers", "boot_native")

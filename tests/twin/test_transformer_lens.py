@@ -1,6 +1,7 @@
 """What TransformerLens does with a bridge it does with a twin: `make peers` runs its own tests, these stand for them.
 
-A twin in float64 that computes by the activations themselves differs from its source by rounding only.
+A twin in float64 that computes by the activations themselves differs from its source by rounding only. Where hooks look
+at neurons, their heads are run: exact where the activation is a ReLU, else as good as the gates.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ KINDS = [
 ]
 DECODERS = ["GPT2LMHeadModel", "LlamaForCausalLM"]
 EXACT = {"rtol": 1e-9, "atol": 1e-10}
+#: Gates are certified to 1e-5 or better, and what a wrong hook point sees is off by a tenth or more.
+GATES = {"rtol": 1e-4, "atol": 1e-4}
+RELU = ("OPTForCausalLM", "T5ForConditionalGeneration")
 
 
 def _pair(name: str, seed: int = 0) -> tuple[zoo.Sample, ah.TwinBridge]:
@@ -36,14 +40,18 @@ def _cache(sample: zoo.Sample, model: TransformerBridge) -> dict[str, torch.Tens
     return dict(model.run_with_cache(inputs.pop("input"), **inputs)[1].items())
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_every_hook_point_of_the_source_sees_in_the_twin_what_it_sees_there(name):
-    sample, twin = _pair(name)
+def _assert_same_cache(sample: zoo.Sample, twin: ah.TwinBridge, tolerance: dict[str, float]) -> None:
     expected, got = _cache(sample, sample.bridge), _cache(sample, twin)
     assert not expected.keys() - got.keys()
     for point, tensor in expected.items():
         if tensor.is_floating_point():
-            torch.testing.assert_close(got[point], tensor, **EXACT, msg=lambda text, point=point: f"{point}: {text}")
+            torch.testing.assert_close(got[point], tensor, **tolerance, msg=lambda text, at=point: f"{at}: {text}")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_hook_point_of_the_source_sees_in_the_twin_what_it_sees_there(name):
+    sample, twin = _pair(name)
+    _assert_same_cache(sample, twin, EXACT if name in RELU else GATES)
 
 
 @pytest.mark.parametrize(
@@ -67,11 +75,7 @@ def test_compatibility_mode_processes_the_twins_weights_as_it_does_the_sources(n
     before = twin(sample.inputs["input"])
     for model in (sample.bridge, twin):
         model.enable_compatibility_mode(disable_warnings=True)
-    expected, got = _cache(sample, sample.bridge), _cache(sample, twin)
-    assert not expected.keys() - got.keys()
-    for point, tensor in expected.items():
-        if tensor.is_floating_point():
-            torch.testing.assert_close(got[point], tensor, **EXACT, msg=lambda text, point=point: f"{point}: {text}")
+    _assert_same_cache(sample, twin, GATES)
     after = twin(sample.inputs["input"])
     torch.testing.assert_close(after.log_softmax(-1), before.log_softmax(-1), rtol=1e-6, atol=1e-7)
     assert not torch.allclose(after, before, atol=1e-3)  # centred: only differences of logits are the model's
@@ -88,7 +92,8 @@ def test_logits_are_the_sum_of_what_the_components_write(name):
         _, cache = model.run_with_cache(ids)
         parts = cache.decompose_resid(layer=-1, mode="all")
         attributions.append(cache.logit_attrs(parts, tokens=ids))
-    torch.testing.assert_close(attributions[1], attributions[0], **EXACT)
+    torch.testing.assert_close(attributions[1], attributions[0], **GATES)
+    assert attributions[0].abs().max() > 0.1
 
 
 # TransformerLens leaves the weights of experts out of its state.
