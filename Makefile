@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 # In the environment, the constraints hold for the packages that builds need, too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: help demo test check static suite fits coverage bench docs clean
+.PHONY: help demo test check static suite fits coverage bench peers docs clean
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -48,6 +48,11 @@ bench: $(VENV)/.dev ## Speed and memory of twin and source, side by side, as JSO
 	OMP_NUM_THREADS=1 $(BIN)/python bench/composition.py
 	OMP_NUM_THREADS=2 $(BIN)/python bench/finding.py
 	OMP_NUM_THREADS=2 $(BIN)/python bench/views.py
+
+# TransformerLens' tests come with its source distribution; pip fetches that, and the tools, into the user's cache.
+peers: $(VENV)/.dev ## TransformerLens' own tests, and five tools for interpretability, with twins (30 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python peers/tools.py
+	OMP_NUM_THREADS=1 $(BIN)/python peers/transformer_lens_tests.py
 
 clean: ## Remove the environment and what the tools wrote
 	rm -rf $(VENV) allheads-report.html explore.html .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
