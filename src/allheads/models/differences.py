@@ -24,6 +24,7 @@ from allheads.models.mlps import ReplacedMLP, activation_of
 #: What torch and TransformerLens keep in a module beside its settings: hooks and where they are registered, modes, and
 #: what the last run left behind.
 _BOOKKEEPING = {*vars(nn.Module()), "fwd_hooks", "bwd_hooks", "ctx", "hook_aliases", "submodules"}
+_BOOKKEEPING |= {"compatibility_mode", "disable_warnings"}  # how hooks are named, and not what is computed
 _LEFT_BEHIND = re.compile(
     r"_fired|_capture|_pattern$|_attn_scores$|hook_(?!conversion)|gradient_checkpointing|.*_states?$|.*name$|.*path$"
 )

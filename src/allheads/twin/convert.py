@@ -107,9 +107,9 @@ def read(source: TransformerBridge) -> Reading:
     body = share(source)
     replaced = read_mlps(source, body)
     inputs = probe_inputs(body, source.cfg)
-    activations = observe(
-        body, inputs, [*(path for path, _ in norm_modules(body)), *(group.reads for group in replaced)]
-    )
+    paths = [*(path for path, _ in norm_modules(body)), *(group.reads for group in replaced)]
+    # What runs is the bridged network: some families cannot run without.
+    activations = observe(source.original_model, inputs, paths)
     return Reading(source, body, replaced, inputs, activations)
 
 

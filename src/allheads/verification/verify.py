@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
-from allheads.models.bridge import TransformerBridge
+from allheads.models.bridge import TransformerBridge, processed, splits_projections
+from allheads.models.compat import weights_processed
 from allheads.models.differences import differences
 from allheads.models.experts import rows_of
 from allheads.models.mlps import ReplacedMLP
@@ -71,7 +72,7 @@ def verify(
     """
     if evaluation not in ("slots", "attention"):
         raise AllHeadsError("slots or attention, which compute every head", repr(evaluation), "Leave it out.")
-    require_twin(twin)
+    source = _as_processed(source, require_twin(twin))
     check_pair(source, twin)
     runs = input_runs(source, texts)
     with evaluating(source):
@@ -116,6 +117,25 @@ def verify(
         differences=apart,
         unreached=unreached(source, runs, layers, not apart),
     )
+
+
+def _as_processed(source: TransformerBridge, twin: TwinBridge) -> TransformerBridge:
+    """The source with its weights folded and centred as the twin's are."""
+    if twin.processing is not None and splits_projections(source):
+        raise AllHeadsError(
+            "weights that are not processed, in a family whose gate and value are one projection",
+            "processed ones",
+            "Verify the twin before enable_compatibility_mode, or use no_processing=True.",
+        )
+    if twin.processing is not None and not weights_processed(source):
+        return processed(source, **twin.processing)
+    if weights_processed(source) and twin.processing is None:
+        raise AllHeadsError(
+            "a source and a twin whose weights are processed alike",
+            "a processed source",
+            "Call twin.enable_compatibility_mode(...) as on the source, or load the source again.",
+        )
+    return source
 
 
 def _compared(
