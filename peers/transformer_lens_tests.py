@@ -89,7 +89,7 @@ def _pytest(folder: Path, tests: list[str], *, twins: bool, results: Path | None
     """Run tests in a process of their own; without a file for the results, pytest's report is shown."""
     command = [sys.executable, "-m", "pytest", "-p", "twins_plugin", "-p", "no:cacheprovider", "-c", os.devnull]
     command += ["--rootdir", str(folder), "-o", f"pythonpath={folder}", "--continue-on-collection-errors"]
-    command += ["--tb=short"] if results is None else ["-q", "--tb=no", "--no-summary", "--disable-warnings"]
+    command += ["--tb=short", *([] if results is None else ["-q", "--no-summary", "--disable-warnings"])]
     environment = os.environ | {
         "HF_HOME": str(hub.build()),
         "HF_HUB_OFFLINE": "1",
