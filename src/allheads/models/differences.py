@@ -135,7 +135,7 @@ def _differing_settings(mine: nn.Module, theirs: nn.Module, compared: set[tuple[
     settings = [_settings(module) for module in (mine, theirs)]
     for name in dict.fromkeys([*settings[0], *settings[1]]):
         if all(name in each for each in settings):
-            phrase = _apart(*(each[name] for each in settings), compared)
+            phrase = _apart(settings[0][name], settings[1][name], compared)
             if phrase is not None:
                 yield f".{name}{phrase}"
         elif not name.startswith("_"):

@@ -114,24 +114,27 @@ def bank_faults(mlp: MLP, layer: Layer, domain: Domain, tolerance: float) -> lis
             faults.append(f"its gates are certified to {gates.max_error:.2e}, the twin's tolerance is {tolerance:.2e}")
         if needs_domain(mlp) and domain.by_theorem and domain.limit > gates.domain * (1 + 1e-9):
             faults.append(f"its gates hold up to {gates.domain:g}, and inputs reach {domain.limit:g}")
-    said = layer.domain
-    if said.by_theorem != domain.by_theorem or not math.isclose(said.limit, domain.limit, rel_tol=_SAME_DOMAIN):
-        faults.append(f"the twin says that preactivations end at {said.limit:g}; those of the source {domain.limit:g}")
+    known = layer.domain
+    if known.by_theorem != domain.by_theorem or not math.isclose(known.limit, domain.limit, rel_tol=_SAME_DOMAIN):
+        faults.append(f"the twin says that preactivations end at {_end(known)}; those of the source at {_end(domain)}")
     if bank.pattern_dtype not in (None, torch.float32, torch.float64):
         faults.append(f"its patterns are in {str(bank.pattern_dtype).removeprefix('torch.')}, which is too coarse")
     return faults
 
 
+def _end(domain: Domain) -> str:
+    return f"{domain.limit:g} {'by theorem' if domain.by_theorem else 'as measured'}"
+
+
 def changed_heads(mlp: MLP, bank: HeadBank) -> list[str]:
     """Weights of a bank's heads that are not those that the source's MLP makes with the same gates, in words."""
-    fresh = mlp.heads(bank.gates)
+    fresh, found = mlp.heads(bank.gates), dict[str, str]()
     if bank.edited is not None:
-        mine, theirs = EditedHeads.layout(fresh.weights(torch.float64)), dict(bank.edited.named_parameters())
-        phrases = {name: difference(mine[name], theirs.get(name)) for name in mine}
+        layout, edited = EditedHeads.layout(fresh.weights(torch.float64)), dict(bank.edited.named_parameters())
+        phrases = {name: difference(layout[name], edited.get(name)) for name in layout}
         return [f"{name} of its edited heads: {phrase}" for name, phrase in phrases.items() if phrase]
-    found: dict[str, str] = {}
     # Coefficients of the gates are kept for each dtype of the patterns.
-    for dtype in dict.fromkeys([None, torch.float32, torch.float64]):
+    for dtype in (None, torch.float32, torch.float64):
         mine, theirs = fresh.weights(dtype), bank.weights(dtype)
         for field in fields(mine):
             phrase = difference(getattr(mine, field.name), getattr(theirs, field.name))
