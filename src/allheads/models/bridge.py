@@ -43,7 +43,7 @@ def share(source: TransformerBridge) -> nn.Module:
     body = copy.deepcopy(model, memo)
     for module in body.modules():
         # Some components patch what they wrap; the copy is to compute as the architecture does.
-        for name in [name for name, value in vars(module).items() if _patched(value)]:
+        for name in [name for name, value in vars(module).items() if _patched(value) and hasattr(type(module), name)]:
             delattr(module, name)
     return body
 

@@ -20,6 +20,7 @@ from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components import AttentionBridge, MLPBridge, MoEBridge
 
+from allheads.errors import AllHeadsError
 from allheads.models.compat import named_components, network_path
 from allheads.models.formulas import computes_mlp, is_projection
 from allheads.models.locations import Location, numbered, tower_names
@@ -67,6 +68,12 @@ def _of_bridge(source: TransformerBridge, body: nn.Module, paths: dict[int, str]
         if not isinstance(component, (MLPBridge, MoEBridge)) or any(_covers(s.location.name, name) for s in sites):
             continue
         if component.name is None:
+            if "gate" in component.submodules:
+                raise AllHeadsError(
+                    "a gated MLP in a module of its own",
+                    f"one whose parts sit in the layer, {name}",
+                    "Not supported yet.",
+                )
             parent = source.get_submodule(name.rpartition(".")[0])
             inside = (str(component.submodules["in"].name), str(component.submodules["out"].name))
             sites.append(MLPLocation(Location.at(name), paths[id(parent)], inside=inside))

@@ -59,7 +59,9 @@ def probe_inputs(body: nn.Module, cfg: Any) -> dict[str, Tensor]:
 def _words(config: Any, d_vocab: int, length: int, generator: torch.Generator) -> Tensor:
     """Random ids, none of which stands for an image or a sound."""
     special = {value for name, value in vars(config or object).items() if name.endswith(("token_id", "token_index"))}
-    ordinary = [token for token in range(d_vocab) if token not in special]
+    # A second table of embeddings, one for each layer, may know fewer words.
+    second = getattr(getattr(config, "text_config", config), "vocab_size_per_layer_input", None)
+    ordinary = [token for token in range(min(d_vocab, second or d_vocab)) if token not in special]
     return torch.tensor(ordinary)[torch.randint(len(ordinary), (1, length), generator=generator)]
 
 
