@@ -137,7 +137,9 @@ class Report:
         if logits:
             figures.append(("mean KL divergence, nats", self.mean_kl, self.mean_kl_closed, limits.mean_kl))
             figures.append(("largest KL divergence, nats", self.max_kl, None, None))
-        figures.append(("closed is held against", None, None, self._limit("max_logit_error_closed")))
+        figures.append(
+            ("largest difference of closed", None, self.max_logit_error_closed, self._limit("max_logit_error_closed"))
+        )
         figures.append(("the source's own rounding noise", self.noise_floor, None, None))
         rows = [[name, *("" if value is None else f"{value:.1e}" for value in values)] for name, *values in figures]
         if not math.isnan(self.loss_source):
