@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from allheads.cli.main import app
@@ -71,7 +72,7 @@ def test_a_failed_verification_is_exit_code_1(monkeypatch, smollm, smollm_twin):
         (["smollm2-135"], "smollm2-135m"),
         (["--text", "a", "--file", "b"], "one of --text and --file"),
         (["--file", "nowhere.txt"], "a readable UTF-8 text file"),
-        (["--report", "nowhere/report.html"], "a report in an existing folder"),
+        (["--report", "nowhere/report.html"], "a path in a folder that exists"),
         (["--text", " "], "the empty string"),
     ],
 )
@@ -82,6 +83,69 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message):
     assert result.stderr.startswith("allheads: Expected ")
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "Expected enough memory, got too little."),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes.\nTrace"), "9 bytes."),
+        (RuntimeError("CUDA out of memory."), "CUDA out of memory"),
+    ],
+)
+def test_a_lack_of_memory_is_one_line(monkeypatch, error, message):
+    import allheads as ah
+
+    def load(name):
+        raise error
+
+    monkeypatch.setattr(ah, "load", load)
+    result = _run("smollm2-135m")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("allheads: Expected enough memory")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    error = RuntimeError("a fault of ours")
+    assert _run("smollm2-135m").exception is error
+
+
+def test_foreign_text_is_shown_as_it_is(capsys):
+    """Names and tokens are no markup, no pictures, and move no cursor."""
+    from rich.table import Table
+
+    from allheads.cli.console import results
+
+    for strange in ("[INST] hello [/INST]", "[bold red]model", ":smile:", "[/]"):
+        table = Table(title=strange)
+        table.add_column(strange)
+        table.add_row(strange)
+        results().print(table)
+        results().print(strange)
+        assert capsys.readouterr().out.count(strange) == 4
+    results().print("\x1b[2J \ud800 \u202e")
+    assert capsys.readouterr().out == "\\x1b[2J \\ud800 \\u202e\n"
+
+
+def test_strange_names_are_one_line():
+    result = _run("no\x1b[2J\n/such/\udcff.gguf")
+    assert result.exit_code == 2
+    assert r"no\x1b[2J\n/such/\udcff.gguf" in result.stderr.replace("\\\\", "\\")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_report_shows_the_name_of_its_model(tiny, tokens):
+    import allheads as ah
+
+    source = tiny("gpt2")
+    source.cfg.model_name = "[bold red]model"
+    verdict = ah.verify(source, ah.convert(source), tokens)
+    assert "[bold red]model: source and twin are the same" in str(verdict)
+
+
+@pytest.mark.parametrize("tolerance", [1e150, 1e300, 1.7e308])
+def test_tolerances_without_end(tolerance):
+    """Their square is no number, and the thresholds are what they are for any large one."""
+    assert Thresholds.default(torch.float32, tolerance) == Thresholds.default(torch.float32, 1e9)
 
 
 def test_a_file_is_read_by_paragraphs(tmp_path, monkeypatch):
@@ -113,3 +177,6 @@ def test_attribute(tmp_path):
     assert "Not complete" in shown and "' Mary' at position 13" in shown
     refused = _attribute(prompt, "--target", "antidisestablish")
     assert refused.exit_code == 2
+    shown = _attribute("[INST] hello [/INST]", "--target", " Mary")
+    assert shown.exit_code == 0
+    assert "'INST'" in shown.stdout

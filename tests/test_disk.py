@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -13,7 +14,16 @@ import torch
 from safetensors.torch import load_file
 
 import allheads as ah
-from allheads.disk import checked_path, digest, replaced_folder, write_tensors, write_whole, written
+from allheads.disk import (
+    checked_path,
+    claimed,
+    digest,
+    named_path,
+    replaced_folder,
+    write_tensors,
+    write_whole,
+    written,
+)
 
 
 def test_a_file_is_replaced_with_the_usual_permissions(tmp_path):
@@ -85,7 +95,7 @@ def test_a_folder_takes_the_place_of_an_old_one_or_leaves_it(tmp_path, monkeypat
     rename = Path.replace
 
     def refuse(path, to):
-        if to == target and "unfinished" in path.name:
+        if to == target and path.suffix == ".part":
             raise OSError("refused")
         return rename(path, to)
 
@@ -106,3 +116,48 @@ def test_leftovers_of_killed_processes_go(tmp_path):
     living.touch()
     write_whole(target, "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([living.name, target.name])
+
+
+def test_a_leftover_of_an_earlier_process_with_the_same_number_goes(tmp_path):
+    """In a container every process may have the number 1."""
+    with written(tmp_path / "file") as beside:
+        mine = beside.name
+    earlier = tmp_path / re.sub("allheads-[0-9a-f]+", "allheads-0f", mine)
+    earlier.touch()
+    write_whole(tmp_path / "file", "whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_longest_names_can_be_written_and_longer_ones_are_refused(tmp_path):
+    target = tmp_path / ("x" * 250 + ".html")
+    write_whole(target, "whole")
+    assert target.read_text() == "whole"
+    with pytest.raises(ah.AllHeadsError, match="File name too long"):
+        write_whole(tmp_path / ("x" * 251 + ".html"), "whole")
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("name", ["", "a" * 300, "~nosuch/m", "nul\0", "half \ud800", None, 3, b"bytes"])
+def test_names_that_no_file_can_have(name):
+    for reader in (named_path, checked_path, lambda path: write_whole(path, "x"), ah.corpus.Sweep.load, ah.load):
+        with pytest.raises(ah.AllHeadsError) as error:
+            reader(name)
+        assert len(str(error.value).encode()) < 200
+
+
+def test_two_writers_of_one_file(tmp_path):
+    """Second ones are refused, in this process or another; whoever is killed leaves no claim."""
+    target = tmp_path / "sweep"
+    code = "import os, sys\nfrom pathlib import Path\nfrom allheads.disk import claimed\n"
+    code += "with claimed(Path(sys.argv[1])):\n    os._exit(9)"
+    killed = [sys.executable, "-c", code, str(target)]
+    assert subprocess.run(killed).returncode == 9
+    with claimed(target), claimed(tmp_path / "another"):
+        with pytest.raises(ah.AllHeadsError, match="nobody else is writing"), claimed(target):
+            pass
+        second = subprocess.run(killed, capture_output=True, text=True)
+        assert "nobody else is writing" in second.stderr
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt), claimed(target):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []

@@ -1,16 +1,21 @@
-"""Files and folders that are written whole or not at all, and the folder of the cache."""
+"""Files and folders that are written whole or not at all, and the folder of the cache.
+
+Whatever is unfinished lies beside its target under a name that tells the process that made it: what was killed is put
+back or removed by the next one that reads or writes there (`recover`).
+"""
 
 from __future__ import annotations
 
-import glob
 import hashlib
+import itertools
 import os
 import platform
+import re
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +26,38 @@ from allheads.errors import AllHeadsError
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Names that folders have while they are written, and that old ones have while they are replaced.
-_UNFINISHED, _REPLACED = ".allheads-unfinished-", ".allheads-replaced-"
-#: Seconds without a change after which an unfinished folder was left by a process that died.
-STALE = 6 * 3600
+#: Seconds without a change after which what another machine left is taken for dead: its processes cannot be asked.
+STALE = 24 * 3600
+#: Of unfinished files and folders (``part``), and of the folder where a replaced one waits (``old``). The first part
+#: tells processes apart that had the same number, one after the other.
+_LEFT = re.compile(r"\.allheads-(?P<process>\w+)-\d+\.(?P<node>.*)\.(?P<number>\d+)\.(part|old)")
+_PROCESS, _counter = secrets.token_hex(8), itertools.count()
+
+
+def named_path(name: str | Path) -> Path:
+    """A path as it is meant, with ``~`` filled in; it need not exist.
+
+    Raises `AllHeadsError` for what no file can be called.
+
+    >>> named_path("a" * 300)
+    Traceback (most recent call last):
+    ...
+    allheads.errors.AllHeadsError: Expected a path that a file can have, got 'aaaaaaaaaaaa...' (File name too long). \
+Check the path.
+    """
+    reason = "a name without letters" if name == "" else "no text" if not isinstance(name, str | Path) else ""
+    try:
+        path = Path("" if reason else name).expanduser()
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError, RuntimeError) as error:  # too long, without permission; with a NUL; no such user
+        reason = str(getattr(error, "strerror", None) or error)
+    if reason:
+        shown = repr(str(name))
+        shown = shown if len(shown) < 60 else f"{shown[:13]}...'"
+        raise AllHeadsError("a path that a file can have", f"{shown} ({reason})", "Check the path.")
+    return path
 
 
 def checked_path(path: str | Path) -> Path:
@@ -32,7 +65,7 @@ def checked_path(path: str | Path) -> Path:
 
     Raises `AllHeadsError` for a folder, a device, a pipe or a socket, and for a path in a folder that does not exist.
     """
-    target = Path(path)
+    target = named_path(path)
     followed = _followed(target)
     if target.is_dir():
         raise AllHeadsError("a file to write to", f"the folder {target}", "Add a file name, such as report.html.")
@@ -53,45 +86,25 @@ def written(path: str | Path) -> Iterator[Path]:
     refuses, and where the disk refuses.
     """
     target = _followed(checked_path(path))
-    beside = _part_of(target, os.getpid())
+    beside = _beside(target, "part")
     try:
-        _remove_parts_of_the_dead(target)
+        recover(target.parent)
         beside.touch()
         usual = beside.stat().st_mode  # safetensors lets nobody else read what it writes
         yield beside
         beside.chmod(usual)
         beside.replace(target)
     except OSError as error:
-        raise AllHeadsError(
-            f"to write {target}", str(error.strerror or error), "Choose a path that can be written."
-        ) from error
+        raise _unwritable(target, error) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()
 
 
-def _part_of(target: Path, process: int | str) -> Path:
-    """Where a process of this machine writes a file; a folder may be shared by several machines."""
-    return target.with_name(f".{target.name}.{platform.node()}.{process}.part")
-
-
-def _remove_parts_of_the_dead(target: Path) -> None:
-    """Remove what processes of this machine left that were killed while they wrote this file."""
-    for part in target.parent.glob(glob.escape(_part_of(target, "").name.removesuffix(".part")) + "*.part"):
-        process = part.name.split(".")[-2]
-        if process.isdecimal() and not _is_alive(int(process)):
-            part.unlink(missing_ok=True)
-
-
-def _is_alive(process: int) -> bool:
-    if os.name != "posix":  # elsewhere a signal 0 is no question
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it belongs to somebody else
-        return True
-    return True
+def _unwritable(target: Path, error: OSError) -> AllHeadsError:
+    return AllHeadsError(
+        f"to write {target}", str(error.strerror or error), "Make room, or choose a path that can be written."
+    )
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
@@ -117,11 +130,12 @@ def replaced_folder(target: Path, stays: Callable[[Path], bool] = lambda old: Fa
     """An empty folder beside the target, to write into; it takes the target's place at the end, and goes if that fails.
 
     What stands in that place then is removed, or put back if the last step fails; where ``stays`` says so of it, the
-    new folder is dropped instead. Processes that do the same at once do the work twice. Leftovers of processes that
-    died are removed. Errors of the disk are raised as they are.
+    new folder is dropped instead. Processes that do the same at once do the work twice. Errors of the disk are raised
+    as they are.
     """
-    _remove_stale(target.parent)
-    scratch = _folder_beside(target, _UNFINISHED)
+    recover(target.parent)
+    scratch = _beside(target, "part")
+    scratch.mkdir()
     try:
         yield scratch
         try:
@@ -132,7 +146,49 @@ def replaced_folder(target: Path, stays: Callable[[Path], bool] = lambda old: Fa
             if not stays(target):
                 _exchange(scratch, target)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        _remove(scratch)
+
+
+def recover(folder: Path) -> None:
+    """Put back what processes that were killed had moved aside, and remove what else they left in a folder.
+
+    What a living process of this machine makes stays, and so does for a day what another machine may be making.
+    """
+    for path in folder.glob(".allheads-*"):
+        if (match := _LEFT.fullmatch(path.name)) and _is_left(path, match):
+            if path.suffix == ".old":
+                _put_back(path)
+            _remove(path)
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Nobody else claims this file meanwhile, on this machine: for what is written again and again.
+
+    Raises `AllHeadsError` if somebody has. The claim of a process that was killed is void.
+    """
+    if os.name != "posix":  # elsewhere there is no such lock
+        yield
+        return
+    from fcntl import LOCK_EX, LOCK_NB, flock
+
+    target = _followed(checked_path(path))
+    claim = target.with_name(f".allheads-{digest(target.name)[:16]}.claim")
+    try:
+        file = claim.open("w")
+        flock(file, LOCK_EX | LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise AllHeadsError(
+            "a file that nobody else is writing", f"{target}, which another process is", "Name another, or wait for it."
+        ) from error
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    try:
+        yield
+    finally:
+        claim.unlink(missing_ok=True)
+        file.close()
 
 
 def digest(*contents: str | bytes | memoryview | Path) -> str:
@@ -151,6 +207,22 @@ def digest(*contents: str | bytes | memoryview | Path) -> str:
     return found.hexdigest()
 
 
+def tensor_digest(name: str, tensor: Tensor) -> str:
+    """SHA-256 of one tensor, of its name, dtype, shape and bytes; its layout in memory does not count.
+
+    >>> import torch
+    >>> W = torch.ones(2, 3)
+    >>> tensor_digest("W", W) == tensor_digest("W", W.T.contiguous().T)
+    True
+    >>> tensor_digest("W", W) == tensor_digest("W", W.double())
+    False
+    """
+    import torch
+
+    content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    return digest(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0", content)
+
+
 def _followed(path: Path) -> Path:
     """The file itself, behind symbolic links."""
     return Path(os.path.realpath(path))
@@ -162,38 +234,59 @@ def cache_root() -> Path:
     return Path(chosen).expanduser() if chosen else user_cache_path("allheads")
 
 
-def _folder_beside(target: Path, prefix: str) -> Path:
-    """A new folder on the same disk; tempfile would make it private, and so what it becomes."""
-    folder = target.with_name(f"{prefix}{secrets.token_hex(8)}")
-    folder.mkdir()
-    return folder
+def _beside(target: Path, kind: str) -> Path:
+    """A new name on the same disk; it does not depend on the target's, which may be as long as names can be."""
+    return target.with_name(f".allheads-{_PROCESS}-{next(_counter)}.{platform.node()}.{os.getpid()}.{kind}")
 
 
 def _exchange(scratch: Path, target: Path) -> None:
     """Put a folder where another is. Folders with files cannot be renamed over: the old one goes aside first."""
-    aside = _folder_beside(target, _REPLACED)
-    old = aside / target.name
+    aside = _beside(target, "old")
+    aside.mkdir()
     try:
-        target.replace(old)
+        target.replace(aside / target.name)
         scratch.replace(target)
-    except BaseException:
-        if old.exists() and not target.exists():
-            old.replace(target)
-        raise
     finally:
-        if target.exists():
-            shutil.rmtree(aside, ignore_errors=True)
+        _put_back(aside)
+        _remove(aside)
 
 
-def _remove_stale(parent: Path) -> None:
-    """Remove what dead processes left; younger folders may be work in progress, and a replaced one the only copy."""
-    for folder in [*parent.glob(f"{_UNFINISHED}*"), *parent.glob(f"{_REPLACED}*")]:
-        try:
-            age = time.time() - max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
-            needed = folder.name.startswith(_REPLACED) and any(
-                not (parent / old.name).exists() for old in folder.iterdir()
-            )
-        except OSError:  # it vanished, or it is not a folder
-            continue
-        if age > STALE and not needed:
-            shutil.rmtree(folder, ignore_errors=True)
+def _put_back(aside: Path) -> None:
+    """Let what was moved aside have its place again, if that is free."""
+    with suppress(OSError):  # others do the same
+        for old in aside.iterdir():
+            if not (place := aside.with_name(old.name)).exists():
+                old.replace(place)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder, if it is there. What has begun to go is not put back: it is no longer called ``old``."""
+    with suppress(OSError):
+        path = path.replace(path.with_suffix(".part"))
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+
+
+def _is_left(path: Path, name: re.Match[str]) -> bool:
+    """Was the process that made this killed?"""
+    if name["node"] == platform.node():
+        number = int(name["number"])
+        return name["process"] != _PROCESS if number == os.getpid() else not _is_alive(number)
+    try:
+        return time.time() - max(each.stat().st_mtime for each in (path, *path.rglob("*"))) > STALE
+    except OSError:  # it went meanwhile
+        return False
+
+
+def _is_alive(process: int) -> bool:
+    if os.name != "posix":  # elsewhere a signal 0 is no question
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it belongs to somebody else; it is no number of a process
+        return True
+    return True

@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import allheads as ah
-from allheads.corpus import checkpoint as disk
-from allheads.corpus import run_sweep
+from allheads.corpus import checkpoint, run_sweep
 from allheads.corpus.token_windows import PIECE, TextFiles, windows
+from allheads.disk import tensor_digest
+from allheads.untrusted import parsed, sealed, unsealed
 from allheads_labs import zoo
 
 SIZES = ah.corpus.SweepSettings(context=16, batch=4, every=3)
@@ -91,11 +93,11 @@ def test_interrupted_and_resumed(small_twin, texts, whole, tmp_path, monkeypatch
         ah.corpus.sweep(small_twin, texts, SIZES, out=out)
     assert out.exists() == (stop >= 3)
     if stop >= 3:
-        checkpoint = ah.corpus.Sweep.load(out)
-        assert (checkpoint.done, checkpoint.finished) == (stop // 3, False)
-        assert checkpoint.statistics.positions < whole.statistics.positions
+        begun = ah.corpus.Sweep.load(out)
+        assert (begun.done, begun.finished) == (stop // 3, False)
+        assert begun.statistics.positions < whole.statistics.positions
         with pytest.raises(ah.AllHeadsError, match="two finished sweeps"):
-            checkpoint.merge(whole)
+            begun.merge(whole)
     again = []
     monkeypatch.setattr(
         run_sweep, "count_batch", lambda twin, batch, *rest: (again.append(batch), count(twin, batch, *rest))
@@ -155,7 +157,7 @@ def test_bad_input(smollm, small_twin, tiny, tmp_path, texts):
         "ids from 0 to 95, got 3 to 96": lambda: ah.corpus.sweep(small_twin, [torch.tensor([3, 96])], short),
         "token ids .pos., got torch.float32": lambda: ah.corpus.sweep(small_twin, [torch.ones(3)], short),
         "for a model without a tokenizer": lambda: ah.corpus.sweep(ah.convert(tiny("llama")), ["text"], short),
-        "a file in an existing folder": lambda: ah.corpus.sweep(
+        "a path in a folder that exists": lambda: ah.corpus.sweep(
             small_twin, texts, short, out=tmp_path / "no" / "where"
         ),
         "a readable UTF-8 text file": lambda: ah.corpus.sweep(
@@ -179,14 +181,91 @@ def test_files_that_are_no_sweep(tmp_path):
         save_file({"x": torch.zeros(1)}, path, metadata)
         with pytest.raises(ah.AllHeadsError, match=r"a file that ah.corpus.sweep has written"):
             ah.corpus.Sweep.load(path)
-    save_file({"x": torch.zeros(1)}, path, {disk.KEY: about})
-    with pytest.raises(ah.AllHeadsError, match="a sweep of version 2, got 99"):
+    save_file({"x": torch.zeros(1)}, path, {checkpoint.KEY: about})
+    with pytest.raises(ah.AllHeadsError, match="a sweep of version 3, got 99"):
         ah.corpus.Sweep.load(path)
     path.write_bytes(b"nothing")
     with pytest.raises(ah.AllHeadsError, match=r"a file that ah.corpus.sweep has written"):
         ah.corpus.Sweep.load(path)
     with pytest.raises(ah.AllHeadsError, match="a folder that exists"):
-        disk.write(tmp_path / "no" / "where", {}, {}, 0)
+        checkpoint.write(tmp_path / "no" / "where", {}, {}, 0)
+
+
+def test_a_flipped_bit_is_noticed_when_a_sweep_goes_on(small_twin, texts, whole, tmp_path):
+    """Anywhere: in counts, sums, examples, groups, sizes and settings."""
+    out = whole.save(tmp_path / "sweep.safetensors")
+    good = out.read_bytes()
+    places = torch.randint(8 * len(good), (60,), generator=torch.Generator().manual_seed(0)).tolist()
+    done = 8 * (good.index(b"done") + 8)  # the digit
+    for place in [8 * good.index(b"texts") + 1, *places, done]:
+        bad = bytearray(good)
+        bad[place // 8] ^= 1 << place % 8
+        out.write_bytes(bad)
+        with pytest.raises(ah.AllHeadsError):
+            ah.corpus.Sweep.load(out)
+    with pytest.raises(ah.AllHeadsError, match="checksum"):
+        ah.corpus.sweep(small_twin, texts, SIZES, out=out, resume=True)
+
+
+def _forged(path, change):
+    """Other settings or tensors, sealed again: what no accident would do."""
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        about = unsealed(parsed(file.metadata()[checkpoint.KEY], dict))
+    change(about, tensors)
+    about["sha256"] = {name: tensor_digest(name, tensor) for name, tensor in tensors.items()}
+    save_file(tensors, path, {checkpoint.KEY: json.dumps(sealed(about))})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda about, _: about.update(done=-3), "-3 parts done, of 4"),
+        (lambda about, _: about.update(done=5), "5 parts done, of 4"),
+        (lambda about, _: about.update(done=True), "a valid integer"),
+        (lambda about, _: about["settings"]["stems"].append(["L9", 2**63]), "stems.2"),
+        (lambda about, _: about["settings"]["stems"].append(["L9", 2**39]), "other than 549755813984 neurons"),
+        (lambda about, _: about["settings"].update(stems=[["L0", -48], ["L1", 144]]), "stems.0"),
+        (lambda about, _: about["settings"].pop("parts"), "settings.parts|parts: field required"),
+        (lambda about, _: about["settings"].update(more=1), "more"),
+        (lambda about, _: about["settings"]["heads"].pop(), "attention of shape"),
+        (lambda about, _: about.update(settings=None), "object"),
+        (lambda _, tensors: tensors.pop("open"), "'open'"),
+        (lambda _, tensors: tensors.update(more=torch.ones(1)), "'more'"),
+        (lambda _, tensors: tensors.update(open=tensors["open"].double()), "open of shape"),
+        (lambda _, tensors: tensors["groups"].fill_(256), "other groups"),
+    ],
+)
+def test_a_forged_file_is_refused(whole, tmp_path, change, message):
+    out = whole.save(tmp_path / "sweep.safetensors")
+    _forged(out, change)
+    with pytest.raises(ah.AllHeadsError, match=message):
+        ah.corpus.Sweep.load(out)
+
+
+def test_a_header_is_bounded_before_it_is_read(tmp_path):
+    deep = "[" * 1000 + "]" * 1000
+    for metadata in (deep, "[" + "0," * 5_000_000 + "0]", "null", "3", '{"version": 3}'):
+        path = tmp_path / "file.safetensors"
+        save_file({"x": torch.zeros(1)}, path, {checkpoint.KEY: metadata})
+        with pytest.raises(ah.AllHeadsError, match=r"a file that ah.corpus.sweep has written|a sweep of version 3"):
+            ah.corpus.Sweep.load(path)
+
+
+def test_two_sweeps_into_one_file(small_twin, texts, tmp_path, monkeypatch):
+    out, count, refused = tmp_path / "sweep.safetensors", run_sweep.count_batch, []
+
+    def meanwhile(*batch):
+        monkeypatch.undo()
+        with pytest.raises(ah.AllHeadsError, match=r"nobody else is writing, got .*sweep.safetensors") as error:
+            ah.corpus.sweep(small_twin, texts, SIZES, out=out, resume=True)
+        refused.append(error)
+        count(*batch)
+
+    monkeypatch.setattr(run_sweep, "count_batch", meanwhile)
+    ah.corpus.sweep(small_twin, texts, SIZES, out=out)
+    assert len(refused) == 1
+    assert ah.corpus.Sweep.load(out).finished
 
 
 def test_text_files(small_twin, tmp_path):

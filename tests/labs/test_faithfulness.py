@@ -10,8 +10,7 @@ from transformer_lens.tools.analysis.attribution_patching import EdgeAttribution
 
 import allheads as ah
 from allheads_labs import zoo
-from allheads_labs.faithfulness.bench import ORDERS, Outcome, outcomes
-from allheads_labs.faithfulness.lab import areas, tables
+from allheads_labs.faithfulness.lab import ORDERS, Outcome, areas, outcomes, tables
 from allheads_labs.faithfulness.ladder import area, recovered, rungs
 from allheads_labs.faithfulness.methods import METHODS, Case, Scores
 from allheads_labs.faithfulness.tasks import TASKS, right_ones
@@ -193,7 +192,7 @@ def test_what_cannot_be_benched(smollm_twin, twin):
 
 def test_a_small_run(smollm_twin, monkeypatch):
     """Two prompts, two methods, the real model: frozen attribution finds more than chance."""
-    monkeypatch.setattr("allheads_labs.faithfulness.bench.METHODS", {k: METHODS[k] for k in ("value", "chance")})
+    monkeypatch.setattr("allheads_labs.faithfulness.lab.METHODS", {k: METHODS[k] for k in ("value", "chance")})
     found = {(row.method, row.order): row for row in outcomes(smollm_twin, "objects", 2)}
     assert all(len(row.areas) == 2 for row in found.values())
     assert min(found["value", "sign"].areas) > max(found["chance", "sign"].areas) + 0.2

@@ -16,9 +16,9 @@ from allheads_labs.kit.fitting import Recipe
 from allheads_labs.kit.lab import Result
 from allheads_labs.recurrence import costs, lab, measures, report
 from allheads_labs.recurrence.learners import HIDDEN, KINDS, Learner
+from allheads_labs.recurrence.measures import compared
 from allheads_labs.recurrence.task import FILLER, QUERY, VALUES, recall
 from allheads_labs.recurrence.training import STAGES, Curriculum, train
-from allheads_labs.recurrence.twins import compared
 
 
 def draw(seed: int = 0) -> torch.Generator:

@@ -102,6 +102,13 @@ def test_training_learns_and_the_tied_twin_learns_the_same():
     assert mlp["seconds_per_step"] > 0
 
 
+def test_dropout_is_that_of_the_seed():
+    """Whatever chance was used up before in this process."""
+    torch.manual_seed(5)
+    runs = [train(Setting("tied", "key"), seed=seed, steps=3)["held_out"] for seed in (0, 0, 1)]
+    assert runs[0] == runs[1] != runs[2]
+
+
 @pytest.mark.parametrize(
     ("form", "dropout", "rate"),
     [("mlp", "pattern", 0.1), ("mlp", "key", 0.1), ("conv", "none", 0.1), ("tied", "all", 0.1), ("tied", "key", 1.0)],

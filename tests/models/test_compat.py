@@ -48,6 +48,20 @@ def test_children_of_a_bridge_are_its_components(gpt2):
     assert not private, f"TransformerLens' bridges have a new kind of child that is no component: {private[:3]}."
 
 
+def test_a_component_computes_without_its_ends(gpt2):
+    component, x = gpt2.blocks[0].ln1, torch.randn(1, 3, gpt2.cfg.d_model)
+    expected = component(x)
+    passed = []
+    names = ["blocks.0.ln1.hook_in", "blocks.0.ln1.hook_out"]
+    with gpt2.hooks(fwd_hooks=[(name, lambda value, hook: passed.append(hook.name)) for name in names]):
+        with compat.without_ends(component):
+            alone = component(x)
+        assert not passed, "torch no longer finds the hook points of a bridge component in _modules."
+        component(x)
+    assert passed == names
+    assert torch.equal(alone, expected)
+
+
 def test_processed_weights_are_marked(tiny):
     model = tiny("gpt2")
     assert not compat.weights_processed(model)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -130,21 +131,34 @@ def test_a_cache_that_is_a_file_is_explained(root):
         cached_folder("key", build)
 
 
-def test_only_old_leftovers_of_ours_are_swept(root):
-    def leftover(name, age):
-        folder = root / name
+def test_only_leftovers_of_the_dead_are_swept(root):
+    """Of this machine: whose process is gone. Of others, which cannot be asked: what did not change for a day."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+
+    def leftover(process, node, age=0.0, kind="part"):
+        folder = root / f".allheads-0f-1.{node}.{process}.{kind}"
         folder.mkdir(parents=True)
         (folder / "x").write_text("x")
         for path in (folder / "x", folder):
             os.utime(path, (time.time() - age,) * 2)
+        return folder.name
 
-    leftover(".allheads-unfinished-old", disk.STALE + 60)
-    leftover(".allheads-unfinished-young", 60)
-    leftover(".allheads-replaced-old", disk.STALE + 60)
-    leftover(".ssh", 10 * disk.STALE)
-    leftover("photos", 10 * disk.STALE)
+    here = platform.node()
+    kept = [leftover(os.getppid(), here, 9 * disk.STALE), leftover(8, "elsewhere.org", 60)]
+    for gone in (
+        (dead.pid, here),
+        (os.getpid(), here),
+        (7, "elsewhere.org", disk.STALE + 60),
+        (dead.pid, here, 0, "old"),
+    ):
+        leftover(*gone)
+    for name in (".ssh", "photos", ".allheads-mine"):
+        (root / name).mkdir()
     cached_folder("key", build)
-    assert names(root) == [".allheads-replaced-old", ".allheads-unfinished-young", ".ssh", "key", "photos"]
+    # What was moved aside and has no successor is where it was.
+    assert names(root) == sorted([*kept, ".allheads-mine", ".ssh", "key", "photos", "x"])
+    cached_folder("key", never)
 
 
 def test_a_rival_that_finished_first_wins(root):

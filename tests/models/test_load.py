@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 import socket
 import time
 
@@ -185,7 +187,11 @@ def refused(message, *args, **kwargs):
         ("gpt2", "with its owner"),
         ("somewhere/model.gguf", "existing model folder or .gguf file"),
         ("/no/such/folder", "Check the path"),
-        ("", "config.json"),
+        ("", "a path that a file can have"),
+        ("~nosuch/m", "a path that a file can have"),
+        ("a" * 300, "File name too long"),
+        ("nul\0", "null byte"),
+        ("half \ud800", "surrogates not allowed"),
         (None, "a name or a path"),
     ],
 )
@@ -256,6 +262,151 @@ def test_damaged_files(folder, file, how):
         spoil(path, 20, 0xFF)
     error = refused("a readable model in the folder tiny-llama", folder)
     assert error.__cause__ is not None
+
+
+def sharded(folder):
+    """The same model in two files, with an index."""
+    LlamaForCausalLM.from_pretrained(folder).save_pretrained(folder, max_shard_size="4KB")
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    index = folder / "model.safetensors.index.json"
+    return index, json.loads(index.read_text())
+
+
+def no_pickles(monkeypatch):
+    def read(*args, **options):
+        raise AssertionError("a pickle was read")
+
+    monkeypatch.setattr(torch, "load", read)
+
+
+def test_an_index_names_safetensors_only(folder, monkeypatch):
+    no_pickles(monkeypatch)
+    index, content = sharded(folder)
+    load(folder)
+    torch.save(tiny_llama().state_dict(), folder / "weights.bin")
+    content["weight_map"] |= dict.fromkeys(content["weight_map"], "weights.bin")
+    index.write_text(json.dumps(content))
+    refused("weights in weights.bin, which is no safetensors file", folder)
+
+
+@pytest.mark.parametrize("where", ["../other.safetensors", "/etc/passwd.safetensors", "sub/../../other.safetensors"])
+def test_an_index_names_files_of_its_folder_only(folder, where):
+    index, content = sharded(folder)
+    shard = next(iter(content["weight_map"].values()))
+    (folder / shard).rename(folder.parent / "other.safetensors")
+    (folder / "sub").mkdir()
+    content["weight_map"] = {name: where if file == shard else file for name, file in content["weight_map"].items()}
+    index.write_text(json.dumps(content))
+    refused("which is elsewhere", folder)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_links_to_elsewhere_are_not_followed(folder, file):
+    (folder / file).rename(folder.parent / file)
+    (folder / file).symlink_to(folder.parent / file)
+    refused(f"got {file}, which is elsewhere", folder)
+    (folder / file).unlink()
+    (folder / file).symlink_to(file)
+    refused("a readable model in the folder", folder)
+    (folder / file).unlink()
+    os.mkfifo(folder / file)
+    refused(f"got {file}, which is no file", folder)
+
+
+def test_links_within_the_folder_are_followed(folder):
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+    (folder / "model.safetensors").symlink_to("weights.safetensors")
+    load(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 1000 + "]" * 1000,
+        '{"weight_map": ' + "[" * 1000 + "]" * 1000 + "}",
+        "[" + "0," * 10_000_000 + "0]",
+        "{}",
+        "[]",
+        '{"weight_map": []}',
+        '{"weight_map": {"lm_head.weight": 3}}',
+        '{"weight_map": {"lm_head.weight": "\\ud800"}}',
+        '{"weight_map": {"lm_head.weight": "nul\\u0000.safetensors"}}',
+    ],
+    ids=lambda content: content[:30],
+)
+def test_indices_are_bounded_and_have_a_form(folder, content):
+    for name in ("model.safetensors.index.json", "config.json"):
+        good = (folder / name).read_text() if (folder / name).exists() else None
+        (folder / name).write_text(content)
+        if name != "config.json" or not content.startswith("{"):
+            started = time.perf_counter()
+            refused("a readable model in the folder tiny-llama", folder)
+            assert time.perf_counter() - started < 5
+        (folder / name).unlink() if good is None else (folder / name).write_text(good)
+    load(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["num_hidden_layers", "vocab_size", "hidden_size", "max_position_embeddings", "head_dim"]
+)
+@pytest.mark.parametrize("number", [2**31, 10**400])
+def test_a_configuration_of_more_than_there_is(folder, name, number):
+    edit_config(folder, **{name: number})
+    started = time.process_time()
+    refused(f"got {name} of ", folder)
+    edit_config(folder, **{name: 1, "text_config": {name: number}})
+    refused(f"got {name} of ", folder)
+    assert time.process_time() - started < 5
+
+
+def test_adapters_are_refused(folder):
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/name"}')
+    refused("a whole model in tiny-llama, got an adapter", folder)
+
+
+# --- the Hugging Face cache
+
+
+@pytest.fixture
+def hub(folder, tmp_path, monkeypatch):
+    """A cache that has the model ``org/name``, as the Hub's library keeps it, and no network."""
+    repository = tmp_path / "hub" / "models--org--name"
+    snapshot, blobs = repository / "snapshots" / ("0" * 40), repository / "blobs"
+    for each in (snapshot, blobs, repository / "refs"):
+        each.mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    for number, file in enumerate(folder.iterdir()):
+        shutil.copy(file, blobs / str(number))
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the network was looked for")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    return snapshot
+
+
+def test_a_model_in_the_hub_cache(hub, folder):
+    ids = torch.tensor([[4, 5, 6]])
+    bridge = load("org/name", network=False)
+    assert bridge.cfg.model_name == "org/name"
+    assert bridge.loaded_from.name == "org/name"
+    with torch.no_grad():
+        assert torch.equal(bridge(ids), load(folder)(ids))
+        assert torch.equal(load(hub)(ids), load(folder)(ids))
+    assert refused("the model org/other in the Hugging Face cache", "org/other", network=False).__cause__ is not None
+
+
+def test_a_model_of_the_hub_is_checked_like_a_folder(hub, folder, monkeypatch):
+    no_pickles(monkeypatch)
+    (hub / "model.safetensors.index.json").write_text('{"metadata": {}, "weight_map": {"x": "weights.bin"}}')
+    refused("weights in weights.bin", "org/name", network=False)
+    (hub / "model.safetensors.index.json").unlink()
+    (hub / "model.safetensors").unlink()
+    (hub / "model.safetensors").symlink_to(folder / "model.safetensors")
+    refused("which is elsewhere", "org/name", network=False)
 
 
 def test_missing_shard(folder):

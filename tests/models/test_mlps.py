@@ -81,6 +81,54 @@ def test_clamps_shifts_and_sparsity_are_not_taken_for_a_known_kind(arithmetic):
     assert find_formula(Odd(True, False, arithmetic), 16) is None
 
 
+def _bumped(t):
+    return ACTIVATIONS["silu"](t) + 0.01 * ((t >= 1.0) & (t <= 1.002))
+
+
+@pytest.mark.parametrize(
+    "arithmetic",
+    [
+        lambda g, u: _bumped(g) * u,
+        lambda g, u: ACTIVATIONS["silu"](g) * u * (1.0 if len(g) == 1 else 1.01),
+        lambda g, u: ACTIVATIONS["silu" if g.shape[1] > 1 else "relu"](g) * u,
+    ],
+)
+def test_bumps_and_what_depends_on_batch_or_length_are_seen(arithmetic):
+    assert find_formula(Odd(True, False, arithmetic), 16) is None
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        _bumped,
+        lambda t: ACTIVATIONS["silu"](t) * (1.0 if t.shape[-1] < 4000 else 1.01),
+        lambda t: ACTIVATIONS["silu" if t.ndim < 3 else "relu"](t),
+        lambda t: ACTIVATIONS["silu"](t) if t.numel() > 1 else t,
+        lambda t: ACTIVATIONS["silu"](t).clamp(max=2000.0),
+    ],
+)
+def test_an_activation_is_sampled_between_the_points_of_a_grid_and_in_any_shape(function):
+    with pytest.raises(ah.AllHeadsError, match="has other values"):
+        activation_with_values(function)
+
+
+@pytest.mark.parametrize("kind", ["opt", "llama"])
+def test_a_source_with_a_bump_in_its_activation_is_refused(tiny, kind):
+    source = tiny(kind)
+    layer = source.blocks[0].original_component
+    owner = layer if kind == "opt" else layer.mlp.original_component
+    name = "activation_fn" if kind == "opt" else "act_fn"
+    known = getattr(owner, name)
+
+    class Bumped(nn.Module):
+        def forward(self, t):
+            return known(t) + 0.01 * ((t >= 1.0) & (t <= 1.002))
+
+    setattr(owner, name, Bumped())
+    with pytest.raises(ah.AllHeadsError, match="L0"):
+        ah.convert(source)
+
+
 def test_what_is_done_to_the_output_is_seen():
     module = Odd(False, False, lambda t, _: torch.relu(t))
     forward = module.forward

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from allheads.models.norms import measure_norm, norm_modules
+from allheads.models.norms import measure_norm, norm_modules, unreadable_modules
 
 
 def _norm(kind: str, size: int) -> nn.Module:
@@ -67,3 +67,27 @@ def test_norms_are_found_by_what_they_compute(gain, dtype):
     others |= {"softmax": torch.nn.Softmax(-1), "linear": torch.nn.Linear(32, 32)}
     network = torch.nn.ModuleDict({"one": layer, "other": rms} | others).to(dtype)
     assert [path for path, _ in norm_modules(network)] == ["one", "other"]
+
+
+class Plain(nn.Module):
+    """A norm without weights, of one width."""
+
+    def forward(self, x):
+        return nn.functional.layer_norm(x, (24,))
+
+
+class Gated(nn.Module):
+    """A norm that wants a gate as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(24))
+
+    def forward(self, x, gate):
+        return self.weight * nn.functional.rms_norm(x, (24,)) * gate
+
+
+def test_a_norm_without_weights_is_found_at_its_own_width():
+    network = nn.ModuleDict({"in": nn.Linear(24, 40), "norm": Plain(), "act": nn.SiLU(), "gated": Gated()})
+    assert [path for path, _ in norm_modules(network)] == ["norm"]
+    assert [path for path, _ in unreadable_modules(network)] == ["gated"]

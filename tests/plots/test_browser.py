@@ -264,3 +264,30 @@ def test_a_figure_is_drawn_without_a_network(browser, twin, ids, tmp_path):
     with browser.open(ah.plots.gates(twin, ids).save(tmp_path / "g.html"), dark=True) as opened:
         expect(opened.page.locator("#view image")).to_have_count(1)
         assert opened.quiet()
+
+
+def test_on_a_phone_what_matters_is_in_sight(browser, attention_page, explorer, path, twin, ids, flows, tmp_path):
+    phone = {"width": 390, "height": 844}
+    graph = ah.plots.graph(flows).save(tmp_path / "graph.html")
+    gates = ah.plots.gates(twin, ids).save(tmp_path / "gates.html")
+    shown = "node => { const { left, right } = node.getBoundingClientRect(); return left >= 0 && right <= innerWidth; }"
+    for file in (attention_page, explorer, path, graph, gates):
+        with browser.open(file, **phone) as opened:
+            opened.page.wait_for_function("document.querySelector('canvas, svg')?.clientWidth > 1")
+            assert opened.page.evaluate("document.documentElement.scrollWidth") == 390, file.name
+            assert opened.quiet()
+    with browser.open(graph, **phone) as opened:  # it is wider than the page, and begins at its target
+        target = opened.page.locator(f'[data-name="{flows.nodes[0].name}"]')
+        assert opened.page.locator(".flow svg").evaluate("each => each.clientWidth") > 390
+        expect(target).to_be_in_viewport()
+    with browser.open(attention_page, **phone) as opened:  # the chosen head stands below, whole
+        canvas = opened.page.locator(".pattern canvas")
+        expect(canvas).to_have_attribute("aria-label", re.compile("23 by 23"))
+        expect(opened.page.locator("h1")).to_be_in_viewport()
+        assert canvas.evaluate(shown)
+    with browser.open(path, **phone) as opened:
+        expect(opened.page.locator("#errors .gtitle")).to_have_text("Error and bound")
+        assert opened.page.locator("#gates .gtitle").evaluate(shown)
+        assert opened.page.locator(".modebar >> visible=true").count() == 0
+        boxes = [opened.page.locator(f"#errors {part}").bounding_box() for part in (".gtitle", ".legend")]
+        assert boxes[0]["y"] + boxes[0]["height"] <= boxes[1]["y"]

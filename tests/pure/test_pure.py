@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -147,20 +148,40 @@ def test_damaged_files_are_refused(pure, tokens, tmp_path, change, reason):
         run(damaged(path, tmp_path / "damaged.safetensors", change), tokens)
 
 
+def test_a_changed_header_is_refused(pure, tokens, tmp_path):
+    """A scale of 9.0 for 1.0 is as good a number as that, and a shape the other way round as good a shape."""
+    _, path = pure("gpt2")
+    good = path.read_bytes()
+    for old, new in ((b'\\"scale\\": 0.35', b'\\"scale\\": 9.35'), (b"[64,32]", b"[32,64]"), (b"[96,32]", b"[32,96]")):
+        assert old in good
+        (tmp_path / "changed.safetensors").write_bytes(good.replace(old, new, 1))
+        with pytest.raises(ValueError, match=r"does not have its checksum"):
+            run(tmp_path / "changed.safetensors", tokens)
+
+
+def test_a_header_is_bounded_before_it_is_read(tokens, tmp_path):
+    for header in ("[" * 1000 + "]" * 1000, "[" + "0," * 5_000_000 + "0]", "9" * 5000, '{"version": 2}'):
+        save_file({"x": torch.ones(2)}, tmp_path / "deep.safetensors", {runner.FORMAT: header})
+        with pytest.raises(ValueError, match=r"Expected a file written by allheads\.pure\.export"):
+            run(tmp_path / "deep.safetensors", tokens)
+
+
 def test_other_safetensors_files_and_missing_ones_are_refused(tokens, tmp_path):
     save_file({"weight": torch.ones(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="no header of version 1"):
+    with pytest.raises(ValueError, match="no header of version 2"):
         run(tmp_path / "other.safetensors", tokens)
     with pytest.raises(ValueError, match=r"nowhere\.safetensors"):
         run(tmp_path / "nowhere.safetensors", tokens)
 
 
 def rewritten(path: Path, target: Path, change) -> Path:
-    """The same tensors under another header."""
+    """The same tensors under another header, with the right checksums: what no accident would do."""
     with safe_open(path, "pt") as file:
         header = json.loads(file.metadata()[runner.FORMAT])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     change(header["model"])
+    del header["checksum"]
+    header["checksum"] = zlib.crc32(json.dumps(header).encode())
     save_file(tensors, target, metadata={runner.FORMAT: json.dumps(header)})
     return target
 
@@ -174,6 +195,18 @@ def rewritten(path: Path, target: Path, change) -> Path:
         (lambda model: model["embed"].update(tensor="gone"), "gone"),
         (lambda model: model.update(unembed=model["positions"]), "unembed has shape"),
         (lambda model: model["sublayers"][1]["heads"][0].update(mask="sideways"), "sideways"),
+        (lambda model: model["sublayers"][1]["heads"][0].update(mask=["causal"]), "mask of a Heads"),
+        (lambda model: model["sublayers"][0]["heads"][0].update(scale="1.0"), "scale of a Heads is '1.0'"),
+        (lambda model: model["sublayers"][0]["heads"][0].update(window=0.5), "window of a Heads"),
+        (lambda model: model["sublayers"][0].update(heads=3), "heads of a Sublayer"),
+        (lambda model: model["sublayers"][0].update(heads=[3]), "W_O|attribute"),
+        (lambda model: model.update(sublayers=[None]), "attribute"),
+        (lambda model: model.update(n_ctx="64"), "n_ctx of a Pure"),
+        (lambda model: model.update(n_ctx=10**9), "positions has shape"),
+        (lambda model: model["final_norm"].update(gain=model["embed"]), "a norm has shape"),
+        (lambda model: model.update(final_norm=model["sublayers"][0]), "final_norm of a Pure"),
+        (lambda model: model.update(embed=None), "embed of a Pure"),
+        (lambda model: model.clear(), "kind"),
     ],
 )
 def test_headers_that_name_no_model_are_refused(pure, tokens, tmp_path, change, reason):
@@ -208,8 +241,7 @@ def test_what_is_not_a_twin_is_refused(tiny, tmp_path):
 @pytest.mark.parametrize(("part", "name"), [("attn", "L1.A"), ("mlp", "L1.N")])
 def test_a_part_that_is_not_attention_is_named_and_nothing_is_written(tiny, tmp_path, part, name):
     twin = ah.convert(tiny("llama"))
-    component = getattr(twin.blocks[1], part).original_component
-    inner = component.o_proj if part == "attn" else component
+    inner = twin.blocks[1].attn.original_component.o_proj if part == "attn" else twin.blocks[1].mlp.heads
     inner.register_forward_hook(lambda module, args, out: out * 1.01)
     with pytest.raises(ah.AllHeadsError, match=rf"{name}, which writes"):
         export(twin, tmp_path / "x.safetensors")

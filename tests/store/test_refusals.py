@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import socket
+import time
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from transformers import LlamaForCausalLM
 import allheads as ah
 from allheads.gates.activations import Activation
 from allheads.models import descriptions as bridge_like
-from allheads.store import record
+from allheads.untrusted import sealed
 
 
 def refused(message, call, *args, **kwargs):
@@ -32,7 +34,7 @@ def rewritten(folder, change):
     content = json.loads(path.read_text())
     change(content)
     del content["checksum"]
-    path.write_text(json.dumps(content | {"checksum": record._checksum(content)}))
+    path.write_text(json.dumps(sealed(content)))
 
 
 # --- what is saved
@@ -176,8 +178,11 @@ def test_files_elsewhere_are_not_read(saved):
         (lambda c: c["gates"][0].update(activation="mish"), "a supported activation, got 'mish'"),
         (lambda c: c["gates"][0].update(heads=[]), "gates as ah.save writes them"),
         (lambda c: c["banks"][0].update(gates=99), "other entries .IndexError"),
-        (lambda c: c["banks"][0].update(evaluation="magic"), "an evaluation out of"),
-        (lambda c: c["banks"][0].update(pattern_dtype="nn"), "other entries .TypeError: nn is no dtype"),
+        (lambda c: c["banks"][0].update(evaluation="magic"), "other entries .ValueError: banks.0.evaluation: input"),
+        (
+            lambda c: c["banks"][0].update(pattern_dtype="nn"),
+            "other entries .*pattern_dtype: value error, nn is no dtype",
+        ),
         (lambda c: c.pop("tolerance"), "other entries .KeyError: 'tolerance'"),
         (lambda c: c["source"].update(colour="red"), "other entries"),
         (lambda c: c["banks"].pop(), "a source with 1 MLPs, got one with blocks.1.mlp"),
@@ -185,6 +190,21 @@ def test_files_elsewhere_are_not_read(saved):
         (lambda c: c["banks"][1].update(edited=False), "one without blocks.1.mlp.edited"),
         (lambda c: c["source"]["sha256"].popitem(), "got one with lm_head.*beside it"),
         (lambda c: c["source"].update(name="nobody-here"), None),
+        (lambda c: c["source"]["kernels"].update(token="secret"), "kernels.token"),
+        (lambda c: c["source"]["kernels"].update(attn_implementation="org/kernel"), "attn_implementation"),
+        (lambda c: c["source"].update(name=["a"]), "source.name"),
+        (lambda c: c["source"].update(prepends_bos=1), "source.prepends_bos"),
+        (lambda c: c["source"]["sha256"].update({"lm_head.weight": "0"}), "sha256.lm_head.weight"),
+        (lambda c: c.update(tolerance="small"), "tolerance"),
+        (lambda c: c.update(standalone="yes"), "standalone"),
+        (lambda c: c.update(banks={}), "banks"),
+        (lambda c: c["banks"][0].update(gates=-1), "gates"),
+        (lambda c: c["banks"][0].update(domain=None), "domain"),
+        (lambda c: c["banks"][0]["domain"].update(limit="1e3"), "limit"),
+        (lambda c: c["gates"][0]["heads"][0].update(alpha=[]), "gates as ah.save writes them"),
+        (lambda c: c["gates"].append(3), "gates|1: "),
+        (lambda c: c["files"]["twin.safetensors"].update(bytes=-1), "files.twin.safetensors"),
+        (lambda c: c["files"].update({"nul\0": c["files"]["twin.safetensors"]}), "embedded null"),
     ],
 )
 def test_other_contents(saved, change, message):
@@ -206,19 +226,43 @@ def test_tensors_of_another_shape(saved):
         size, digest = listing(folder)["twin.safetensors"]
         content["files"]["twin.safetensors"] = {"bytes": size, "sha256": digest}
         content["banks"][1]["edited"] = False
-        for name in ("W_in", "W_gate", "W_out"):
-            content["source"]["sha256"][f"blocks.1.mlp.{name}"] = digests[f"blocks.1.mlp.{name}"]
         del content["source"]["sha256"]["model.norm.weight"]
 
-    from allheads.models.origin import state
-    from allheads.store.tensors import digests as hashed
-
-    digests = hashed(state(ah.convert(source)))
     rewritten(folder, accept)
     refused(r"model.norm.weight of shape \(5,\), got \(32,\)", ah.load, folder, source=source)
 
 
+def test_records_are_bounded_before_they_are_read(saved):
+    folder, source = saved
+    good = (folder / "twin.json").read_text()
+    deep = "[" * 1000 + "]" * 1000
+    for text in (deep, good.replace("{", '{"deep": ' + deep + ",", 1), "[" + "0," * 10_000_000 + "0]", "9" * 5000):
+        (folder / "twin.json").write_text(text)
+        started = time.perf_counter()
+        refused("twin.json that cannot be read", ah.load, folder, source=source)
+        assert time.perf_counter() - started < 5
+
+
+def test_links_to_elsewhere_are_not_followed(saved):
+    folder, source = saved
+    (folder / "twin.safetensors").rename(folder.parent / "other.safetensors")
+    (folder / "twin.safetensors").symlink_to(folder.parent / "other.safetensors")
+    refused("no file twin.safetensors", ah.load, folder, source=source)
+
+
 # --- the source
+
+
+def test_a_file_does_not_decide_that_the_network_is_asked(saved, monkeypatch):
+    """A hub's model is taken from this machine, or given."""
+    folder, _ = saved
+    asked = []
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda *host, **options: asked.append(host) or (_ for _ in ()).throw(OSError)
+    )
+    rewritten(folder, lambda content: content["source"].update(name="org/name"))
+    refused(r"org/name, got none: .*in the Hugging Face cache.*source=ah.load\('org/name'\)", ah.load, folder)
+    assert asked == []
 
 
 def test_sources_that_are_missing(saved, model_folder, tmp_path):

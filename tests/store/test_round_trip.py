@@ -105,7 +105,7 @@ def test_what_was_trained_is_stored_and_nothing_else(model_folder, run, tmp_path
     stored = json.loads((path / "twin.json").read_text())["source"]["sha256"].keys()
     assert set(state(twin)) - set(stored) == {
         "model.norm.weight",
-        "blocks.0.mlp.W_out",
+        "model.layers.0.mlp.down_proj.weight",
         "model.layers.1.self_attn.q_proj.weight",
     }
     again = ah.load(path)

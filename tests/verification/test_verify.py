@@ -81,10 +81,10 @@ def _tamper(bank: HeadBank, heads_to_change: list[int], what: str, amount: float
             heads.W_O[[head, other]] = heads.W_O[[other, head]]
         elif what == "drop":
             heads.W_O[head] = 0.0
-        elif what == "nan":
-            heads.W_V[head, 2] = float("nan")
-        else:
+        elif what != "nan":
             getattr(heads, what)[head].view(-1)[0] += amount
+    if what == "nan":
+        bank.edited.W_V.data[head, 2] = float("nan")  # an edit would refuse it
 
 
 @pytest.mark.parametrize("what", EDITS)
@@ -120,15 +120,6 @@ def test_an_edit_that_changes_nothing_still_passes(tiny, tokens):
     with twin.banks[1].edit():
         pass
     assert ah.verify(source, twin, tokens).passed
-
-
-def test_leaving_the_domain_is_counted(tiny, tokens):
-    source = tiny("llama")
-    twin = ah.convert(source)
-    twin.banks[2].gates = replace(twin.banks[2].gates, domain=1.0)
-    report = ah.verify(source, twin, tokens)
-    assert report.domain_violations > 0
-    assert "outside the certified domain" in " ".join(report.failures)
 
 
 def test_the_report(tiny, tokens):

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from allheads.attribution.attribution import Attribution
-from allheads.attribution.constants import constants, layers_of, only_biases_differ
+from allheads.attribution.constants import constants, layers_of
 from allheads.attribution.forward_cache import ForwardCache
-from allheads.attribution.freezing import FrozenParts, freezing, require_gradients
+from allheads.attribution.freezing import ULPS, differentiable
+from allheads.attribution.frozen_twin import FrozenParts
 from allheads.attribution.metric import Metric, Target
 from allheads.attribution.question import Question
 from allheads.attribution.rules import DEFAULT, Rule
@@ -28,9 +29,6 @@ from allheads.errors import AllHeadsError
 from allheads.twin.capture import EMBEDDINGS
 from allheads.twin.prompt import Texts
 from allheads.twin.twin import TwinBridge
-
-#: Completeness that rounding allows, relative to the sum of absolute contributions, in units of the last place.
-_ULPS = 2.0**10
 
 
 def attribute(
@@ -77,11 +75,10 @@ def answers(questions: Sequence[Question], means: Means | None = None) -> Iterat
 
     The twin is frozen until the last answer is taken.
     """
-    require_gradients()
     first = questions[0]
     twin, ids, rule = first.twin, first.ids, first.rule
     points = tuple(dict.fromkeys(point for question in questions for point in question.metric.hook_points))
-    with torch.enable_grad(), only_biases_differ(twin), freezing(twin, rule, first.unfrozen) as parts:
+    with differentiable(first) as parts:
         cache = ForwardCache(twin, points)
         with cache.recording():
             logits = twin(ids)
@@ -94,21 +91,33 @@ def answers(questions: Sequence[Question], means: Means | None = None) -> Iterat
 
 
 def by_source(question: Question) -> Tensor:
-    """What each ordinary head's value carried from each source: pattern times ``v . G``."""
-    require_gradients()
+    """What each ordinary head's value carried from each source: pattern times ``v . G``.
+
+    Raises `AllHeadsError` where heads do not write ``pattern @ v``.
+    """
     twin, layers = question.twin, range(len(question.twin.layers))
     patterns, values = ([f"blocks.{layer}.attn.hook_{name}" for layer in layers] for name in ("pattern", "v"))
     points = (*question.metric.hook_points, *patterns, *values)
-    with torch.enable_grad(), only_biases_differ(twin), freezing(twin, question.rule, question.unfrozen):
+    with differentiable(question):
         cache = ForwardCache(twin, points)
         with cache.recording():
             value = question.metric.of(twin(question.ids), cache.activations)
         gradients = torch.autograd.grad(value, [cache.activations[name] for name in cache.heads])
     shares = []
-    for gradient, *names in zip(gradients, patterns, values, strict=True):
-        pattern, v = (cache.activations[name].detach()[0] for name in names)
-        v = v.repeat_interleave(gradient.shape[2] // v.shape[1], 1)
-        shares.append(pattern * torch.einsum("dhe,she->hds", gradient[0], v))
+    for gradient, *names in zip(gradients, cache.heads, patterns, values, strict=True):
+        z, pattern, v = (cache.activations[name].detach()[0] for name in names)
+        v = v.repeat_interleave(max(1, z.shape[1] // v.shape[1]), 1)
+        # Patterns may be shown in float32.
+        carried = (
+            torch.einsum("hds,she->dhe", pattern.to(v), v) if v.shape == z.shape else torch.full_like(z, torch.inf)
+        )
+        if not (carried - z).norm() <= ULPS * torch.finfo(pattern.dtype).eps * z.norm():
+            raise AllHeadsError(
+                f"heads that write their pattern times {names[2]}",
+                f"{twin.cfg.architecture}, whose {names[0]} is something else",
+                "What it carried cannot be split by source.",
+            )
+        shares.append(pattern.to(v) * torch.einsum("dhe,she->hds", gradient[0], v))
     return torch.stack(shares)
 
 
@@ -215,7 +224,7 @@ def _adds_up(cache: ForwardCache, position: int) -> bool:
     first, end = (cache.activations[name][0, position].detach() for name in (cache.streams[0], cache.end))
     added = [cache.activations[name][0, position].detach() for name in cache.added]
     size = sum(float(part.abs().max()) for part in added)
-    return bool((sum(added, first) - end).abs().max() <= _ULPS * torch.finfo(end.dtype).eps * size)
+    return bool((sum(added, first) - end).abs().max() <= ULPS * torch.finfo(end.dtype).eps * size)
 
 
 def _checked(result: Attribution, dtype: torch.dtype) -> Attribution:
@@ -223,7 +232,7 @@ def _checked(result: Attribution, dtype: torch.dtype) -> Attribution:
 
     Raises `AllHeadsError` if one does not: the architecture has something that the rule does not freeze.
     """
-    close = _ULPS * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    close = ULPS * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
     last = len(result.stream) - 1
     gap = result.target_value - result.cut(last)
     if abs(gap) > close * max(abs(result.target_value), float(result.stream[last].abs().sum())):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from allheads.attribution.attribute import answer
 from allheads.attribution.attribution import Attribution
+from allheads.attribution.freezing import live
 from allheads.attribution.metric import Metric
 from allheads.attribution.question import Question
 from allheads.attribution.rules import DEFAULT, Rule
@@ -96,11 +97,11 @@ def attribute_pattern(
     if not question.rule.complete:
         raise AllHeadsError("a rule that freezes everything", repr(question.rule.name), "Use value, gate or half.")
     heads = twin.index.heads(name)
-    if heads[0].of_neuron:
-        if source is not None:
-            raise AllHeadsError("a neuron without a source", f"{source}", "It attends to its own token.")
-        return _of_neuron(question, name, heads)
-    return _of_head(question, heads[0], source)
+    of_neuron = heads[0].of_neuron
+    if of_neuron and source is not None:
+        raise AllHeadsError("a neuron without a source", f"{source}", "It attends to its own token.")
+    with live(twin):
+        return _of_neuron(question, name, heads) if of_neuron else _of_head(question, heads[0], source)
 
 
 def _nothing(logits: Tensor) -> Tensor:
@@ -138,8 +139,8 @@ def _of_head(question: Question, head: Head, source: int | tuple[int | None, int
             row = scores(activations)
             return row[plus] if minus is None else row[plus] - row[minus]
 
-        hook_points = tuple(points[name] for name in ("attn_scores", "q", "k"))
-        metric = Metric(f"{name}: {letter}", where, score, head.label.layer, hook_points)
+        shown = tuple(points[name] for name in ("attn_scores", "q", "k") if points[name] in activations)
+        metric = Metric(f"{name}: {letter}", where, score, head.label.layer, shown)
         return answer(question.about(metric, unfrozen=(points[letter],)))
 
     query, key = side("q", at, to, other), side("k", to, to, None)
@@ -166,7 +167,7 @@ def _scores_of(
     pattern = activations[f"{head.hook_prefix}hook_pattern"][0, head.number, at]
     visible = pattern > 0
     for scores in (as_shown, as_product):
-        row = scores(activations).detach()
+        row = scores(activations).detach().to(pattern)
         if torch.allclose(row[visible].softmax(0), pattern[visible], atol=1e-4):
             return scores
     raise AllHeadsError(

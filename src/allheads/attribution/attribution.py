@@ -179,7 +179,7 @@ class Attribution:
         ranks = [tables[name].abs() if by == "size" else tables[name].clone() for name in chosen]
         for rank in ranks:
             rank[..., : int(skip_first)] = -torch.inf
-        rank = torch.cat([each.flatten() for each in ranks])
+        rank = torch.cat([table.flatten() for table in ranks])
         order = rank.topk(min(k, int((rank > -torch.inf).sum()))).indices.tolist()
         return [self._at(number, chosen) for number in order]
 
@@ -194,7 +194,7 @@ class Attribution:
         """
         import pandas
 
-        rows = [self._row(each) for each in self.top(1000 if k is None else k)]
+        rows = [self._row(part) for part in self.top(1000 if k is None else k)]
         return pandas.DataFrame(rows, columns=["label", "layer", "kind", "position", "token", "effect", "direct"])
 
     def __iter__(self) -> Iterator[Contribution]:
@@ -219,15 +219,15 @@ class Attribution:
         direct = (self.heads_direct if ordinary else self.neurons_direct)[layer, index]
         return Contribution(label, position, float(effect), float(direct) if position == self.target.position else 0.0)
 
-    def _row(self, each: Contribution) -> dict[str, Any]:
-        label = Label.parse(each.label)
-        token = self.tokens[each.position]
+    def _row(self, part: Contribution) -> dict[str, Any]:
+        label = Label.parse(part.label)
+        token = self.tokens[part.position]
         return {
-            "label": each.label,
+            "label": part.label,
             "layer": label.layer,
             "kind": label.kind,
-            "position": each.position,
+            "position": part.position,
             "token": token,
-            "effect": each.effect,
-            "direct": each.direct,
+            "effect": part.effect,
+            "direct": part.direct,
         }

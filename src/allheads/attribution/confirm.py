@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from allheads.attribution.freezing import freezing
+from allheads.attribution.freezing import freezing, live
 from allheads.attribution.question import Question
 from allheads.errors import AllHeadsError
 from allheads.progress import bar
@@ -89,8 +89,9 @@ def confirm(question: Question, parts: Sequence[Part], target_value: float) -> C
     """Take away, one by one, what an attribution or a graph says has an effect.
 
     In the frozen twin the prediction is exact for changes of any size, so parts are changed enough to measure: by a
-    multiple of what they write that moves the target by 10. In the live twin they write zero; patterns, gates and norms
-    answer to that, and how well the prediction holds is the honest limit of the rule.
+    multiple of what they write that moves the target by 10. Where the end of the network is curved (a cap), or the
+    target is, it is exact up to there only. In the live twin parts write zero; patterns, gates and norms answer to
+    that, and how well the prediction holds is the honest limit of the rule.
 
     Raises `AllHeadsError` if there are no parts, if the target is inside the network, or if the twin has changed since:
     its target is not ``target_value`` any more.
@@ -99,6 +100,11 @@ def confirm(question: Question, parts: Sequence[Part], target_value: float) -> C
         raise AllHeadsError("a target made of the logits", question.metric.name, "Confirm ah.attribute's results.")
     if not parts:
         raise AllHeadsError("a result with heads or neurons", "none", "Give the graph a larger budget.")
+    with live(question.twin):
+        return _confirmed(question, parts, target_value)
+
+
+def _confirmed(question: Question, parts: Sequence[Part], target_value: float) -> Confirmation:
     now = float(_values(question, question.ids)[0])
     if abs(now - target_value) > 1e-3 * max(1.0, abs(now)):
         raise AllHeadsError(
@@ -108,13 +114,13 @@ def confirm(question: Question, parts: Sequence[Part], target_value: float) -> C
         )
     predicted = torch.tensor([effect for *_, effect in parts], dtype=torch.float64)
     factors = (_CHANGE / predicted.abs().clamp_min(1e-12)).clamp_min(1.0)
-    frozen = None
+    after = None
     if question.rule.complete:
         with freezing(question.twin, question.rule):
             _values(question, question.ids)
-            frozen = _measured(question, parts, factors)
-    live = _measured(question, parts, torch.ones_like(factors))
-    return Confirmation([f"{label}@{position}" for label, position, _ in parts], predicted, frozen, live)
+            after = _measured(question, parts, factors)
+    names = [f"{label}@{position}" for label, position, _ in parts]
+    return Confirmation(names, predicted, after, _measured(question, parts, torch.ones_like(factors)))
 
 
 def _measured(question: Question, parts: Sequence[Part], factors: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from allheads.attribution.forward_cache import ForwardCache
-from allheads.attribution.freezing import FrozenParts
+from allheads.attribution.frozen_twin import FrozenParts
 from allheads.models.compat import network_path
 from allheads.twin.twin import TwinBridge
 

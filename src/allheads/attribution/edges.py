@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from allheads.attribution.constants import constants, only_biases_differ
+from allheads.attribution.constants import constants
 from allheads.attribution.forward_cache import ForwardCache
-from allheads.attribution.freezing import freezing, require_gradients
+from allheads.attribution.freezing import differentiable
 from allheads.attribution.question import Question
 from allheads.errors import AllHeadsError
 
@@ -64,9 +64,9 @@ class Edges:
     def into_target(self) -> IncomingEdges:
         """What is written straight into the target; its constants are what remains of it."""
         parts = self._parts(self.value, torch.ones_like(self.value)[None])
-        heads, neurons, embeddings = (each[0] for each in parts)
+        heads, neurons, embeddings = (part[0] for part in parts)
         total = float(self.value.detach())
-        rest = total - sum(float(each.sum()) for each in (heads, neurons, embeddings))
+        rest = total - sum(float(part.sum()) for part in (heads, neurons, embeddings))
         return IncomingEdges("V", total, heads, neurons, embeddings, rest)
 
     def into_heads(self, layer: int, entries: Sequence[Entry]) -> Iterator[tuple[Entry, list[IncomingEdges]]]:
@@ -81,8 +81,8 @@ class Edges:
             for row, (head, position) in enumerate(chunk):
                 seeds[row, 0, position, head] = gradient[0, position, head]
             backs = torch.autograd.grad(read, tensors, seeds, is_grads_batched=True, retain_graph=True)
-            found = [self._sums(*each) for each in zip(sides, tensors, backs, zeros, strict=True)]
-            yield from ((entry, [side[row] for side in found]) for row, entry in enumerate(chunk))
+            flows = [self._sums(*side) for side in zip(sides, tensors, backs, zeros, strict=True)]
+            yield from ((entry, [side[row] for side in flows]) for row, entry in enumerate(chunk))
 
     def into_neurons(self, layer: int, entries: Sequence[Entry]) -> Iterator[tuple[Entry, list[IncomingEdges]]]:
         """Edges into neurons ``(neuron, position)`` of a layer. Neurons at several positions share a row."""
@@ -107,7 +107,7 @@ class Edges:
 
     def _sums(self, side: Side, tensor: Tensor, back: Tensor, zero: Tensor) -> list[IncomingEdges]:
         heads, neurons, embeddings = self._parts(tensor, back)
-        totals, constants = ((back * each.detach()).flatten(1).sum(1).tolist() for each in (tensor, zero))
+        totals, constants = ((back * read.detach()).flatten(1).sum(1).tolist() for read in (tensor, zero))
         rows = zip(totals, heads, neurons, embeddings, constants, strict=True)
         return [IncomingEdges(side, *row) for row in rows]
 
@@ -141,13 +141,12 @@ def edges(question: Question) -> Iterator[Edges]:
 
     Raises `AllHeadsError` for a rule that does not freeze norms and gates.
     """
-    require_gradients()
     twin, ids, metric, rule = question.twin, question.ids, question.metric, question.rule
     if not (rule.norms and rule.gates):
         raise AllHeadsError("a rule that freezes norms and gates", repr(rule.name), "Use value, half, live or relp.")
     sides = tuple(f"blocks.{layer}.attn.hook_{side}" for layer in range(len(twin.layers)) for side in "qkv")
     points = (*metric.hook_points, *sides)
-    with torch.enable_grad(), only_biases_differ(twin), freezing(twin, rule, question.unfrozen) as frozen:
+    with differentiable(question) as frozen:
         whole = ForwardCache(twin, metric.hook_points)
         with whole.recording():
             value = metric.of(twin(ids), whole.activations)

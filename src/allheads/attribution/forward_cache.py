@@ -73,20 +73,33 @@ class ForwardCache:
     def recording(self) -> Iterator[None]:
         """Keep what passes the hook points.
 
-        Raises `AllHeadsError` for a network without one of them in every layer.
+        Raises `AllHeadsError` for a network without one of them in every layer, or where layers differ.
         """
         known = self.twin.hook_dict
         needed = [*self.streams, *self.heads, *self.neurons, *self.added, *self.extra]
         missing = [name for name in (EMBEDDINGS[0], *needed) if name not in known]
         if missing:
-            raise AllHeadsError(
-                "a decoder or encoder with heads and neurons in every layer",
-                f"{self.twin.cfg.architecture} without {missing[0]}",
-                "Its layers are of another kind: attribution does not read them yet.",
-            )
+            raise self._unread(f"without {missing[0]}")
         names = dict.fromkeys([*(name for name in EMBEDDINGS if name in known), *needed])
         with self.twin.hooks(fwd_hooks=[(name, self._recorder(name)) for name in names]):
             yield
+        silent = [name for name in needed if name not in self.activations]
+        if silent:
+            raise self._unread(f"where nothing passes {silent[0]}")
+        for layer, (head, neuron) in enumerate(zip(self.heads, self.neurons, strict=True)):
+            counts = tuple(self.activations[name].shape[2] for name in (head, neuron))
+            if counts != tuple(self.activations[name].shape[2] for name in (self.heads[0], self.neurons[0])):
+                raise self._unread(f"with {counts[0]} heads and {counts[1]} neurons in layer {layer} alone")
+            attention = self.twin.index.attention.get((f"L{layer}", "A"))
+            if attention is not None and counts[0] != attention.n_heads:
+                raise self._unread(f"whose {attention.n_heads} heads are shown as {counts[0]} at {head}")
+
+    def _unread(self, how: str) -> AllHeadsError:
+        return AllHeadsError(
+            "a decoder or encoder with the same heads and neurons in every layer",
+            f"{self.twin.cfg.architecture} {how}",
+            "Its layers are of another kind: attribution does not read them yet.",
+        )
 
     def _recorder(self, name: str) -> Callable[..., Tensor]:
         leaf = name in EMBEDDINGS or (self.cut and name in (*self.heads, *self.neurons))

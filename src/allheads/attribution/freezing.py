@@ -2,66 +2,68 @@
 
 What a rule freezes is recorded when the network first runs and used from then on:
 
-- a norm ``x -> gain * s * x + shift`` keeps its scale s;
+- a norm ``x -> gain * s * x + shift`` keeps its scale s, call by call;
 - queries and keys of ordinary heads keep their values, and with them the patterns;
 - banks keep the patterns of their heads (`allheads.heads.frozen`).
 
+In that run, what is frozen writes what it writes when it is live: queries and keys are passed on, banks are linear
+about what they write, and each call of a norm is compared with the norm. So the run's logits are the twin's.
 TransformerLens' hook points stay where they are, so activations can be read and changed as usual.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from allheads.attribution.rules import DEFAULT, Rule, rule_named
+from allheads.attribution.constants import only_biases_differ
+from allheads.attribution.frozen_twin import FrozenParts, entered
+from allheads.attribution.question import Question
+from allheads.attribution.rules import DEFAULT, RULES, Rule, rule_named
 from allheads.errors import AllHeadsError
-from allheads.models.frozen_norms import FrozenNorm, frozen_norms
+from allheads.twin.capture import EMBEDDINGS, capturing
 from allheads.twin.prompt import Texts, prompt_ids
 from allheads.twin.twin import TwinBridge
 
-
-@dataclass
-class FrozenParts:
-    """What is frozen, module by module; everything is recorded in the first run."""
-
-    twin: TwinBridge
-    norms: dict[str, FrozenNorm] = field(default_factory=dict)
-    queries_and_keys: dict[str, Tensor] = field(default_factory=dict)
-
-    def constants(self) -> Iterator[tuple[str, nn.Module, Tensor]]:
-        """What frozen parts add that does not depend on the input: shifts of norms, constants of plain neurons."""
-        for path, norm in self.norms.items():
-            if norm.shift is not None and norm.shift.any():
-                yield f"{path}.bias", norm.module, norm.shift
-        for layer in self.twin.layers:
-            if layer.bank.frozen is not None and layer.bank.frozen.constant is not None:
-                yield f"{layer.location.prefix}constant", layer.bank, layer.bank.frozen.constant
+#: What rounding may do in a forward pass, relative to the size of what is summed, in units of the last place.
+ULPS = 2.0**10
 
 
 @contextmanager
 def freezing(twin: TwinBridge, rule: Rule, unfrozen: tuple[str, ...] = ()) -> Iterator[FrozenParts]:
     """Freeze what the rule names for a while; the first run inside is the one that is recorded.
 
-    Queries or keys at the hook points ``unfrozen`` are left as they are.
+    Queries or keys at the hook points ``unfrozen`` are left as they are. Inside another such context, this one counts
+    while it lasts: the twin is frozen as this rule says, and in no other way.
+
+    Raises `AllHeadsError` where another thread has frozen the twin.
     """
-    parts = FrozenParts(twin)
-    with ExitStack() as stack:
-        if rule.norms:
-            parts.norms = stack.enter_context(frozen_norms(twin.original_model))
-        if rule.patterns:
-            points = (name for name in twin.hook_dict if name.endswith((".attn.hook_q", ".attn.hook_k")))
-            hooks = [(name, _keeper(name, parts.queries_and_keys)) for name in points if name not in unfrozen]
-            stack.enter_context(twin.hooks(fwd_hooks=hooks))
-        if rule.gates:
-            for bank in twin.banks:
-                bank.freeze(rule.gate_share)
-                stack.callback(bank.unfreeze)
+    parts = FrozenParts(twin, rule)
+    with entered(parts, unfrozen):
         yield parts
+
+
+@contextmanager
+def differentiable(question: Question) -> Iterator[FrozenParts]:
+    """The twin frozen for a question, for a while, with gradients of what passes in it and of biases.
+
+    Raises `AllHeadsError` as `freezing` does, and inside `torch.inference_mode`.
+    """
+    if torch.is_inference_mode_enabled():
+        raise AllHeadsError("a place where gradients can be taken", "torch.inference_mode", "Leave it first.")
+    twin = question.twin
+    with torch.enable_grad(), freezing(twin, question.rule, question.unfrozen) as parts, only_biases_differ(twin):
+        yield parts
+
+
+@contextmanager
+def live(twin: TwinBridge) -> Iterator[None]:
+    """The twin as it is for a while, with nothing frozen."""
+    with freezing(twin, RULES["gradient"]):
+        yield
 
 
 @contextmanager
@@ -75,8 +77,12 @@ def frozen(twin: TwinBridge, tokens: Texts, *, rule: str | Rule = DEFAULT) -> It
     with the same J for every d; ``logits(x)`` are the twin's own up to rounding. Several rows may run inside:
     each is this prompt, changed by hooks in its own way.
 
-    Raises `AllHeadsError` for a rule that does not make the twin linear, for tokens it cannot read, and for a twin with
-    more than one stack.
+    ``ah.attribute``, ``ah.graph`` and another ``ah.frozen`` inside are about the twin itself, as outside; the frozen
+    twin is there again when they are done.
+
+    Raises `AllHeadsError` for a rule that does not make the twin linear, for a twin that it does not make linear, for
+    tokens it cannot read, for a twin with more than one stack, and where another thread has frozen the twin; inside,
+    for a prompt of another length, and for hooks on the heads of a neuron, which are frozen together.
 
     >>> import allheads as ah
     >>> with ah.frozen(twin, "Mary and John", rule="half"):  # doctest: +SKIP
@@ -89,21 +95,36 @@ def frozen(twin: TwinBridge, tokens: Texts, *, rule: str | Rule = DEFAULT) -> It
         )
     ids = prompt_ids(twin, tokens)
     with freezing(twin, chosen):
-        with torch.no_grad():
-            twin(ids)
+        _require_linear(twin, ids, chosen)
         yield twin
 
 
-def require_gradients() -> None:
-    """Raises `AllHeadsError` inside `torch.inference_mode`."""
-    if torch.is_inference_mode_enabled():
-        raise AllHeadsError("a place where gradients can be taken", "torch.inference_mode", "Leave it first.")
+def _require_linear(twin: TwinBridge, ids: Tensor, rule: Rule) -> None:
+    """Run the prompt, none of its embeddings, and -2 times these: the stream has to follow along a line.
+
+    The end of the network may be curved, so the stream is compared before it, where that is shown.
+    """
+    point = f"blocks.{len(twin.layers) - 1}.hook_resid_post"
+    whole, none, mirrored = (_stream(twin, ids, point, factor) for factor in (1.0, 0.0, -2.0))
+    gap = float((mirrored - (3.0 * none - 2.0 * whole)).abs().max())
+    size = max(float(stream.abs().max()) for stream in (whole, none, mirrored))
+    if not gap <= ULPS * torch.finfo(whole.dtype).eps * size:
+        raise AllHeadsError(
+            f"a twin that is linear under rule {rule.name!r}",
+            f"{twin.cfg.architecture}, off a line by {gap / size:.0e} of its stream",
+            "Something in its layers is not frozen, a mixer or a clamp: ah.attribute with rule='gradient' reads it.",
+        )
 
 
-def _keeper(name: str, recorded: dict[str, Tensor]) -> Callable[..., Tensor]:
-    """Let pass what is recorded instead of what comes."""
+@torch.no_grad()
+def _stream(twin: TwinBridge, ids: Tensor, point: str, factor: float) -> Tensor:
+    """The end of the stream with embeddings times a factor; logits where it is not shown."""
 
-    def keep(value: Tensor, hook: object) -> Tensor:
-        return recorded.setdefault(name, value.detach()).expand_as(value)
+    def scale(value: Tensor, hook: object) -> Tensor:
+        return factor * value if value.is_floating_point() else value
 
-    return keep
+    known = twin.hook_dict
+    hooks: list[tuple[str, Callable[..., Tensor]]] = [(name, scale) for name in EMBEDDINGS if name in known]
+    with twin.hooks(fwd_hooks=hooks), capturing(twin, [point] if point in known else []) as activations:
+        logits = twin(ids)
+    return activations.get(point, logits)

@@ -76,7 +76,9 @@ class GraphBuilder:
     @property
     def coverage(self) -> float:
         """The share of absolute edge weight into kept nodes that comes from kept nodes."""
-        return sum(self.shown(record) for record in self.records) / max(sum(each.size for each in self.records), 1e-300)
+        return sum(self.shown(record) for record in self.records) / max(
+            sum(record.size for record in self.records), 1e-300
+        )
 
     def shown(self, record: LargestEdges) -> float:
         """Absolute weight of a record's edges that are kept."""

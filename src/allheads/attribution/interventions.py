@@ -185,5 +185,19 @@ def _fitting(new: Tensor, there: Tensor, hook: Any) -> Tensor:
 
 @contextmanager
 def _hooked(twin: TwinBridge, hooks: Sequence[tuple[str, Callable[..., Tensor]]]) -> Iterator[TwinBridge]:
-    with twin.hooks(fwd_hooks=list(hooks)):
+    counts = {f"{layer.location.prefix}hook_z": layer.n_heads for layer in twin.index.attention.values()}
+
+    def checked(name: str, write: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def check(value: Tensor, hook: Any) -> Tensor:
+            if name in counts and value.shape[2] != counts[name]:
+                raise AllHeadsError(
+                    f"{counts[name]} heads at {name}",
+                    f"{value.shape[2]} columns",
+                    "Its heads are not shown one by one.",
+                )
+            return write(value, hook)
+
+        return check
+
+    with twin.hooks(fwd_hooks=[(name, checked(name, write)) for name, write in hooks]):
         yield twin

@@ -11,6 +11,7 @@ from rich.table import Table
 
 import allheads as ah
 from allheads.cli.console import AsJson, ModelOption, load_twin, results, step
+from allheads.disk import checked_path
 
 if TYPE_CHECKING:
     from allheads.attribution.attribution import Attribution
@@ -30,6 +31,8 @@ def attribute(
     as_json: AsJson = False,
 ) -> None:
     """Split the logit of a token, or a difference of two, over tokens, attention heads and neurons."""
+    if report is not None:
+        checked_path(report)
     twin = load_twin(model)
     with step("One forward and one backward pass"):
         tokens = target if versus is None else (target, versus)

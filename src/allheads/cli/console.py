@@ -6,10 +6,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 import allheads as ah
 from allheads.errors import AllHeadsError
@@ -18,15 +19,36 @@ from allheads.errors import AllHeadsError
 ModelOption = Annotated[str, typer.Option(help="A model's name, folder, .gguf file, saved twin or hub id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
-progress = Console(stderr=True)
 #: Columns of a table that is not shown on a terminal.
 WIDE = 160
 
 
+def printable(text: str) -> str:
+    """Text in which whatever is no letter, sign or space is escaped: names and tokens may move cursors, or be halves.
+
+    >>> print(printable("[bold] \x1b[2J \ud800"))
+    [bold] \\x1b[2J \\ud800
+    """
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
+class _AsItIs(Console):
+    """Nothing in a string is markup: it may be the name of a model, or a token."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options | {"markup": False, "emoji": False})
+
+
+progress = _AsItIs(stderr=True)
+
+
 def results() -> Console:
     """Standard output, wide enough for tables where it is a file or a pipe."""
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDE)
+    console = _AsItIs()
+    return console if console.is_terminal else _AsItIs(width=WIDE)
 
 
 @contextmanager
@@ -52,12 +74,22 @@ def load_twin(model: str, device: str | None = None) -> ah.TwinBridge:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """One clear line and exit code 2 for bad input; exit code 130 when interrupted."""
+    """One clear line and exit code 2 for bad input or a lack of memory; exit code 130 when interrupted."""
     try:
         yield
     except AllHeadsError as error:
-        typer.echo(f"allheads: {error}", err=True)
-        sys.exit(2)
+        _leave(str(error))
+    except (MemoryError, RuntimeError) as error:
+        # What torch raises without memory has no type of its own.
+        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+            raise
+        remedy = "Take a smaller model, text or batch, or a machine with more."
+        _leave(str(AllHeadsError("enough memory", str(error).partition("\n")[0] or "too little", remedy)))
     except KeyboardInterrupt:
         typer.echo("allheads: interrupted", err=True)
         sys.exit(130)
+
+
+def _leave(why: str) -> NoReturn:
+    typer.echo(f"allheads: {printable(why)}".replace("\n", "\\n"), err=True)
+    sys.exit(2)

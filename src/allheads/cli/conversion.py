@@ -11,6 +11,7 @@ import typer
 
 import allheads as ah
 from allheads.cli.console import AsJson, results, step
+from allheads.disk import checked_path
 from allheads.errors import AllHeadsError
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ def convert(
 ) -> None:
     """Convert MODEL, verify its twin, and say whether they are the same. Exit code 1 if they are not."""
     texts = texts_of(text, file)
-    if report is not None and not report.absolute().parent.is_dir():
-        raise AllHeadsError("a report in an existing folder", str(report), "Create the folder first.")
+    if report is not None:
+        checked_path(report)
     verdict = _convert(model, texts, tolerance, report, as_json)
     raise typer.Exit(0 if verdict.passed else 1)
 

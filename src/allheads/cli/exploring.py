@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import allheads as ah
-from allheads.cli.console import load_twin, step
+from allheads.cli.console import load_twin, printable, step
 from allheads.disk import checked_path
 
 
@@ -31,4 +31,4 @@ def explore(
     with step("Explaining every prediction"):
         view = ah.plots.explore(twin, text, rule=rule, position=position, budget=budget)
     view.save(output)
-    typer.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, opens in any browser")
+    typer.echo(f"{printable(str(output))}: {output.stat().st_size / 1e6:.1f} MB, opens in any browser")

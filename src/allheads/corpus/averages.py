@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -51,22 +53,20 @@ def means(
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def adder(name: str) -> Callable[..., None]:
-        def add(value: Tensor, hook: object) -> None:
-            if not value.is_floating_point():
-                return
-            kept = value.detach()[:, int(skip_first and not by_position) :]
-            total = kept.sum(0 if by_position else (0, 1), dtype=torch.float64)
-            if name in sums and sums[name].shape != total.shape:
-                raise AllHeadsError(
-                    f"prompts of {len(sums[name])} tokens each", f"one of {len(total)}", "Or leave by_position out."
-                )
-            counts[name] = counts.get(name, 0) + kept.shape[0] * (1 if by_position else kept.shape[1])
-            sums[name] = sums[name] + total if name in sums else total
+    def add(name: str, value: Tensor, hook: object) -> None:
+        if not value.is_floating_point():
+            return
+        kept = value.detach()[:, int(skip_first and not by_position) :]
+        total = kept.sum(0 if by_position else (0, 1), dtype=torch.float64)
+        if name in sums and sums[name].shape != total.shape:
+            raise AllHeadsError(
+                f"prompts of {len(sums[name])} tokens each", f"one of {len(total)}", "Or leave by_position out."
+            )
+        counts[name] = counts.get(name, 0) + kept.shape[0] * (1 if by_position else kept.shape[1])
+        sums[name] = sums[name] + total if name in sums else total
 
-        return add
-
-    with torch.no_grad(), twin.hooks(fwd_hooks=[(name, adder(name)) for name in _measured(twin)]):
+    hooks: Any = [(name, partial(add, name)) for name in _measured(twin)]
+    with torch.no_grad(), twin.hooks(fwd_hooks=hooks):
         for item in bar("Means", items):
             twin(item)
     count = max(counts.values(), default=0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -47,34 +49,30 @@ def count_batch(
     statistics.position_counts += torch.bincount(position, minlength=len(statistics.position_counts))
     statistics.destinations += torch.cat([destinations(masks), counted.sum()[None]])
 
-    def count_pattern(pattern: Float[Tensor, "batch head pos pos"], rows: slice) -> None:
+    def count_pattern(rows: slice, pattern: Float[Tensor, "batch head pos pos"], hook: object) -> None:
         entropy = -torch.xlogy(pattern.double(), pattern.double()).sum(-1)
         sums = torch.einsum("bhq,bq->h", entropy, counted.double())
         statistics.attention[:, rows] += torch.cat([role_sums(pattern, masks), sums[None]])
 
-    def count_gate(pre: Float[Tensor, "batch pos neuron"], rows: slice) -> None:
+    def count_gate(rows: slice, pre: Float[Tensor, "batch pos neuron"], hook: object) -> None:
         statistics.open[rows] += ((pre > 0) & counted[..., None]).sum((0, 1))
 
-    def count_activation(post: Float[Tensor, "batch pos neuron"], rows: slice) -> None:
+    def count_activation(rows: slice, post: Float[Tensor, "batch pos neuron"], hook: object) -> None:
         values = post[counted].double()
         statistics.squares[rows] += values.square().sum(0)
         statistics.token_sums[:, rows].index_add_(0, token, values)
         statistics.position_sums[:, rows].index_add_(0, position, values)
         statistics.offer(rows, *_examples(post, batch, counted))
 
-    heads = _rows({f"{each.location.prefix}hook_pattern": each.n_heads for each in attention_layers(twin)})
+    heads = _rows({f"{layer.location.prefix}hook_pattern": layer.n_heads for layer in attention_layers(twin)})
     neurons = _rows({layer.location.prefix: layer.bank.d_mlp for layer in twin.layers})
-    hooks = [(name, _hook(count_pattern, rows)) for name, rows in heads.items()]
-    hooks += [(f"{prefix}hook_pre", _hook(count_gate, rows)) for prefix, rows in neurons.items()]
-    hooks += [(f"{prefix}hook_post", _hook(count_activation, rows)) for prefix, rows in neurons.items()]
+    hooks: list[Any] = [(name, partial(count_pattern, rows)) for name, rows in heads.items()]
+    hooks += [(f"{prefix}hook_pre", partial(count_gate, rows)) for prefix, rows in neurons.items()]
+    hooks += [(f"{prefix}hook_post", partial(count_activation, rows)) for prefix, rows in neurons.items()]
     # Padding is behind what it pads, but not every network looks backward only.
     options = {} if bool(batch.real.all()) else {"attention_mask": batch.real.long()}
     with torch.no_grad(), twin.hooks(fwd_hooks=hooks):
         twin(batch.tokens, **options)
-
-
-def _hook(count: Callable[[Tensor, slice], None], rows: slice) -> Callable[..., None]:
-    return lambda value, hook: count(value, rows)
 
 
 def _examples(

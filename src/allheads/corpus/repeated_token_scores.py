@@ -29,7 +29,7 @@ from allheads.corpus.count_batch import head_labels, require_countable
 from allheads.corpus.head_roles import ROLES, destinations, role_masks, role_sums
 from allheads.corpus.token_windows import opening
 from allheads.errors import AllHeadsError
-from allheads.models.attention import attention_layers, read_attention, read_embeddings
+from allheads.models.attention import attention_layers, read_attention
 from allheads.models.norms import known_norm
 from allheads.twin.capture import captured
 from allheads.twin.twin import TwinBridge
@@ -132,10 +132,7 @@ def _copying(
 
 def _readout(twin: TwinBridge, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
     """The stream's direction that makes the logit of each token, behind the final norm with its scale left out."""
-    W = read_embeddings(twin).W_U.T[tokens].double()
+    W = twin.W_U.detach()[:, tokens.flatten()].double()
     end = getattr(twin, "ln_final", None)
-    norm = None if end is None else known_norm(end.original_component, W.shape[-1])
-    if norm is None:
-        return W
-    W = W * norm.gain.double()
-    return W - W.mean(-1, keepdim=True) if norm.centred else W
+    norm = None if end is None else known_norm(end.original_component, len(W))
+    return (W if norm is None else norm.folded(W)).T.unflatten(0, tokens.shape)

@@ -11,8 +11,8 @@ where one batch gives the same bits twice: on processors with the same number of
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -26,6 +26,7 @@ from allheads.corpus.count_batch import count_batch, head_labels, require_counta
 from allheads.corpus.running_statistics import RunningStatistics, position_groups, token_groups
 from allheads.corpus.sweep_result import Sweep, require_same
 from allheads.corpus.token_windows import Batch, Texts, batches, opening, survey, windows
+from allheads.disk import checked_path, claimed, digest
 from allheads.errors import AllHeadsError
 from allheads.models.origin import TRANSPOSED, fingerprint, state
 from allheads.progress import bar
@@ -79,7 +80,8 @@ def sweep(
 
     Raises:
         AllHeadsError: no such twin; no text, or ids outside the vocabulary; sizes below 1 or beyond n_ctx; ``out``
-            is there already, or was made with other settings, another model or another corpus.
+            is there already, is being written by another sweep, was made with other settings, another model or another
+            corpus, or was damaged.
 
     >>> found = sweep(twin, ["Mary and John went to the store."])  # doctest: +SKIP
     >>> found.neurons().sort_values("token").tail()  # doctest: +SKIP
@@ -87,24 +89,25 @@ def sweep(
     settings = settings or SweepSettings()
     require_countable(twin)
     settings.check(twin)
-    target = None if out is None else _target(Path(out), resume)
+    target = None if out is None else _target(out, resume)
     index, _ = processes.join()
-    corpus, counts = survey(twin, texts, settings.context)
-    groups = token_groups(counts) if settings.like is None else settings.like.groups
-    about = _about(twin, corpus, settings)
-    checkpoint = _checkpoint(about, groups, target)
-    # Nobody writes before all have read.
-    processes.wait()
-    total = checkpoint.statistics.to(twin.cfg.device)
-    tables = groups.to(twin.cfg.device), position_groups(settings.context).to(twin.cfg.device)
+    with nullcontext() if target is None or index else claimed(target):
+        corpus, counts = survey(twin, texts, settings.context)
+        groups = token_groups(counts) if settings.like is None else settings.like.groups
+        about = _about(twin, corpus, settings)
+        checkpoint = _checkpoint(about, groups, target)
+        # Nobody writes before all have read.
+        processes.wait()
+        total = checkpoint.statistics.to(twin.cfg.device)
+        tables = groups.to(twin.cfg.device), position_groups(settings.context).to(twin.cfg.device)
 
-    def count(batch: Batch, part: RunningStatistics) -> None:
-        count_batch(twin, batch, *tables, part)
+        def count(batch: Batch, part: RunningStatistics) -> None:
+            count_batch(twin, batch, *tables, part)
 
-    stream = batches(twin, windows(twin, texts, settings.context), settings.batch)
-    for done in _rounds(stream, checkpoint, total, count):
-        if target is not None and index == 0:
-            Sweep(about, groups, total, done).save(target)
+        stream = batches(twin, windows(twin, texts, settings.context), settings.batch)
+        for done in _rounds(stream, checkpoint, total, count):
+            if target is not None and index == 0:
+                Sweep(about, groups, total, done).save(target)
     processes.share(total)
     return Sweep(about, groups, total.to("cpu"), about["parts"])
 
@@ -122,7 +125,7 @@ def _rounds(
     index, several = processes.join()
     steps = -(-checkpoint.settings["windows"] // checkpoint.settings["batch"])
     with bar("Sweep", total=steps, initial=min(steps, checkpoint.done * every), hidden=bool(index)) as shown:
-        for number, members in groupby(enumerate(stream), lambda each: each[0] // every):
+        for number, members in groupby(enumerate(stream), lambda numbered: numbered[0] // every):
             if number < checkpoint.done:
                 continue
             turn = (number - checkpoint.done) % several
@@ -152,29 +155,25 @@ def _checkpoint(about: dict[str, Any], groups: torch.Tensor, target: Path | None
 
 def _about(twin: TwinBridge, corpus: dict[str, Any], settings: SweepSettings) -> dict[str, Any]:
     """All that the result depends on, and what its rows are, as JSON has it."""
-    digest = hashlib.sha256()
-    for name, tensor in state(twin).items():
-        # Buffers may depend on what was run before.
-        if isinstance(tensor, nn.Parameter):
-            digest.update(f"{name} {fingerprint(tensor).removesuffix(TRANSPOSED)} ".encode())
+    # Buffers may depend on what was run before.
+    weights = {name: tensor for name, tensor in state(twin).items() if isinstance(tensor, nn.Parameter)}
+    prints = (f"{name} {fingerprint(tensor).removesuffix(TRANSPOSED)} " for name, tensor in weights.items())
     return {
         "model": str(twin.cfg.model_name),
-        "weights": digest.hexdigest(),
+        "weights": digest(*prints),
         "evaluation": sorted({bank.evaluation for bank in twin.banks}),
         "context": settings.context,
         "batch": settings.batch,
         "every": settings.every,
         **corpus,
         "parts": -(-corpus["windows"] // (settings.batch * settings.every)),
-        "stems": [[layer.location.stem, layer.bank.d_mlp] for layer in twin.layers],
+        "stems": [(layer.location.stem, layer.bank.d_mlp) for layer in twin.layers],
         "heads": [label for layer in head_labels(twin) for label in layer],
     }
 
 
-def _target(out: Path, resume: bool) -> Path:
-    target = out.expanduser().resolve()
-    if not target.parent.is_dir():
-        raise AllHeadsError("a file in an existing folder", str(out), "Create the folder first.")
+def _target(out: str | Path, resume: bool) -> Path:
+    target = checked_path(out).resolve()
     if target.exists() and not resume:
         raise AllHeadsError("a new file, or resume=True (--resume)", f"{out}, which is there", "Choose one of them.")
     return target

@@ -73,7 +73,7 @@ class RunningStatistics:
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it by name."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def add(self, other: RunningStatistics) -> None:
         """Count in what others have seen."""

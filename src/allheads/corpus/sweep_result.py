@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from allheads.corpus import checkpoint as disk
+from allheads.corpus import checkpoint
 from allheads.corpus.head_roles import ROLES
 from allheads.corpus.running_statistics import RunningStatistics
 from allheads.corpus.variance import explained, spread
@@ -133,12 +133,12 @@ class Sweep:
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file, whole or not at all. Raises `AllHeadsError` if that fails."""
-        return disk.write(Path(path), self.statistics.tensors() | {"groups": self.groups}, self.settings, self.done)
+        return checkpoint.write(path, self.statistics.tensors() | {"groups": self.groups}, self.settings, self.done)
 
     @classmethod
     def load(cls, path: str | Path) -> Sweep:
         """Read what `save`, or a sweep with a checkpoint, has written. Raises `AllHeadsError` for anything else."""
-        tensors, settings, done = disk.read(Path(path))
+        tensors, settings, done = checkpoint.read(path)
         groups = tensors.pop("groups")
         return cls(settings, groups, RunningStatistics(**tensors), done)
 

@@ -6,7 +6,6 @@ The last window of a text may be shorter. A text in a file is tokenised some 64 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -18,6 +17,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from allheads.disk import digest
 from allheads.errors import AllHeadsError
 from allheads.twin.prompt import described
 from allheads.twin.twin import TwinBridge
@@ -95,13 +95,13 @@ def batches(twin: TwinBridge, stream: Iterable[Window], size: int) -> Iterator[B
     """Windows in batches, on the device of the twin."""
     begin, rest = opening(twin), iter(stream)
     while chosen := list(islice(rest, size)):
-        rows = [torch.tensor(begin + each.ids) for each in chosen]
+        rows = [torch.tensor(begin + window.ids) for window in chosen]
         real = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).bool()
         tensors = (
             pad_sequence(rows, batch_first=True),
             real,
-            torch.tensor([each.text for each in chosen]),
-            torch.tensor([each.start - len(begin) for each in chosen]),
+            torch.tensor([window.text for window in chosen]),
+            torch.tensor([window.start - len(begin) for window in chosen]),
         )
         yield Batch(*(tensor.to(twin.cfg.device) for tensor in tensors))
 
@@ -111,10 +111,10 @@ def survey(twin: TwinBridge, texts: Texts, context: int) -> tuple[dict[str, str 
 
     Raises `AllHeadsError` for ids outside the vocabulary and for a corpus without a position that can be counted.
     """
-    digest, counts = hashlib.sha256(), torch.zeros(twin.cfg.d_vocab, dtype=torch.int64)
+    corpus, counts = "", torch.zeros(twin.cfg.d_vocab, dtype=torch.int64)
     count, last, longest = 0, -1, 0
-    for each in windows(twin, texts, context):
-        ids = torch.tensor(each.ids)
+    for window in windows(twin, texts, context):
+        ids = torch.tensor(window.ids)
         if int(ids.min()) < 0 or int(ids.max()) >= len(counts):
             raise AllHeadsError(
                 f"ids from 0 to {len(counts) - 1}",
@@ -122,11 +122,13 @@ def survey(twin: TwinBridge, texts: Texts, context: int) -> tuple[dict[str, str 
                 "Use the model's tokenizer.",
             )
         counts += torch.bincount(ids, minlength=len(counts))
-        digest.update(f"{each.text} {each.start} ".encode() + ids.numpy().tobytes())
-        count, last, longest = count + 1, each.text, max(longest, len(opening(twin)) + len(ids))
+        corpus = digest(
+            corpus, f"{window.text} {window.start} ", ids.numpy().tobytes()
+        )  # of what came before, and this
+        count, last, longest = count + 1, window.text, max(longest, len(opening(twin)) + len(ids))
     if longest < 2:
         raise AllHeadsError("texts with a second token", "none", "A window's first position is left out.")
-    return {"corpus": digest.hexdigest(), "texts": last + 1, "windows": count}, counts
+    return {"corpus": corpus, "texts": last + 1, "windows": count}, counts
 
 
 def opening(twin: TwinBridge) -> list[int]:

@@ -22,8 +22,9 @@ class Activation:
     """A scalar activation ``f``.
 
     ``squared`` marks functions that grow quadratically: ``f(t) = t g(t)`` is then a gated unit that reads the
-    same number as gate and as value. ``silu_form = (a, k)`` says that ``f(t) = a t sigma(k t)``, which one head
-    with one bias token computes exactly. ``base = (g, inner, outer)`` says that ``f(t) = outer * g(inner * t)``.
+    same number as gate and as value. ``silu_form = (a, k)`` says that f is *defined* as ``a t sigma(k t)`` with these
+    two floats, which one head with one bias token computes exactly. ``base = (g, inner, outer)`` says that
+    ``f(t) = outer * g(inner * t)``, where there is a ``silu_form`` with ``outer * inner`` rounded to a float.
     """
 
     name: str
@@ -62,8 +63,12 @@ def _stretched(f: Activation, inner: float, outer: float) -> Activation:
 
 
 def generalised_silu(outer: float, inner: float) -> Activation:
-    """``outer * SiLU(inner * t)``, exactly one head with one bias token.
+    """``a t sigma(inner t)`` with ``a = outer * inner``, rounded to a float: exactly one head with one bias token.
 
+    That is ``outer * SiLU(inner * t)`` where the product is exact, and within one rounding of it elsewhere.
+
+    >>> generalised_silu(0.5, 2.0).silu_form
+    (1.0, 2.0)
     >>> float(generalised_silu(0.5, 2.0)(torch.tensor(0.0)))
     0.0
     """

@@ -15,10 +15,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from fractions import Fraction
 
 from allheads.errors import AllHeadsError
 from allheads.gates.activations import SILU_RELU_GAP, Activation, activation_named
-from allheads.gates.gates import Gate, GateSum
+from allheads.gates.gates import Gate, GateSum, exact_silu, rescaled
 from allheads.gates.table import fits
 
 #: The error asked for when none is named: float64 patterns bring SmolLM2's logits as near as its own rounding noise.
@@ -29,9 +30,6 @@ LOOSEST_TOLERANCE = 1e-5
 DEFAULT_DOMAIN = 64.0
 
 GELU_FAST_GAP = 1.1e-12
-# Rounding the scaled slopes and deltas changes an exponent by at most 40 eps where it matters (beyond, the
-# pattern is saturated), which the largest amplification in the table turns into less than this.
-SCALING_MARGIN = 1e-12
 
 
 def approximate(
@@ -91,6 +89,36 @@ def approximate(
     )
 
 
+def certificate(activation: Activation, gates: GateSum) -> GateSum | None:
+    """What is proved of these heads as a sum for ``activation``: by the table or by a theorem, not by what they say.
+
+    Heads are looked up by their coefficients among all that `approximate` may choose. None if they are not there.
+
+    >>> gates = approximate("gelu")
+    >>> certificate(gates.activation, replace(gates, max_error=1e9)) == gates
+    True
+    >>> certificate(gates.activation, replace(gates, delta=tuple(1.001 * d for d in gates.delta))) is None
+    True
+    """
+    f, inner, outer = activation.base or (activation, 1.0, 1.0)
+    candidates = _candidates(f, gates.gated or f.squared, DEFAULT_TOLERANCE)
+    if f.name == "relu" and not gates.gated:
+        slopes = [slope / inner for gate in gates.gates for slope in gate.slopes]
+        candidates = [_plain_relu(f, slope) for slope in slopes if 0 < slope < math.inf]
+    proved = [
+        found
+        for candidate in candidates
+        if candidate.bias_tokens == gates.bias_tokens
+        and _heads(found := candidate.stretched(inner, outer)) == _heads(gates)
+    ]
+    # The same heads may be certified on two domains.
+    return next((found for found in proved if found == gates), proved[0] if proved else None)
+
+
+def _heads(gates: GateSum) -> tuple[object, ...]:
+    return gates.gated, gates.gates, gates.alpha, gates.delta
+
+
 def _best_reachable(sized: list[GateSum], best: GateSum | None) -> str:
     if best is not None:
         unit = 10.0 ** (math.floor(math.log10(best.max_error)) - 2)
@@ -129,12 +157,12 @@ def _candidates(f: Activation, bounded: bool, wanted: float) -> Iterable[GateSum
             return [_scaled(c, f) for c in _tabled("silu", True)]
         return _gelu_fast(f, True) if f.name == "gelu_fast" else _tabled(f.name, True)
     if f.silu_form is not None:
-        factor, slope = f.silu_form
-        return [GateSum(f, False, (Gate((0.0,), (slope,)),), (factor,), (0.0,), 0.0)]
+        return [exact_silu(f)]
     if f.name == "linear":
         return [GateSum(f, False, (Gate((), ()),), (1.0,), (0.0,), 0.0)]
     if f.name == "relu":
-        return [_plain_relu(f, min(wanted, 1.0))]
+        # The slope leaves room for the rounding of both numbers.
+        return [_plain_relu(f, SILU_RELU_GAP * (1 + 1e-12) / min(wanted, 1.0))]
     return _gelu_fast(f, False) if f.name == "gelu_fast" else _tabled(f.name, False)
 
 
@@ -142,24 +170,16 @@ def _tabled(name: str, gated: bool) -> list[GateSum]:
     return [fit.gate_sum for fit in fits() if fit.gate_sum.activation.name == name and fit.gate_sum.gated == gated]
 
 
-def _plain_relu(f: Activation, tolerance: float) -> GateSum:
-    """``t sigma(k t)``, off by ``W(1/e) / k`` at most; the slope leaves room for the rounding of both numbers."""
-    slope = SILU_RELU_GAP * (1 + 1e-12) / tolerance
+def _plain_relu(f: Activation, slope: float) -> GateSum:
+    """``t sigma(k t)``, off by ``W(1/e) / k`` at most."""
     return GateSum(f, False, (Gate((0.0,), (slope,)),), (1.0,), (0.0,), SILU_RELU_GAP * (1 + 1e-13) / slope)
 
 
 def _scaled(silu: GateSum, f: Activation) -> GateSum:
     """A gated SiLU fit turned into one of ``a t sigma(k t)`` (see the module for the error)."""
     assert f.silu_form is not None
-    factor, slope = f.silu_form[0] / f.silu_form[1], f.silu_form[1]
-    return replace(
-        silu,
-        activation=f,
-        gates=tuple(gate.stretched(slope) for gate in silu.gates),
-        delta=tuple(factor * d for d in silu.delta),
-        max_error=max(1.0, abs(factor)) * (silu.max_error * (1 + 1e-9) + SCALING_MARGIN),
-        domain=silu.domain / abs(slope),
-    )
+    factor, slope = f.silu_form
+    return rescaled(silu, f, slope, Fraction(factor) / Fraction(slope))
 
 
 def _gelu_fast(f: Activation, gated: bool) -> list[GateSum]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from jaxtyping import Float
@@ -26,6 +27,11 @@ from torch import Tensor
 
 from allheads.errors import AllHeadsError
 from allheads.gates.activations import Activation
+
+#: A plain sum whose alphas were rounded drifts from its activation in proportion to ``|t|``: it is certified this far.
+DRIFT_REACH = 1e5
+#: Half of float64's eps, and room for the roundings of the bounds themselves.
+_ROUNDOFF, _UP = 2.0**-53, 1 + 1e-9
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ class GateSum:
     def stretched(self, inner: float, outer: float) -> GateSum:
         """``outer * F(inner * t)``, for factors above 0, of a sum that is not of squared activations.
 
-        The certificate goes along: ``outer (0.3 + |f|) <= max(1, outer) (0.3 + outer |f|)``.
+        The certificate goes along, see `rescaled`: ``outer (0.3 + |f|) <= max(1, outer) (0.3 + outer |f|)``.
 
         >>> from allheads.gates.approximation import approximate
         >>> float(approximate("silu").stretched(2.0, 3.0)(torch.tensor(0.5)) / torch.sigmoid(torch.tensor(1.0)))
@@ -124,15 +130,10 @@ class GateSum:
             return self
         if inner <= 0 or outer <= 0 or self.activation.squared:
             raise AllHeadsError("factors above 0 on an activation that is not squared", f"{inner}, {outer}", "")
-        return GateSum(
-            self.activation.stretched(inner, outer),
-            self.gated,
-            tuple(gate.stretched(inner) for gate in self.gates),
-            tuple(outer * inner * alpha for alpha in self.alpha),
-            tuple(outer * delta for delta in self.delta),
-            self.max_error * (max(1.0, outer) if self.gated else outer),
-            self.domain / inner,
-        )
+        activation = self.activation.stretched(inner, outer)
+        if self.max_error == 0.0 and activation.silu_form is not None:
+            return exact_silu(activation)
+        return rescaled(self, activation, inner, Fraction(outer))
 
     def scale(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """What ``max_error`` is measured in at ``t``."""
@@ -144,3 +145,46 @@ class GateSum:
         """The certified bound on ``|F(t) - f(t)|`` at ``t``; infinite outside the domain."""
         inside = t.abs() <= self.domain
         return torch.where(inside, self.max_error * self.scale(t), torch.inf)
+
+
+def exact_silu(activation: Activation) -> GateSum:
+    """The one head that computes ``a t sigma(k t)`` exactly: ``silu_form`` is what the activation is defined by."""
+    assert activation.silu_form is not None
+    factor, slope = activation.silu_form
+    return GateSum(activation, False, (Gate((0.0,), (slope,)),), (factor,), (0.0,), 0.0)
+
+
+def rescaled(gates: GateSum, activation: Activation, inner: float, outer: Fraction) -> GateSum:
+    r"""``outer * F(inner * t)`` as a sum for ``activation``, certified as it is stored: with rounded coefficients.
+
+    With u the unit roundoff and an exponent ``e_j = a_j - k_j t`` of a bias token, ``P w_j <= e^{-|e_j|}`` for the
+    pattern P on self and ``w_j`` on the token. So a slope that is rounded moves a head by at most
+
+        u |alpha t + delta| |k_j t| e^{-|e_j|}  <=  u (|alpha| / |k_j| max(4, a_j^2) + |delta| max(1, |a_j|)),
+
+    a rounded delta by its own error, and a rounded alpha by its error times ``|t|``, which is why the domain ends at
+    `DRIFT_REACH` unless every alpha is exact.
+    """
+    # Rounded once, from the exact products.
+    alpha = tuple(float(outer * Fraction(inner) * Fraction(a)) for a in gates.alpha)
+    delta = tuple(float(outer * Fraction(d)) for d in gates.delta)
+    stretched = tuple(gate.stretched(inner) for gate in gates.gates)
+    drift = sum(
+        abs(Fraction(a) - outer * Fraction(inner) * Fraction(b)) for a, b in zip(alpha, gates.alpha, strict=True)
+    )
+    moved = float(sum(abs(Fraction(a) - outer * Fraction(b)) for a, b in zip(delta, gates.delta, strict=True)))
+    for gate, kept, a, d in zip(stretched, gates.gates, alpha, delta, strict=True):
+        for offset, slope, exact in zip(gate.offsets, gate.slopes, kept.slopes, strict=True):
+            if Fraction(slope) != Fraction(inner) * Fraction(exact):
+                moved += _ROUNDOFF * (abs(a / slope) * max(4.0, offset**2) + abs(d) * max(1.0, abs(offset)))
+    size = abs(float(outer))
+    error = gates.max_error * (max(1.0, size) if gates.gated else size)
+    domain = gates.domain if inner in (1.0, -1.0) else math.nextafter(gates.domain / abs(inner), 0.0)
+    if math.isinf(gates.domain):
+        domain = math.inf
+    if drift:
+        domain = min(domain, DRIFT_REACH)
+        moved += float(drift) * domain
+    # Gated sums are measured in 0.3 + |f|, which is 0.3 at least.
+    moved = _UP * moved / (0.3 if gates.gated else 1.0)
+    return GateSum(activation, gates.gated, stretched, alpha, delta, error + moved if moved else error, domain)

@@ -50,7 +50,16 @@ def _shared(name: str) -> Any:
         bank.require_shared(f"heads that share {name}", remedy="Read bank.W_Q, bank.W_O and the like: one per head.")
         return bank.shared(name)
 
-    return property(read)
+    def write(bank: HeadBank, value: Tensor) -> None:
+        # What `bank.W_out *= 2` assigns has been written already.
+        if (shared := read(bank)) is None or value.data_ptr() != shared.data_ptr():
+            raise AllHeadsError(
+                "a change in place of what neurons share",
+                f"an assignment to {name}",
+                f"Write `bank.{name}[...] = ...`, which changes the source's weights too, or edit heads.",
+            )
+
+    return property(read, write)
 
 
 class HeadBank(nn.Module):

@@ -26,7 +26,7 @@ class HeadHooks(nn.Module):
     hook_post             batch pos d_mlp            sum of z over a neuron's heads: its activation
     ===================== ========================== ======================================================
 
-    In a twin, ``hook_pre``, ``hook_pre_linear`` and ``hook_post``, and what projections read, are the hook points of the
+    In a twin, ``hook_pre``, ``hook_pre_linear`` and ``hook_post``, and what projections read, are hook points of the
     MLP's projections: ``gate.hook_out``, ``in.hook_out``, ``out.hook_in`` ... They fire while the heads of a neuron
     share the source's projections; a bank whose heads were edited has them per head only. Where hooks change both
     results and ``hook_post``, the changes add up. ``d_head`` is 1; per-head tensors are in the dtype of the patterns.

@@ -1,4 +1,4 @@
-"""Reading what is not an MLP: ordinary attention, embeddings and the end of the network, as plain tensors."""
+"""Reading ordinary attention: where it is, and its heads as plain tensors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components import AttentionBridge
 
@@ -38,6 +38,15 @@ def attention_layers(model: TransformerBridge) -> list[AttentionLayer]:
         for name, component in named_components(model)
         if isinstance(component, AttentionBridge)
     ]
+
+
+def is_attention(module: nn.Module) -> bool:
+    """Is it attention of transformers', which the bridge may have no component for?
+
+    It tells the kernel that runs it the scale of its scores, or whether it may look ahead. Recurrent mixers, also those
+    that are called linear attention, have no scores, and a layer leaves both to its attention.
+    """
+    return hasattr(module, "scaling") or hasattr(module, "is_causal")
 
 
 def _n_heads(model: TransformerBridge, component: Any) -> int:
@@ -97,26 +106,4 @@ def read_attention(model: TransformerBridge, layer: int) -> Attention:
         rotary=None if frequencies is None else frequencies.detach(),
         rotary_scale=float(getattr(turning, "attention_scaling", 1.0)),
         window=getattr(module, "sliding_window", None),
-    )
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """Where tokens enter and logits leave: ``W_E``, learned positions, ``W_U`` and its bias."""
-
-    W_E: Float[Tensor, "d_vocab d_model"]
-    W_pos: Float[Tensor, "n_ctx d_model"] | None
-    W_U: Float[Tensor, "d_model d_vocab"]
-    b_U: Float[Tensor, " d_vocab"] | None
-
-
-def read_embeddings(model: TransformerBridge) -> Embeddings:
-    """The embedding, learned positions if there are any, and the unembedding."""
-    learned = model.cfg.positional_embedding_type == "standard"
-    bias = model.b_U.detach()
-    return Embeddings(
-        model.W_E.detach(),
-        model.W_pos.detach()[: model.cfg.n_ctx] if learned else None,
-        model.W_U.detach(),
-        bias if bias.any() else None,
     )

@@ -8,13 +8,14 @@ from typing import Any
 from torch import nn
 from transformer_lens import ActivationCache
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components import JointGateUpMLPBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 #: What a configuration says about text.
 _TEXT = ("d_vocab", "d_vocab_out", "default_prepend_bos", "tokenizer_prepends_bos", "tokenizer_appends_eos")
 
-__all__ = ["ActivationCache", "TransformerBridge", "bridge", "share"]
+__all__ = ["ActivationCache", "TransformerBridge", "bridge", "give_memory", "processed", "share", "splits_projections"]
 
 
 def share(source: TransformerBridge) -> nn.Module:
@@ -68,3 +69,22 @@ def bridge(source: TransformerBridge, body: nn.Module) -> TransformerBridge:
     for name in _TEXT:
         setattr(made.cfg, name, getattr(source.cfg, name))
     return made
+
+
+def give_memory(bridged: TransformerBridge) -> None:
+    """Let a bridge have its parameters to itself: nobody else sees what is written into them."""
+    for parameter in bridged.original_model.parameters():
+        parameter.data = parameter.data.clone()
+
+
+def processed(source: TransformerBridge, **options: bool) -> TransformerBridge:
+    """The source with its weights processed by TransformerLens, as a bridge of its own."""
+    made = bridge(source, share(source))
+    give_memory(made)
+    made.enable_compatibility_mode(disable_warnings=True, **options)
+    return made
+
+
+def splits_projections(model: TransformerBridge) -> bool:
+    """Does the bridge compute with parts of joint projections, which it processes, and the network with the whole?"""
+    return any(isinstance(module, JointGateUpMLPBridge) for module in model.modules())

@@ -15,8 +15,9 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from allheads.disk import cache_root, replaced_folder
+from allheads.disk import cache_root, recover, replaced_folder
 from allheads.errors import AllHeadsError
+from allheads.untrusted import read_json
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 22
@@ -36,6 +37,7 @@ def cached_folder(key: str, build: Callable[[Path], None]) -> Path:
     """
     root = cache_root()
     target = root / key
+    recover(root)
     if target.exists():
         if _is_intact(target):
             return target
@@ -61,12 +63,12 @@ def _write_manifest(folder: Path) -> None:
 
 def _is_intact(folder: Path) -> bool:
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = read_json(folder / MANIFEST, dict[str, dict[str, tuple[int, int]]])["files"]
         # Sizes first: they are free, and a truncated file need not be read.
         return all((folder / name).stat().st_size == size for name, (size, _) in files.items()) and all(
             _crc32(folder / name) == crc for name, (_, crc) in files.items()
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError):
         return False
 
 

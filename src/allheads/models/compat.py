@@ -10,6 +10,7 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import huggingface_hub.constants
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -25,12 +26,14 @@ __all__ = [
     "named_components",
     "network_module",
     "network_path",
+    "offline",
     "points_hidden",
     "scan_hooks",
     "tree_leaves",
     "use_attention_kernel",
     "version",
     "weights_processed",
+    "without_ends",
     "wrap",
     "wrappers",
 ]
@@ -83,6 +86,18 @@ def named_components(bridge: nn.Module, prefix: str = "") -> Iterator[tuple[str,
             yield from named_components(child, f"{path}.")
 
 
+@contextmanager
+def without_ends(component: nn.Module) -> Iterator[None]:
+    """Let a bridge component compute without the hook points at its beginning and end, for a while."""
+    modules: dict[str, nn.Module | None] = component._modules
+    ends = {name: modules[name] for name in ("hook_in", "hook_out") if name in modules}
+    modules.update({name: nn.Identity() for name in ends})
+    try:
+        yield
+    finally:
+        modules.update(ends)
+
+
 def weights_processed(model: TransformerBridge) -> bool:
     """Has ``enable_compatibility_mode`` folded or centred the weights of a bridge?"""
     return bool(getattr(model, "_weights_processed", False))
@@ -127,6 +142,17 @@ def make_network(network_class: Any, config: Any, **options: Any) -> Any:
     """A network of transformers from its configuration, with any weights: none are drawn."""
     with no_init_weights(), torch.random.fork_rng(devices=[]):
         return network_class._from_config(config, **options)
+
+
+@contextmanager
+def offline(really: bool = True) -> Iterator[None]:
+    """Let the Hugging Face libraries refuse the network, whatever a file that they read names."""
+    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    huggingface_hub.constants.HF_HUB_OFFLINE = before or really
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE = before
 
 
 def forget_quantisation(model: Any) -> None:

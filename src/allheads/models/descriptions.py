@@ -16,7 +16,7 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from allheads.errors import AllHeadsError
-from allheads.models.compat import attention_kernel, experts_kernel, make_network
+from allheads.models.compat import attention_kernel, experts_kernel, make_network, offline
 from allheads.models.origin import state
 from allheads.models.reading import explained, no_progress_bars
 
@@ -78,7 +78,8 @@ def bridge_like(
 
     Raises `AllHeadsError` if the class is not in transformers or a file there is damaged.
     """
-    with explained(f"a configuration and a tokenizer in {folder}", "Save the twin again."), no_progress_bars():
+    expected = f"a configuration and a tokenizer in {folder}"
+    with explained(expected, "Save the twin again."), no_progress_bars(), offline():
         safe = {"local_files_only": True, "trust_remote_code": False}
         config = AutoConfig.from_pretrained(folder, **safe)
         tokenizer = AutoTokenizer.from_pretrained(folder, **safe) if (folder / _TOKENIZER).exists() else None

@@ -18,7 +18,19 @@ from torch import Tensor, nn
 from allheads.errors import AllHeadsError
 from allheads.heads.views import WeightView
 from allheads.models.find_mlps import MLPLocation
-from allheads.models.formulas import CLOSE, ROWS, SPANS, MLPFormula, ProjectionSlice, Split, formulas, halves, in_dtype
+from allheads.models.formulas import (
+    CLOSE,
+    ROWS,
+    SAMPLES,
+    MLPFormula,
+    ProjectionSlice,
+    Split,
+    formulas,
+    halves,
+    in_dtype,
+    shows_activation,
+    spanned,
+)
 from allheads.models.mlps import MLP, ReplacedMLP, check_finite
 from allheads.models.observe import Activations
 
@@ -31,30 +43,33 @@ def routed(module: nn.Module) -> bool:
     return len(inspect.signature(module.forward).parameters) >= 3
 
 
-def read_experts(site: MLPLocation, module: nn.Module) -> ReplacedMLP:
+def read_experts(found: MLPLocation, module: nn.Module) -> ReplacedMLP:
     """Every expert of a stack as an MLP of its own, over slices of the stack's weights."""
-    check_finite(module, site.location)
-    count, exact = _count(module), in_dtype(module, torch.promote_types(next(module.parameters()).dtype, torch.float32))
+    check_finite(module, found.location)
+    count = _count(module)
+    exact = in_dtype(module, torch.promote_types(next(module.parameters()).dtype, torch.float32))
     layout = next((layout for layout in _layouts(module) if _fits(layout, exact, 0)), None)
     misfits = (number for number in range(count) if layout is None or not _fits(layout, exact, number))
     wrong = next(misfits, None)
+    if layout is not None and wrong is None and not shows_activation(module, layout[1].activation):
+        wrong = None if _fits(layout, exact, 0, SAMPLES) else 0
     if layout is None or wrong is not None:
         raise AllHeadsError(
             "experts that compute out(f(gate(x)) * in(x)) or out(f(in(x)))",
-            f"{type(module).__name__} in {site.location.stem}, whose expert {wrong} fits no such formula"
+            f"{type(module).__name__} in {found.location.stem}, whose expert {wrong} fits no such formula"
             " (a clamp, a shifted value, or another activation)",
             "This kind of expert is not supported yet.",
         )
-    return ReplacedMLP(site, [_expert(site, module, layout, number) for number in range(count)])
+    return ReplacedMLP(found, [_expert(found, module, layout, number) for number in range(count)])
 
 
-def _expert(site: MLPLocation, module: nn.Module, layout: Layout, number: int) -> MLP:
+def _expert(found: MLPLocation, module: nn.Module, layout: Layout, number: int) -> MLP:
     def reference(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         copied = _copied(module, dtype)
         return lambda x: run_expert(copied, number, x)
 
     transposed, formula = layout
-    location = replace(site.location, name=f"{site.location.name}.{number}", expert=number)
+    location = replace(found.location, name=f"{found.location.name}.{number}", expert=number)
     return MLP(location, formula.views(_projections(module, number, transposed)), formula.activation, reference)
 
 
@@ -107,37 +122,33 @@ def _layouts(module: nn.Module) -> Iterator[Layout]:
             yield from ((transposed, formula) for formula in formulas(splits, "out"))
 
 
-def _fits(layout: Layout, module: nn.Module, number: int) -> bool:
-    """Does an expert write what the formula says?"""
+def _fits(layout: Layout, module: nn.Module, number: int, samples: int = 0) -> bool:
+    """Does an expert write what the formula says, for so many preactivations in each span?"""
     transposed, formula = layout
     projections = _projections(module, number, transposed).values()
     (first, bias), (last, bias_out) = ((weight.read(), bias.read()) for weight, bias in projections)
     assert first is not None and last is not None
     generator = torch.Generator().manual_seed(number)
-    x = torch.randn(ROWS, len(first), generator=generator).to(first)
+    x = torch.randn(max(ROWS, samples // first.shape[1]), len(first), generator=generator).to(first)
     with torch.no_grad():
-        largest = float((x @ first).abs().max())
-        for span in SPANS:
-            rows = x * (span / max(largest, 1e-6))
-            theirs = run_expert(module, number, rows)
-            read = rows @ first if bias is None else rows @ first + bias
-            ours = formula.neurons({"in": read}) @ last
-            ours = ours if bias_out is None else ours + bias_out
-            if not float((ours - theirs).abs().max()) <= CLOSE * float(theirs.abs().max()):
-                return False
-    return True
+        rows = spanned(x, [x @ first])
+        theirs = run_expert(module, number, rows)
+        read = rows @ first + (0.0 if bias is None else bias)
+        ours = formula.neurons({"in": read}) @ last + (0.0 if bias_out is None else bias_out)
+        error, size = (values.abs().amax((1, 2)) for values in (ours - theirs, theirs))
+    return bool((error <= CLOSE * size).all())
 
 
-def rows_of(unit: ReplacedMLP, mlp: MLP, activations: Activations) -> list[Tensor]:
-    """What one MLP of a unit read in a run: everything, or what an expert was routed; ``[row d_model]`` each."""
-    reads = activations.inputs.get(unit.reads, [])
-    if not unit.site.experts:
+def rows_of(replaced: ReplacedMLP, mlp: MLP, activations: Activations) -> list[Tensor]:
+    """What one of the MLPs read in a run: everything, or what an expert was routed; ``[row d_model]`` each."""
+    reads = activations.inputs.get(replaced.reads, [])
+    if not replaced.site.experts:
         return [read.flatten(0, -2) for read in reads]
-    number = unit.mlps.index(mlp)
+    number = replaced.mlps.index(mlp)
     rows = []
-    for read, routes in zip(reads, activations.routes[unit.reads], strict=True):
+    for read, routes in zip(reads, activations.routes[replaced.reads], strict=True):
         if routes:
             rows.append(read[(routes[0] == number).any(-1)])
         else:
-            rows.append(read.view(len(unit.mlps), -1, read.shape[-1])[number])
+            rows.append(read.view(len(replaced.mlps), -1, read.shape[-1])[number])
     return rows

@@ -9,18 +9,24 @@ must be, entry by entry,
 for a known activation f. A factor s on the preactivation and one on the output are measured; a residual that the
 module adds itself is taken off. Preactivations span [-12, 12], and are then blown up to thousands, where a clamp or
 a learned slope would show.
+
+Sampling refutes and never proves. What is assumed: the module treats all positions alike, whatever batch and length
+are, as far as inputs of three shapes show; and between the sampled preactivations, 2^17 random ones of the activation
+function where a module has one beside its projections, or else of its neurons, the activation does what it does at
+them. A bump a thousandth wide is met by several samples, one of a millionth would be missed.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -29,8 +35,12 @@ from allheads.gates.activations import ACTIVATIONS, Activation
 from allheads.heads.views import WeightView
 from allheads.models.observe import Activations, watching
 
-#: Input rows, and the largest preactivation of each of the two probes.
+#: Input rows at least, and the largest preactivation of each of the two probes.
 ROWS, SPANS = 8, (12.0, 4000.0)
+#: Samples of an activation function, or of the neurons of a module that shows none.
+SAMPLES = 2**17
+#: Where modules keep their activation function.
+ACTIVATION_ATTRIBUTES = ("act_fn", "act", "activation_fn", "activation", "intermediate_act_fn", "hidden_act")
 #: Relative agreement asked for; formulas of activations differ by 4e-4 and more, gelu_fast excepted.
 CLOSE = 2e-5
 
@@ -74,7 +84,7 @@ class MLPFormula:
 
     def views(self, projections: Mapping[str, tuple[WeightView, WeightView]]) -> dict[str, WeightView]:
         """``W_in``, ``W_gate``, ``W_out`` and their biases, from weight and bias by projection."""
-        found = {}
+        found: dict[str, WeightView] = {}
         for name, part in (("in", self.value), ("gate", self.gate), ("out", ProjectionSlice(self.out))):
             if part is not None:
                 weight, bias = projections[part.name]
@@ -86,14 +96,53 @@ class MLPFormula:
 
 def find_formula(module: nn.Module, d_model: int, likely: Sequence[MLPFormula] = ()) -> MLPFormula | None:
     """What ``module`` computes, the ``likely`` formulas tried first; None if it is something else."""
-    residual = takes_residual(module)
+    # Some add the stream themselves.
+    residual = "residual" in inspect.signature(module.forward).parameters
     run = _run_on_spans(module, d_model, residual)
     if run is None:
         return None
-    for formula in chain(likely, _candidates(run, residual)):
-        if formula.residual == residual and _fits(formula, run):
-            return formula
-    return None
+    formulas = (f for f in chain(likely, _candidates(run, residual)) if f.residual == residual and _fits(f, run))
+    formula = next(formulas, None)
+    if formula is None or not _ignores_shape(module, run, residual):
+        return None
+    if shows_activation(module, formula.activation):
+        return formula
+    # There is no function to sample on its own, or another one: then the neurons are sampled as often.
+    dense = _run_on_spans(module, d_model, residual, SAMPLES)
+    return formula if dense is not None and _fits(formula, dense) else None
+
+
+def shows_activation(module: nn.Module, activation: Activation) -> bool:
+    """Has a module an activation function beside its projections, with the values of this one?"""
+    functions = [getattr(module, name, None) for name in ACTIVATION_ATTRIBUTES]
+    return any(callable(function) and has_values(function, activation) for function in functions)
+
+
+def has_values(function: Callable[[Tensor], Tensor], activation: Activation) -> bool:
+    """Has a function the values of an activation in float64: at random points, near and far, in tensors of any shape?
+
+    >>> has_values(nn.GELU(approximate="tanh"), ACTIVATIONS["gelu_tanh"])
+    True
+    >>> has_values(lambda t: t.relu() if t.shape[-1] > 100 else t, ACTIVATIONS["relu"])
+    False
+    """
+    generator = torch.Generator().manual_seed(0)
+    near, far = (
+        span * (2 * torch.rand(count, generator=generator, dtype=torch.float64) - 1)
+        for span, count in zip(SPANS, (SAMPLES, SAMPLES // 64), strict=True)
+    )
+    t = torch.cat([torch.linspace(-SPANS[0], SPANS[0], 4001, dtype=torch.float64), near, far])
+    shapes = ((-1,), (1, -1), (64, 16, -1), (-1, 8, 1), (1, 1), (1,))
+    try:
+        with torch.no_grad():
+            for points in (t, *(near[: 4096 if -1 in shape else 1].view(shape) for shape in shapes)):
+                # gelu_fast is 3e-12 away from gelu_tanh; equal formulas agree to rounding.
+                if not torch.allclose(function(points), activation(points), rtol=1e-14, atol=1e-14):
+                    return False
+    except Exception:
+        # Whatever cannot be called with numbers, for whatever reason, is something else.
+        return False
+    return True
 
 
 def formulas(splits: Iterable[Split], out: str) -> Iterator[MLPFormula]:
@@ -149,31 +198,45 @@ def in_dtype(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     return copy.deepcopy(module, cast).to(dtype)
 
 
-def takes_residual(module: nn.Module) -> bool:
-    """Does the module add the residual stream itself?"""
-    return "residual" in inspect.signature(module.forward).parameters
-
-
 def call(module: nn.Module, x: Tensor, residual: bool) -> Tensor:
     """What the module adds to the stream; a tuple's first entry is meant."""
     out = module(x, torch.zeros_like(x)) if residual else module(x)
     return out[0] if isinstance(out, tuple) else out
 
 
-def _run_on_spans(module: nn.Module, d_model: int, residual: bool) -> Activations | None:
+def spanned(x: Float[Tensor, "row d_model"], read: Iterable[Tensor]) -> Float[Tensor, "span row d_model"]:
+    """The rows scaled for each of `SPANS`, where that is the largest preactivation; ``read`` is what they give as is.
+
+    Together, because the time goes into reading the weights.
+    """
+    largest = max(max(float(preactivations.abs().max()) for preactivations in read), 1e-6)
+    return torch.stack([x * (span / largest) for span in SPANS])
+
+
+def _run_on_spans(module: nn.Module, d_model: int, residual: bool, samples: int = 0) -> Activations | None:
     """One run over inputs for each of `SPANS`, where that is the largest preactivation; None if nothing reads x.
 
-    The module itself is under the path ``""``; every projection was called once.
+    The module itself is under the path ``""``; every projection was called once. There are so many preactivations in
+    each span, and no fewer than `ROWS` rows.
     """
     parameter = next(module.parameters())
-    x = torch.randn(1, ROWS, d_model, generator=torch.Generator().manual_seed(0)).to(parameter)
+    count = max(ROWS, samples // max(p.shape[0] for p in module.parameters()))
+    x = torch.randn(1, count, d_model, generator=torch.Generator().manual_seed(samples)).to(parameter)
+    # Rows of all sizes, so that preactivations are spread over the span.
+    x = x * (torch.arange(count, 0, -1).to(x) / count)[:, None]
     readers = _readers(_run(module, x, residual))
     if not readers:
         return None
-    largest = max(max(float(out.abs().max()) for out in readers.values()), 1e-6)
-    # Together, because the time goes into reading the weights.
-    run = _run(module, torch.cat([x * (span / largest) for span in SPANS]), residual)
+    run = _run(module, spanned(x[0], readers.values()), residual)
     return run if all(len(calls) == 1 for calls in run.inputs.values()) else None
+
+
+def _ignores_shape(module: nn.Module, run: Activations, residual: bool) -> bool:
+    """Does the module write the same for these rows in batches and texts of other sizes?"""
+    x, out = run.inputs[""][0], run.outputs[""][0]
+    shapes = ((len(x) * x.shape[1], 1), (1, len(x) * x.shape[1]))
+    with torch.no_grad():
+        return all(_close(call(module, x.view(*shape, -1), residual), out) for shape in shapes)
 
 
 def _run(module: nn.Module, x: Tensor, residual: bool) -> Activations:

@@ -20,8 +20,8 @@ from transformers import AutoConfig, AutoTokenizer
 from allheads.disk import digest
 from allheads.errors import AllHeadsError
 from allheads.models.cache import cached_folder
-from allheads.models.compat import forget_quantisation
-from allheads.models.reading import explained, no_progress_bars, read_model
+from allheads.models.compat import forget_quantisation, offline
+from allheads.models.reading import explained, no_progress_bars, read_model, require_plausible
 
 # Part of every copy's name: raise it when the content of a copy changes.
 FORMAT = 1
@@ -49,7 +49,7 @@ def unpacked(path: Path) -> Path:
             f"a file that begins with {magic!r}" if magic else "an empty file",
             "Fetch the file again; a Hugging Face model is given as its folder.",
         )
-    name = re.sub(r"[^\w.-]", "_", path.stem)
+    name = re.sub(r"[^\w.-]", "_", path.stem)[:100]
     return cached_folder(f"{name}-{digest(path)[:16]}-v{FORMAT}", functools.partial(_unpack, path))
 
 
@@ -58,13 +58,16 @@ def _unpack(path: Path, folder: Path) -> None:
     source = {"gguf_file": path.name, "local_files_only": True}
     where = str(path.parent)
     title = f"Unpacking {path.name}, only once"
-    with no_progress_bars(), _bars_on_terminals_only(), tqdm(total=4, disable=None) as bar:
+    with no_progress_bars(), offline(), _bars_on_terminals_only(), tqdm(total=4, disable=None) as bar:
         with explained(
             f"a complete GGUF file of a supported architecture in {path.name}",
             "It may be truncated or damaged: fetch it again, or use the model's safetensors folder.",
         ):
             bar.set_description(f"{title}: header")
             config = AutoConfig.from_pretrained(where, trust_remote_code=False, **source)
+            with path.open("rb") as file:
+                count = int.from_bytes(file.read(16)[8:], "little")
+            require_plausible(config.to_dict(), count, path.stat().st_size)
             bar.update()
             bar.set_description(f"{title}: weights")
             model = read_model(where, config, dtype=torch.float32, **source)

@@ -24,6 +24,11 @@ from allheads.models.formulas import is_projection
 from allheads.models.mlps import ReplacedMLP, activation_of, projection_views
 
 
+def _of_heads(name: str) -> Any:
+    """An attribute of a component that is its bank's."""
+    return property(lambda component: getattr(component.heads, name))
+
+
 class HeadBankBridge(GeneralizedComponent):
     """A bridge component whose MLP, or stack of experts, is computed by heads.
 
@@ -50,10 +55,7 @@ class HeadBankBridge(GeneralizedComponent):
         out = _through(self.written, out.reshape(x.shape))
         return _through(self.ends, out + given[1] if self.adds_residual else out)
 
-    W_in, W_gate, W_out, b_in, b_gate, b_out = (
-        property(lambda self, name=name: getattr(self.heads, name))
-        for name in ("W_in", "W_gate", "W_out", "b_in", "b_gate", "b_out")
-    )
+    W_in, W_gate, W_out, b_in, b_gate, b_out = map(_of_heads, ("W_in", "W_gate", "W_out", "b_in", "b_gate", "b_out"))
 
 
 class PassingBridge(GeneralizedComponent):
@@ -106,7 +108,8 @@ def _through(points: Sequence[HookPoint], x: Tensor) -> Tensor:
 
 
 def _becomes(component: nn.Module, ours: type) -> None:
-    component.__class__ = _before(ours, type(component))
+    theirs: Any = type(component)
+    component.__class__ = _before(ours, theirs)
 
 
 @cache
@@ -171,7 +174,7 @@ def _added(twin: TransformerBridge, site: MLPLocation) -> HeadBankBridge:
     outer, _, last = site.path.rpartition(".")
     network = network_module(called(twin.original_model, outer))
     component = HeadBankBridge(last, twin.cfg)
-    wrap(component, network._modules[last])
+    wrap(component, network.get_submodule(last))
     component.train(twin.original_model.training)
     network._modules[last] = component
     module: nn.Module = twin

@@ -33,18 +33,17 @@ from allheads.heads.evaluate import Evaluation
 from allheads.heads.views import WeightView
 from allheads.models.find_mlps import MLPLocation
 from allheads.models.formulas import (
+    ACTIVATION_ATTRIBUTES,
     MLPFormula,
     ProjectionSlice,
     call,
     find_formula,
+    has_values,
     in_dtype,
     input_size,
     is_projection,
 )
 from allheads.models.locations import Location
-
-#: Where modules keep their activation function.
-_ACTIVATION_ATTRIBUTES = ("act_fn", "act", "activation_fn", "activation", "intermediate_act_fn", "hidden_act")
 
 
 @dataclass(frozen=True)
@@ -168,29 +167,25 @@ def activation_of(site: MLPLocation, layer: nn.Module) -> tuple[nn.Module, str]:
     """The module that holds a containerless MLP's activation function, and its name there."""
     assert site.inside is not None
     owner = layer.get_submodule(site.inside[0].rpartition(".")[0]) if "." in site.inside[0] else layer
-    for name in _ACTIVATION_ATTRIBUTES:
+    for name in ACTIVATION_ATTRIBUTES:
         if callable(getattr(owner, name, None)):
             return owner, name
     raise AllHeadsError(
-        f"an activation function under one of {', '.join(_ACTIVATION_ATTRIBUTES)}",
+        f"an activation function under one of {', '.join(ACTIVATION_ATTRIBUTES)}",
         f"a {type(owner).__name__} without one in {site.location.stem}",
         "This kind of MLP is not supported yet.",
     )
 
 
 def activation_with_values(function: Callable[[Tensor], Tensor], where: str = "it") -> Activation:
-    """The known activation with the same values in float64 on [-12, 12].
+    """The known activation with the same values in float64, at random points near and far.
 
     >>> activation_with_values(nn.GELU(approximate="tanh")).name
     'gelu_tanh'
     """
-    grid = torch.linspace(-12.0, 12.0, 4001, dtype=torch.float64)
-    with torch.no_grad():
-        values = function(grid)
-        for activation in ACTIVATIONS.values():
-            # gelu_fast is 3e-12 away from gelu_tanh; equal formulas agree to rounding.
-            if torch.allclose(values, activation(grid), rtol=1e-14, atol=1e-14):
-                return activation
+    for activation in ACTIVATIONS.values():
+        if has_values(function, activation):
+            return activation
     raise AllHeadsError(
         f"one of the activations {', '.join(ACTIVATIONS)}",
         f"{getattr(function, '__name__', type(function).__name__)} in {where}, which has other values",

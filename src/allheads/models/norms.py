@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -57,6 +57,10 @@ class Norm:
         n = n * (n.square().mean(-1, keepdim=True) + self.eps).rsqrt()
         return self.gain.to(x) * n + self.shift.to(x)
 
+    def direction(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        """What the norm makes of a stream, up to its scale and shift."""
+        return self.gain.to(x) * self.centre(x)
+
     def centre(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         """The stream less its mean, for LayerNorm; itself for RMSNorm."""
         return x - x.mean(-1, keepdim=True) if self.centred else x
@@ -73,33 +77,53 @@ def norm_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     What counts is what a module computes, not its name: ``module(100 x) = module(x)``, and not a constant. Norms that
     `measure_norm` does not know are among them, so that whoever needs to can refuse them.
     """
-    for path, module in network.named_modules():
-        if not isinstance(module, HookPoint) and not any(module.children()) and _scales_to_one_length(module):
-            yield path, module
+    return ((path, module) for path, module, scales in _candidates(network) if scales)
 
 
-_SCALES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+def unreadable_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that may be norms, but cannot be called with a stream alone; by path."""
+    return ((path, module) for path, module, scales in _candidates(network) if scales is None)
 
 
-def _scales_to_one_length(module: nn.Module) -> bool:
-    if module not in _SCALES:
-        weights = list(module.parameters())
-        vectors = len(weights) <= 2 and all(weight.ndim == 1 for weight in weights)
-        _SCALES[module] = vectors and _ignores_size(module, weights)
-    return _SCALES[module]
+def ignores_size(function: Callable[[Tensor], Any], like: Float[Tensor, "... d_model"]) -> bool | None:
+    """Does a function of streams of this shape give the same for 100 times as much, and not always the same?
 
-
-def _ignores_size(module: nn.Module, weights: list[nn.Parameter]) -> bool:
-    like = weights[0] if weights else torch.zeros(8)
-    x = torch.randn(1, 16, len(like), generator=torch.Generator().manual_seed(0)).to(like)
+    None if it takes no such stream.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(like.shape, generator=generator).to(like) for _ in range(2))
     try:
         with torch.no_grad():
-            small, large, other = (module(rows).double() for rows in (10.0 * x, 1e3 * x, 10.0 * x.flip(1)))
-        # In units of what it makes of other rows: gains may be tiny, and shifts large.
-        return bool((small - large).abs().max() < 0.05 * (small - other).abs().max())
+            small, large, other = (function(rows).double() for rows in (10.0 * x, 1e3 * x, 10.0 * y))
     except Exception:
-        # Whatever cannot be called with a stream alone, for whatever reason, is no norm.
+        return None
+    # In units of what it makes of other rows: gains may be tiny, and shifts large.
+    return bool((small - large).abs().max() < 0.05 * (small - other).abs().max())
+
+
+#: By module: is it a norm? None if it cannot be called with a stream alone.
+_SCALES: WeakKeyDictionary[nn.Module, bool | None] = WeakKeyDictionary()
+
+
+def _candidates(network: nn.Module) -> Iterator[tuple[str, nn.Module, bool | None]]:
+    widths: set[int] = set()
+    for path, module in network.named_modules():
+        if isinstance(module, HookPoint) or any(module.children()):
+            continue
+        if module not in _SCALES:
+            widths = widths or {8, *(weight.shape[-1] for weight in network.parameters() if weight.ndim)}
+            _SCALES[module] = _scales_to_one_length(module, widths)
+        yield path, module, _SCALES[module]
+
+
+def _scales_to_one_length(module: nn.Module, widths: set[int]) -> bool | None:
+    weights = list(module.parameters())
+    if len(weights) > 2 or any(weight.ndim != 1 for weight in weights):
         return False
+    # A norm without weights may still want one width, of those that the network has.
+    streams: list[Tensor] = [*weights[:1]] or [torch.zeros(width) for width in sorted(widths)]
+    answers = (ignores_size(module, like.expand(1, 16, len(like))) for like in streams)
+    return next((answer for answer in answers if answer is not None), None)
 
 
 _MEASURED: WeakKeyDictionary[nn.Module, tuple[Any, Norm | None]] = WeakKeyDictionary()

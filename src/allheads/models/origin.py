@@ -7,7 +7,6 @@ sums of machine words along rows and along columns, which cost about as much as 
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
+from allheads.disk import digest
 from allheads.heads.bank import HeadBank
 from allheads.models.compat import network_path
 
@@ -78,10 +78,9 @@ def _digest(tensor: Tensor) -> str:
         mixed = (block >> 29).add_(block)
         columns += mixed.sum(0)
         rows.append(mixed.sum(1))
-    digest = hashlib.sha256(f"{tensor.dtype} {tuple(untransposed.shape)}".encode())
-    for part in (torch.cat([columns, *rows]), data[whole:]):
-        digest.update(part.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    parts = (torch.cat([columns, *rows]), data[whole:])
+    what = f"{tensor.dtype} {tuple(untransposed.shape)}"
+    return digest(what, *(part.cpu().numpy().tobytes() for part in parts))[:16]
 
 
 def mark_loaded(model: TransformerBridge, name: str, dtype: torch.dtype) -> None:

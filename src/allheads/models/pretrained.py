@@ -1,16 +1,15 @@
 """Load a pretrained model as a TransformerLens bridge.
 
-1. Where is it? A packaged model, a GGUF file, a model folder or a Hugging Face id.
+1. Where is it? A packaged model, a GGUF file, a model folder or a Hugging Face id, which is fetched into a folder.
 2. A GGUF file becomes a model folder in the cache (`allheads.models.sources`, `allheads.models.gguf`).
-3. transformers reads the model, in safetensors only and without custom code; the weights must be complete
-   and finite.
+3. transformers reads the model from its folder, in safetensors only, without custom code and without a network; the
+   weights must be complete and finite.
 4. TransformerLens wraps it, and text is tokenised as the model's own tokenizer does it.
 5. What was read is noted on the bridge, so that a twin of it can be saved without its weights.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -18,11 +17,13 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from allheads.disk import named_path
 from allheads.errors import AllHeadsError
+from allheads.models.compat import offline
 from allheads.models.headless import register_headless
 from allheads.models.origin import mark_loaded
 from allheads.models.reading import explained, no_progress_bars, read_model, require_finite
-from allheads.models.sources import PACKAGED, Source, find_source
+from allheads.models.sources import PACKAGED, fetched, find_source
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "special_tokens_map.json")
@@ -33,6 +34,7 @@ def load(
     *,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    network: bool = True,
 ) -> TransformerBridge:
     """Load a pretrained model, ready for hooks and for conversion.
 
@@ -41,6 +43,7 @@ def load(
             ``.gguf`` file, or a Hugging Face id ``"org/name"``, the only kind that needs a network.
         dtype: float32, float64, bfloat16 or float16; the weights are cast to it.
         device: where the weights go.
+        network: may the Hugging Face Hub be asked? Otherwise a model of it has to be in its cache on this machine.
 
     Returns:
         The model in evaluation mode. ``to_tokens(text)`` gives the ids that the model's own tokenizer gives,
@@ -58,14 +61,15 @@ def load(
     """
     _check_target(dtype, device)
     source = find_source(name_or_path)
-    # Download bars are worth seeing, so only local reading is quiet.
-    with no_progress_bars() if source.local else nullcontext():
-        model, tokenizer = _read(source, dtype)
+    folder = Path(source.where) if source.local else fetched(source.name, network)
+    with offline(), no_progress_bars():
+        model, tokenizer = _read(source.name, folder, dtype)
         require_finite(model)
-        bridge = _bridge(source, model.to(device), tokenizer, dtype)
+        bridge = _bridge(folder, model.to(device), tokenizer, dtype)
+        bridge.cfg.model_name = source.name
     # A file is found again from any working directory.
     relative = source.local and name_or_path not in PACKAGED
-    mark_loaded(bridge, str(Path(name_or_path).expanduser().resolve() if relative else name_or_path), dtype)
+    mark_loaded(bridge, str(named_path(name_or_path).resolve() if relative else name_or_path), dtype)
     return bridge
 
 
@@ -76,32 +80,29 @@ def _check_target(dtype: torch.dtype, device: str | torch.device) -> None:
         torch.empty(1, device=device)
 
 
-def _read(source: Source, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    if source.local:
-        expected = f"a readable model in the folder {source.name}"
-        remedy = "A file there may be damaged or incomplete: save or fetch the model again."
-    else:
-        expected = f"the model {source.name} from the Hugging Face Hub or a folder of that name"
-        remedy = "Check the spelling and the network, or fetch it elsewhere and pass its folder."
-    options = {"local_files_only": source.local, "trust_remote_code": False}
-    with explained(expected, remedy):
-        config = AutoConfig.from_pretrained(source.where, **options)
+def _read(name: str, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    options = {"local_files_only": True, "trust_remote_code": False}
+    with explained(
+        f"a readable model in the folder {name}",
+        "A file there may be damaged or incomplete: save or fetch the model again.",
+    ):
+        config = AutoConfig.from_pretrained(folder, **options)
         # Eager attention is what TransformerLens needs to show patterns.
         model = read_model(
-            source.where,
+            str(folder),
             config,
             dtype=dtype,
             use_safetensors=True,
             attn_implementation="eager",
-            local_files_only=source.local,
+            local_files_only=True,
         )
-        if source.local and not any(any(Path(source.where).glob(name)) for name in _TOKENIZER_FILES):
+        if not any(any(folder.glob(name)) for name in _TOKENIZER_FILES):
             return model, None
-        return model, AutoTokenizer.from_pretrained(source.where, **options)
+        return model, AutoTokenizer.from_pretrained(folder, **options)
 
 
 def _bridge(
-    source: Source, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype
 ) -> TransformerBridge:
     register_headless()
     with explained("a model that TransformerLens can wrap", "Its documentation lists the architectures."):
@@ -112,10 +113,9 @@ def _bridge(
             # removes it again where the default says so.
             adds_bos = _adds_bos(tokenizer)
             bridge = TransformerBridge.boot_transformers(
-                source.where, hf_model=model, tokenizer=tokenizer, device=model.device, dtype=dtype
+                str(folder), hf_model=model, tokenizer=tokenizer, device=model.device, dtype=dtype
             )
             bridge.cfg.default_prepend_bos = adds_bos
-    bridge.cfg.model_name = source.name
     return bridge
 
 

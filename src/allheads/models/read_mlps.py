@@ -6,7 +6,7 @@ from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
-from allheads.models.attention import attention_layers
+from allheads.models.attention import attention_layers, is_attention
 from allheads.models.compat import network_module
 from allheads.models.experts import read_experts
 from allheads.models.find_mlps import locate_mlps
@@ -22,22 +22,22 @@ def read_mlps(source: TransformerBridge, body: nn.Module) -> list[ReplacedMLP]:
     not known, or has weights that are not finite, and for a model whose layers have something else.
     """
     earlier: list[MLPFormula] = []
-    units = []
-    for site in locate_mlps(source, body):
-        module = body.get_submodule(site.path)
-        if site.experts:
-            units.append(read_experts(site, module))
-        elif site.inside is not None:
-            units.append(read_containerless(site, module))
+    replaced = []
+    for found in locate_mlps(source, body):
+        module = body.get_submodule(found.path)
+        if found.experts:
+            replaced.append(read_experts(found, module))
+        elif found.inside is not None:
+            replaced.append(read_containerless(found, module))
         else:
-            units.append(read_module(site, module, earlier))
-    if not units and (others := untouched_modules(source)):
+            replaced.append(read_module(found, module, earlier))
+    if not replaced and (others := untouched_modules(source)):
         raise AllHeadsError(
             "a transformer with MLPs of a known kind",
             f"{source.cfg.architecture}, whose layers have {', '.join(others)}",
             "State-space and recurrent layers have none; experts and MLPs of other kinds are not read yet.",
         )
-    return units
+    return replaced
 
 
 def untouched_modules(model: TransformerBridge) -> list[str]:
@@ -51,7 +51,7 @@ def untouched_modules(model: TransformerBridge) -> list[str]:
     def visit(module: nn.Module, name: str | None) -> None:
         heads = isinstance(module, (HeadBankBridge, PassingBridge))
         module = network_module(module)
-        if heads or id(module) in attention or "attention" in type(module).__name__.lower():
+        if heads or id(module) in attention or is_attention(module):
             return
         if name and any(p.ndim >= 2 for p in module.parameters(recurse=False)):
             found.setdefault(name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +13,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from allheads.errors import AllHeadsError
+
+#: Sizes that any model may have, whatever its weights: some layers are shared, and a context costs no weights.
+_LAYERS, _NUMBERS = 100, 2**24
+_SIZE = re.compile("size|dim|head|position|expert|ctx|embd|inner|ffn|width|length")
 
 
 @contextmanager
@@ -48,11 +53,11 @@ def explained(expected: str, remedy: str) -> Iterator[None]:
         raise AllHeadsError(expected, first_line(cause), remedy) from cause
 
 
-def first_line(error: BaseException, width: int = 240) -> str:
+def first_line(error: BaseException) -> str:
     """An error in one line: its type and the beginning of its message."""
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0] if lines else '(no message)'}".rstrip(".")
-    return text if len(text) <= width else text[: width - 3] + "..."
+    return text if len(text) <= 240 else text[:237] + "..."
 
 
 def read_model(where: str, config: PretrainedConfig, **options: Any) -> PreTrainedModel:
@@ -88,6 +93,34 @@ def _model_class(config: PretrainedConfig) -> Any:
     if config.is_encoder_decoder:
         return transformers.AutoModelForSeq2SeqLM
     return transformers.AutoModelForCausalLM
+
+
+def require_plausible(config: Mapping[str, Any], tensors: int, weights: int) -> None:
+    """Raise `ValueError` for a configuration of more than there is: it would be built, for hours, before weights lack.
+
+    A layer has a tensor, if it does not share those of others; a size is not beyond the bytes of all ``weights``.
+
+    >>> require_plausible({"num_hidden_layers": 10**9}, tensors=300, weights=10**9)
+    Traceback (most recent call last):
+    ...
+    ValueError: num_hidden_layers of 1000000000, with at most 300 tensors
+    """
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            require_plausible(value, tensors, weights)
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, Mapping):
+                require_plausible(number, tensors, weights)
+            if not isinstance(number, int):
+                continue
+            if "layer" in name and number > max(_LAYERS, tensors):
+                raise ValueError(f"{name} of {_short(number)}, with at most {tensors} tensors")
+            if _SIZE.search(name) and number > max(_NUMBERS, weights):
+                raise ValueError(f"{name} of {_short(number)}, with {weights:,} bytes of weights")
+
+
+def _short(number: int) -> str:
+    return str(number) if abs(number) < 10**15 else "a number of many digits"
 
 
 def require_finite(model: nn.Module) -> None:

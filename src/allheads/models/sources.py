@@ -7,9 +7,16 @@ import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from huggingface_hub import snapshot_download
+
+from allheads.disk import named_path
 from allheads.errors import AllHeadsError
+from allheads.models.compat import offline
 from allheads.models.gguf import unpacked
+from allheads.models.reading import explained, require_plausible
+from allheads.untrusted import fitted, header_size, read_json
 
 #: Models inside Python packages, by short name: the package, its GGUF file, and the command that installs it. The file
 #: is found without importing the package, whose own requirements need not be installed.
@@ -19,11 +26,16 @@ PACKAGED = {
 }
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_INDEX = ".safetensors.index.json"
+#: Files that a model of the Hub is made of.
+_WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+#: Ends of the names of the files that transformers reads as JSON.
+_CONFIGS = (_INDEX, "config.json", "special_tokens_map.json")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where transformers finds a model (a folder or a Hub id), and what people call it."""
+    """A folder, or a Hub id that `fetched` makes one of, and what people call the model in it."""
 
     where: str
     name: str
@@ -48,7 +60,7 @@ got 'smollm2-153m'. Did you mean 'smollm2-135m'?
         return Source(str(unpacked(_packaged_gguf(name_or_path))), name_or_path, local=True)
     if not isinstance(name_or_path, str | Path):
         raise AllHeadsError("a name or a path", repr(type(name_or_path)), 'Try "smollm2-135m".')
-    path = Path(name_or_path).expanduser()
+    path = named_path(name_or_path)
     if path.is_file() and path.suffix.lower() == ".gguf":
         return Source(str(unpacked(path)), path.stem, local=True)
     if path.is_dir():
@@ -64,6 +76,21 @@ got 'smollm2-153m'. Did you mean 'smollm2-135m'?
     raise _unknown_name(name_or_path)
 
 
+def fetched(name: str, network: bool) -> Path:
+    """The folder in the Hugging Face cache that has a model of the Hub; what is missing there comes from the network.
+
+    Raises `AllHeadsError` if it cannot be had, or is nothing that can be read safely.
+    """
+    remedy = "Check the spelling and the network, or fetch it elsewhere and pass its folder."
+    where = "from the Hugging Face Hub or a folder of that name" if network else "in the Hugging Face cache"
+    with explained(f"the model {name} {where}", remedy), offline(not network):
+        found = snapshot_download(
+            name, local_files_only=not network, allow_patterns=_WANTED, ignore_patterns=["*/*", "consolidated*"]
+        )
+    _check_folder(Path(found))
+    return Path(found)
+
+
 def _check_folder(path: Path) -> None:
     """Refuse a folder that is clearly not a safetensors model, before transformers says so at length."""
     names = sorted(item.name for item in path.iterdir())
@@ -72,7 +99,11 @@ def _check_folder(path: Path) -> None:
     hint = f"Pass the file itself, e.g. {ggufs[0]}." if ggufs else "Save one there with save_pretrained."
     if "config.json" not in names:
         raise AllHeadsError("a model folder with config.json", f"{path.resolve().name} with {content}", hint)
-    if any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names):
+    if "adapter_config.json" in names:
+        hint = "Merge it into its model, and save that with save_pretrained."
+        raise AllHeadsError(f"a whole model in {path.name}", "an adapter, which names a model elsewhere", hint)
+    if any(name.endswith((".safetensors", _INDEX)) for name in names):
+        _check_files(path, names)
         return
     if any(name.endswith(_PICKLES) for name in names):
         raise AllHeadsError(
@@ -82,6 +113,36 @@ def _check_folder(path: Path) -> None:
             "use_safetensors=False, and call save_pretrained(new_folder) on it and on its tokenizer.",
         )
     raise AllHeadsError(f"weights (*.safetensors) in {path.name}", content, hint)
+
+
+def _check_files(path: Path, names: list[str]) -> None:
+    """Refuse what is not in the folder itself, or no safetensors: indices name files, and links are files elsewhere."""
+    folder = path.resolve()
+    # The Hugging Face cache has its files beside the folders that show them.
+    homes = [folder, folder.parents[1] / "blobs"] if folder.parent.name == "snapshots" else [folder]
+    try:
+        configs = {name: read_json(path / name, dict[str, Any]) for name in names if name.endswith(_CONFIGS)}
+        indices = [content.get("weight_map") for name, content in configs.items() if name.endswith(_INDEX)]
+        shards = {shard for index in indices for shard in fitted(index, dict[str, str]).values()}
+        if pickles := sorted(shard for shard in shards if not shard.endswith(".safetensors")):
+            raise ValueError(f"weights in {pickles[0]}, which is no safetensors file")
+        headers = weights = 0
+        for name in sorted({*names, *shards}):
+            file = (path / name).resolve()
+            if not any(file.is_relative_to(home) for home in homes):
+                raise ValueError(f"{name}, which is elsewhere")
+            if not (file.is_file() or (file.is_dir() and name not in shards)):
+                raise ValueError(f"{name}, which is no file" if file.exists() else f"no {name}")
+            if name.endswith(".safetensors"):
+                headers, weights = headers + header_size(file), weights + file.stat().st_size
+        # A tensor takes some fifty bytes in a header.
+        require_plausible(configs["config.json"], headers // 50, weights)
+    except (OSError, ValueError, RuntimeError) as cause:  # links may go round in circles
+        raise AllHeadsError(
+            f"a readable model in the folder {path.name}",
+            str(cause),
+            "It is damaged, or not all in this folder: fetch or save the model again.",
+        ) from cause
 
 
 def _packaged_gguf(name: str) -> Path:

@@ -25,12 +25,11 @@ from allheads.plots.token_names import visible
 from allheads.twin.labels import Label
 from allheads.twin.twin import TwinBridge
 from allheads.twin.wiring import Wiring, read_wiring
-from allheads.weights.neuron import neuron_circuits
-from allheads.weights.vocabulary import TokenValue, top_tokens, write_logits
+from allheads.weights.neuron import SIDES, neuron_circuits
+from allheads.weights.vocabulary import TokenValue, extreme_tokens, write_logits
 
 #: Tokens on each side of a card.
 _TOKENS = 8
-_SIDES = ("opens", "closes", "raises", "lowers", "promotes", "suppresses")
 
 Card = dict[str, Any]
 
@@ -76,7 +75,7 @@ def _neuron_cards(
     sizes = (post.abs() * length).amax(0).tolist()
     circuits = neuron_circuits(wiring, layer, neurons, _TOKENS)
     return {
-        circuit.label: {side: _shown(getattr(circuit, side)) for side in _SIDES}
+        circuit.label: {side: _shown(getattr(circuit, side)) for side in SIDES}
         | {"bound": bound, "size": size, "activations": [short(value, 3) for value in activations]}
         for circuit, bound, size, activations in zip(circuits, bounds, sizes, post.T.tolist(), strict=True)
     }
@@ -90,7 +89,7 @@ def _head_cards(
     W_O = read_attention(wiring.twin, layer).W_O.cpu().to(z)
     written = torch.stack([z[position, label.index] @ W_O[label.index] for label, position in heads])
     logits = write_logits(wiring, wiring.attention[layer], written)
-    most, least = (top_tokens(wiring.twin, logits, _TOKENS, least=least) for least in (False, True))
+    most, least = extreme_tokens(wiring.twin, logits, _TOKENS)
     return {
         str(label): {
             "promotes": _shown(promotes),

@@ -11,7 +11,7 @@ from torch import Tensor
 from allheads.attribution.attribution import Attribution
 from allheads.errors import AllHeadsError
 from allheads.plots.picture import Picture
-from allheads.plots.style import BAD, BOTH, GOOD, figure, heat_map
+from allheads.plots.style import BAD, BOTH, GOOD, INK, figure, heat_map
 from allheads.plots.token_names import shown_names
 
 
@@ -82,7 +82,7 @@ def _waterfall(found: Attribution) -> Picture:
         measure=["relative"] * len(steps) + ["total"],
         increasing={"marker": {"color": GOOD}},
         decreasing={"marker": {"color": BAD}},
-        totals={"marker": {"color": "#808893"}},
+        totals={"marker": {"color": INK}},
         connector={"visible": False},
     )
     drawn = figure([bars], f"How {_name(found)} comes to {found.target_value:.2f}", height=420, x="", y="logits")

@@ -22,10 +22,10 @@ from allheads.heads.bank import HeadBank
 from allheads.plots.hook_values import hook_values
 from allheads.plots.picture import Picture
 from allheads.plots.style import heat_map
-from allheads.plots.token_names import one_text, token_names
+from allheads.plots.token_names import token_names
 from allheads.twin.labels import Label
-from allheads.twin.prompt import Texts
-from allheads.twin.twin import TwinBridge
+from allheads.twin.prompt import Texts, one_row
+from allheads.twin.twin import TwinBridge, require_twin
 
 #: Neurons of a layer that are drawn.
 TOP = 24
@@ -54,7 +54,7 @@ def gates(
     """
     if by not in ("contribution", "openness") or top < 1:
         raise AllHeadsError("by='contribution' or 'openness', and top of 1 or more", f"{by!r}, {top}", "Change it.")
-    row = one_text(twin, tokens)
+    row = one_row(require_twin(twin), tokens)
     names = token_names(twin, row)
     if layer is None:
         return mean_gate_map(neuron_gates(twin, row, range(len(twin.blocks))), names)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxtyping import Int
-from torch import Tensor
-
 from allheads.attribution.attribution_graph import AttributionGraph
 from allheads.plots.cards import cards
 from allheads.plots.packing import short
 from allheads.plots.pattern_sources import read_patterns
 from allheads.plots.token_names import visible
 from allheads.plots.view import View
-from allheads.twin.twin import TwinBridge
 
 #: Edges that are drawn, largest first.
 EDGES = 150
@@ -41,7 +37,9 @@ def graph(found: AttributionGraph, *, edges: int = EDGES) -> View:
         positions: dict[str, int] = {}
         for node in found.parts:
             positions.setdefault(node.label, node.position)
-        data |= card_data(found.question.twin, found.question.ids, positions)
+        twin, ids = found.question.twin, found.question.ids
+        patterns = read_patterns(twin, ids, None, list(positions), None).to_dict() if positions else {}
+        data |= patterns | {"cards": cards(twin, ids, positions)}
     return View("graph", data, f"{found.target}: {len(found.parts)} parts")
 
 
@@ -49,12 +47,6 @@ def graph_picture(found: AttributionGraph, edges: int = EDGES) -> dict[str, Any]
     """What the script of a graph draws, without cards."""
     names = [[visible(token) for token in found.tokens]]
     return {"graph": graph_data(found, edges), "names": names, "heads": [], "cards": {}, "error": 0.0}
-
-
-def card_data(twin: TwinBridge, ids: Int[Tensor, "1 pos"], positions: dict[str, int]) -> dict[str, Any]:
-    """What cards show of heads and neurons, by label: patterns over tokens and slots, reads and writes."""
-    patterns = read_patterns(twin, ids, None, list(positions), None).to_dict() if positions else {}
-    return patterns | {"cards": cards(twin, ids, positions)}
 
 
 def graph_data(found: AttributionGraph, edges: int = EDGES) -> dict[str, Any]:

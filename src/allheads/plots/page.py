@@ -56,11 +56,6 @@ def html_page(
     )
 
 
-def options(names: Iterable[str]) -> str:
-    """The entries of a dropdown; their values number the views of a plot."""
-    return "".join(f'<option value="{i}">{escape(name)}</option>' for i, name in enumerate(names))
-
-
 def table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
     """The inside of a table, the first cell of each row its header, as HTML."""
     body = "".join(f"<tr><th>{escape(row[0])}</th>{_cells('td', row[1:])}</tr>" for row in rows)

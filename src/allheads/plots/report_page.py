@@ -22,10 +22,10 @@ from allheads.plots.attention_view import attention
 from allheads.plots.gate_maps import NeuronGates, mean_gate_map, neuron_gates, neuron_map
 from allheads.plots.layer_errors import errors
 from allheads.plots.packing import pack, short
-from allheads.plots.page import Drawing, html_page, options, plot, table
-from allheads.plots.token_names import one_text, token_names
-from allheads.twin.prompt import Texts
-from allheads.twin.twin import TwinBridge
+from allheads.plots.page import Drawing, html_page, plot, table
+from allheads.plots.token_names import token_names
+from allheads.twin.prompt import Texts, one_row
+from allheads.twin.twin import TwinBridge, require_twin
 from allheads.verification.report import Report
 
 #: Tokens of the text that are drawn, and weights of all attention patterns together.
@@ -46,7 +46,7 @@ def write_report(
     """
     target = checked_path(path)
     shown = _checked_layers(twin, report, layers)
-    whole = one_text(twin, tokens)
+    whole = one_row(require_twin(twin), tokens)
     row = whole[:, : min(LONGEST, math.isqrt(BUDGET // (len(shown) * twin.cfg.n_heads)))]
     names = token_names(twin, row)
     gates = neuron_gates(twin, row, range(len(twin.blocks)))
@@ -60,7 +60,7 @@ def write_report(
     }
     fields = _verdict(report) | {
         "tokens": f"{row.shape[1]} tokens",
-        "neuron_layers": options(f"layer {layer}" for layer in shown),
+        "neuron_layers": "".join(f'<option value="{view}">layer {layer}</option>' for view, layer in enumerate(shown)),
         "rounding": f"{max(gate_error, patterns.data['error']):.4f}",
     }
     if row.shape[1] < whole.shape[1]:

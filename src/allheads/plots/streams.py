@@ -9,9 +9,9 @@ from allheads.plots.hook_values import hook_values
 from allheads.plots.picture import Picture
 from allheads.plots.principal_components import principal_components
 from allheads.plots.style import figure
-from allheads.plots.token_names import one_text, token_names
-from allheads.twin.prompt import Texts
-from allheads.twin.twin import TwinBridge
+from allheads.plots.token_names import token_names
+from allheads.twin.prompt import Texts, one_row
+from allheads.twin.twin import TwinBridge, require_twin
 
 
 def residual(twin: TwinBridge, tokens: Texts) -> Picture:
@@ -25,7 +25,7 @@ def residual(twin: TwinBridge, tokens: Texts) -> Picture:
 
     >>> ah.plots.residual(twin, "The cat sat on the mat.")  # doctest: +SKIP
     """
-    row = one_text(twin, tokens)
+    row = one_row(require_twin(twin), tokens)
     twin.require_one_stack("draw its residual stream")
     layers = len(twin.banks)
     points = [*(f"blocks.{layer}.hook_resid_pre" for layer in range(layers)), f"blocks.{layers - 1}.hook_resid_post"]

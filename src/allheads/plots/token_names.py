@@ -8,16 +8,11 @@ from html import escape
 from jaxtyping import Int
 from torch import Tensor
 
-from allheads.twin.prompt import Texts, one_row, token_texts
-from allheads.twin.twin import TwinBridge, require_twin
+from allheads.twin.prompt import token_texts
+from allheads.twin.twin import TwinBridge
 
 _LONGEST = 18
 _VISIBLE = {" ": "·", "\n": "↵", "\r": "␍", "\t": "⇥"}
-
-
-def one_text(twin: TwinBridge, tokens: Texts) -> Int[Tensor, "1 pos"]:
-    """Token ids of a text or of ids ``[pos]`` or ``[1 pos]``; raises `AllHeadsError` for anything else."""
-    return one_row(require_twin(twin), tokens)
 
 
 def token_names(twin: TwinBridge, ids: Int[Tensor, "1 pos"]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from allheads.disk import checked_path, write_tensors
 from allheads.errors import AllHeadsError
 from allheads.heads.bank import HeadBank
 from allheads.heads.edited import EditedHeads
-from allheads.models.attention import Attention, read_attention, read_embeddings
+from allheads.models.attention import Attention, read_attention
 from allheads.models.norms import measure_norm
 from allheads.pure.runner import FORMAT, VERSION, Heads, Norm, Pure, Sublayer, checksum, final, write
 from allheads.twin.twin import TwinBridge, require_twin
@@ -43,7 +44,8 @@ def export(twin: TwinBridge, path: str | Path) -> None:
 
 def purified(twin: TwinBridge) -> Pure:
     """The twin as `Pure`: weights are views where nothing has to be multiplied."""
-    ends = read_embeddings(twin)
+    learned = twin.cfg.positional_embedding_type == "standard"
+    bias = twin.b_U.detach()
     sublayers = []
     for layer, (block, bank) in enumerate(zip(twin.blocks, twin.banks, strict=True)):
         attention = _attention_heads(read_attention(twin, layer))
@@ -52,12 +54,12 @@ def purified(twin: TwinBridge) -> Pure:
     return Pure(
         name=twin.cfg.model_name,
         n_ctx=twin.cfg.n_ctx,
-        embed=ends.W_E,
-        unembed=ends.W_U,
+        embed=twin.W_E.detach(),
+        unembed=twin.W_U.detach(),
         sublayers=sublayers,
-        positions=ends.W_pos,
+        positions=twin.W_pos.detach()[: twin.cfg.n_ctx] if learned else None,
         final_norm=_norm(twin.ln_final, twin, "the end"),
-        unembed_bias=ends.b_U,
+        unembed_bias=bias if bias.any() else None,
     )
 
 
@@ -142,6 +144,7 @@ def save(model: Pure, path: str | Path) -> None:
     node = _packed(model, tensors, "model")
     tensors = {name: _apart(tensor) for name, tensor in tensors.items()}
     header = {"version": VERSION, "checksums": {k: checksum(v) for k, v in tensors.items()}, "model": node}
+    header["checksum"] = zlib.crc32(json.dumps(header).encode())
     write_tensors(path, tensors, {FORMAT: json.dumps(header)})
 
 

@@ -20,14 +20,16 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
-FORMAT, VERSION = "allheads.pure", 1
+FORMAT, VERSION = "allheads.pure", 2
+#: Bytes of a header that are read: more than the largest models need.
+HEADER = 2**23
 #: Numbers worked on at a time by a few heads: a quarter of a gigabyte in float64.
 CHUNK = 2**25
 #: Who is seen, by how many positions ahead of the key the query is.
@@ -302,21 +304,25 @@ def _chunks(groups: list[Heads], positions: int, width: int) -> Iterator[Heads]:
 def load(path: str | Path) -> Pure:
     """Read and check a file. Raises ValueError, with the reason, unless it is whole and holds a pure model."""
     try:
+        if not Path(path).is_file():  # to read a pipe would be to wait
+            raise ValueError("no file")
+        with Path(path).open("rb") as file:
+            if int.from_bytes(file.read(8), "little") > HEADER:
+                raise ValueError(f"a header of more than {HEADER:,} bytes")
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get(FORMAT, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise _refused(path, str(error)) from error
-    if not isinstance(header, dict) or header.get("version") != VERSION:
-        raise _refused(path, f"no header of version {VERSION}")
-    damaged = [name for name, tensor in tensors.items() if header["checksums"].get(name) != checksum(tensor)]
-    if damaged:
-        raise _refused(path, f"{damaged[0]} does not have its checksum")
-    try:
+        if not isinstance(header, dict) or header.get("version") != VERSION:
+            raise ValueError(f"no header of version {VERSION}")
+        if header.pop("checksum", None) != zlib.crc32(json.dumps(header).encode()):
+            raise ValueError("the header does not have its checksum")
+        for name, tensor in tensors.items():
+            if header["checksums"].get(name) != checksum(tensor):
+                raise ValueError(f"{name} does not have its checksum")
         model = _unpacked(header["model"], tensors)
         _check_shapes(model)
-    except (KeyError, TypeError) as error:
-        raise _refused(path, f"a header that names no model: {error}") from error
+    except Exception as error:  # what is no pure model fails in many ways
+        raise _refused(path, str(error).partition("\n")[0] or type(error).__name__) from error
     return model
 
 
@@ -354,8 +360,9 @@ def run(
 
 
 def checksum(tensor: Tensor) -> int:
-    """CRC-32 of a tensor's bytes."""
-    return zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    """CRC-32 of a tensor's dtype, shape and bytes."""
+    start = zlib.crc32(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    return zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data, start)
 
 
 def _refused(path: str | Path, reason: str) -> ValueError:
@@ -374,12 +381,22 @@ def _unpacked(node: Any, tensors: dict[str, Tensor]) -> Any:
     if "tensor" in node:
         tensor = tensors[node["tensor"]]
         return tensor.mT if node["transposed"] else tensor
-    return _KINDS[node["kind"]](**{name: _unpacked(child, tensors) for name, child in node.items() if name != "kind"})
+    kind = _KINDS[node["kind"]]
+    made = kind(**{name: _unpacked(child, tensors) for name, child in node.items() if name != "kind"})
+    for name, hint in get_type_hints(kind).items():
+        if not isinstance(value := getattr(made, name), list if get_origin(hint) is list else hint):
+            raise TypeError(f"{name} of a {kind.__name__} is {value!r:.40}")
+    return made
 
 
 def _check_shapes(model: Pure) -> None:
     d_vocab, d_model = model.embed.shape
     _expect("unembed", model.unembed, (d_model, d_vocab))
+    _expect("positions", model.positions, (model.n_ctx, d_model))
+    _expect("unembed_bias", model.unembed_bias, (d_vocab,))
+    for norm in (model.final_norm, *(sublayer.norm for sublayer in model.sublayers)):
+        for part in (norm.gain, norm.shift) if norm else ():
+            _expect("a norm", part, (d_model,))
     for sublayer in model.sublayers:
         for heads in sublayer.heads:
             if heads.mask not in MASKS:
@@ -393,6 +410,6 @@ def _check_shapes(model: Pure) -> None:
                     _expect(f"{name} of {sublayer.name}", tensor, shape)
 
 
-def _expect(what: str, tensor: Tensor, shape: tuple[int, ...] | None) -> None:
-    if tuple(tensor.shape) != shape:
-        raise TypeError(f"{what} has shape {tuple(tensor.shape)}, not {shape}")
+def _expect(what: str, tensor: Tensor | None, shape: tuple[int, ...] | None) -> None:
+    if tensor is not None and (tuple(tensor.shape) != shape or not tensor.is_floating_point()):
+        raise TypeError(f"{what} has shape {tuple(tensor.shape)} in {tensor.dtype}, not {shape}")

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from allheads.disk import digest, replaced_folder
+from allheads.disk import digest, recover, replaced_folder
 from allheads.errors import AllHeadsError
-from allheads.store.record import FILE, Record, damaged, read_record
+from allheads.store.record import FILE, FileRecord, Record, damaged, read_record
 
 
 @contextmanager
@@ -17,6 +17,7 @@ def replacing(target: Path) -> Iterator[Path]:
 
     Raises `AllHeadsError` if ``target`` exists and is no saved twin, or cannot be written.
     """
+    recover(target.parent)
     _require_free(target)
     try:
         with replaced_folder(target) as scratch:
@@ -27,20 +28,26 @@ def replacing(target: Path) -> Iterator[Path]:
         ) from cause
 
 
-def listing(folder: Path) -> dict[str, tuple[int, str]]:
+def listing(folder: Path) -> dict[str, FileRecord]:
     """Size and SHA-256 of every file of a folder, ``twin.json`` excepted."""
-    return {name: _described(folder / name) for name in sorted(_names(folder) - {FILE})}
+    return {
+        name: FileRecord((folder / name).stat().st_size, digest(folder / name))
+        for name in sorted(_names(folder) - {FILE})
+    }
 
 
 def check(folder: Path, record: Record) -> None:
     """Raise `AllHeadsError` if a file that the record names is missing or not as it was written."""
     for name, (size, checksum) in record.files.items():
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
-            raise damaged(folder, f"no file {name}")
-        # The size first: it is free, and a truncated file need not be read.
-        if path.stat().st_size != size or digest(path) != checksum:
-            raise damaged(folder, f"{name} without its checksum")
+        try:
+            path = (folder / name).resolve()
+            inside = path.is_relative_to(folder.resolve()) and path.is_file()
+            # The size first: it is free, and a truncated file need not be read.
+            same = inside and path.stat().st_size == size and digest(path) == checksum
+        except (OSError, ValueError, RuntimeError) as cause:  # names that cannot be; links in circles
+            raise damaged(folder, f"{name!r} that cannot be read ({cause})") from cause
+        if not same:
+            raise damaged(folder, f"{name} without its checksum" if inside else f"no file {name}")
 
 
 def _require_free(target: Path) -> None:
@@ -65,7 +72,3 @@ def _require_free(target: Path) -> None:
 
 def _names(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-
-
-def _described(path: Path) -> tuple[int, str]:
-    return path.stat().st_size, digest(path)

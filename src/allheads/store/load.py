@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from allheads.disk import named_path, recover
 from allheads.errors import AllHeadsError
 from allheads.models import pretrained
 from allheads.models.bridge import TransformerBridge
@@ -60,7 +61,9 @@ def load(
 def _twin_folder(name_or_path: str | Path) -> Path | None:
     if not isinstance(name_or_path, str | Path) or name_or_path in PACKAGED:
         return None
-    path = Path(name_or_path).expanduser()
+    path = named_path(name_or_path)
+    if not path.exists():
+        recover(path.parent)
     if not path.is_dir() or not ((path / FILE).exists() or any(path.glob(f"{STEM}*.safetensors"))):
         return None
     return path.resolve()

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from itertools import chain, zip_longest
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,18 +21,18 @@ from allheads.errors import AllHeadsError
 from allheads.gates.gates import GateSum
 from allheads.gates.serialization import named
 from allheads.models import pretrained
-from allheads.models.bridge import TransformerBridge, share
+from allheads.models.bridge import TransformerBridge
 from allheads.models.descriptions import bridge_like, differing, fill
 from allheads.models.mlps import MLP
 from allheads.models.observe import evaluating
 from allheads.models.origin import state
-from allheads.models.read_mlps import read_mlps
-from allheads.models.reading import explained
+from allheads.models.reading import explained, require_plausible
 from allheads.store.folder import check
 from allheads.store.record import BankRecord, Record, read_record
 from allheads.store.tensors import digests, read_tensor_files, set_tensors
 from allheads.twin import convert
 from allheads.twin.twin import TwinBridge
+from allheads.untrusted import read_json
 
 #: Factors are measured, and their last digits may differ from machine to machine.
 SAME = 1e-9
@@ -94,7 +95,7 @@ def _gates_to_check(mlp: MLP, bank: BankRecord, record: Record) -> GateSum:
     (saved, saved_factors), (name, factors) = named(bank.gates.activation), named(mlp.computed)
     numbers, measured = list(chain(*saved_factors)), list(chain(*factors))
     same = saved == name and len(numbers) == len(measured) and all(map(_close, numbers, measured))
-    return bank.gates if same else convert.gates_of(mlp, bank.domain, record.tolerance)
+    return bank.gates if same else convert.scaled_gates(mlp, convert.gates_of(mlp, bank.domain, record.tolerance))
 
 
 def _close(a: float, b: float) -> bool:
@@ -102,7 +103,7 @@ def _close(a: float, b: float) -> bool:
 
 
 def _source_by_name(folder: Path, record: Record, device: str | torch.device) -> TransformerBridge:
-    """The source, by the name that `ah.load` was given."""
+    """The source, by the name that `ah.load` was given, on this machine: a file does not decide where we look."""
     if record.source.name is None:
         raise AllHeadsError(
             f"the source of the twin in {folder}, which was not loaded with ah.load",
@@ -110,12 +111,12 @@ def _source_by_name(folder: Path, record: Record, device: str | torch.device) ->
             "Give it: ah.load(folder, source=bridge). With standalone=True, ah.save needs no source.",
         )
     try:
-        return pretrained.load(record.source.name, dtype=record.source.dtype, device=device)
+        return pretrained.load(record.source.name, dtype=record.source.dtype, device=device, network=False)
     except AllHeadsError as cause:
         raise AllHeadsError(
             f"the source of the twin in {folder}, {record.source.name}",
             f"none: expected {cause.expected}, got {cause.got}",
-            "Bring it back, or give it: ah.load(folder, source=ah.load(...)).",
+            f"Bring it back, or give it: ah.load(folder, source=ah.load({record.source.name!r})).",
         ) from cause
 
 
@@ -126,17 +127,12 @@ def _source_from_tensors(
     source = record.source
     with explained("a device that this PyTorch can use", 'Try device="cpu".'):
         torch.empty(1, device=device)
+    with explained(f"a configuration in {folder}", "Save the twin again."):
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        require_plausible(read_json(folder / "config.json", dict[str, Any]), len(tensors), size)
     model = bridge_like(vars(source), folder, source.dtype, device)
     fill(model, tensors)
     set_tensors(model, tensors)
-    # Heads are stored under their locations, so their tensors go into the MLPs as those are read.
-    with torch.no_grad():
-        for unit in read_mlps(model, share(model)):
-            for mlp in unit.mlps:
-                for name, tensor in mlp.tensors.items():
-                    new = tensors.get(f"{mlp.location.prefix}{name}")
-                    if new is not None and new.shape == tensor.shape:
-                        tensor.detach().copy_(new)
     return model
 
 

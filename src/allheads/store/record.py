@@ -3,22 +3,48 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from pydantic import FiniteFloat, NonNegativeInt, PlainValidator, StringConstraints, ValidationInfo
 
-from allheads.disk import digest
 from allheads.errors import AllHeadsError
 from allheads.gates import serialization
 from allheads.gates.gates import GateSum
 from allheads.heads.evaluate import Evaluation
+from allheads.models.reading import first_line
 from allheads.twin.domain import Domain
+from allheads.untrusted import fitted, read_json, sealed, unsealed
 
 #: What a saved twin is known by. The version rises whenever an older reader would misread a folder.
 FILE, FORMAT, VERSION = "twin.json", "allheads.twin", 1
+
+
+def _gates(number: Any, known: ValidationInfo[list[GateSum]]) -> GateSum:
+    """Gates stand once in the file, and banks have their numbers."""
+    return known.context[fitted(number, NonNegativeInt)]
+
+
+def _domain(row: Any) -> Domain:
+    entries = fitted(row, dict[str, Any])
+    return fitted({**entries, "limit": math.inf if entries.get("limit") == "inf" else entries.get("limit")}, Domain)
+
+
+def _dtype(name: Any) -> torch.dtype:
+    dtype = getattr(torch, fitted(name, str), None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{name} is no dtype")
+    return dtype
+
+
+Dtype = Annotated[torch.dtype, PlainValidator(_dtype)]
+#: Names of what is in transformers; one with a slash would be fetched from elsewhere.
+Kernel = Literal["attn_implementation", "experts_implementation"]
+Digest = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)
@@ -26,10 +52,10 @@ class BankRecord:
     """One bank: its location in the bridge, its gates and domain, how it is evaluated, and if its heads were edited."""
 
     location: str
-    gates: GateSum
-    domain: Domain
+    gates: Annotated[GateSum, PlainValidator(_gates)]
+    domain: Annotated[Domain, PlainValidator(_domain)]
     evaluation: Evaluation
-    pattern_dtype: torch.dtype | None
+    pattern_dtype: Dtype | None
     edited: bool
 
 
@@ -42,25 +68,32 @@ class SourceRecord:
     """
 
     name: str | None
-    dtype: torch.dtype
+    dtype: Dtype
     architecture: str
     network: str
     model_name: str
-    kernels: dict[str, str | None]
+    kernels: dict[Kernel, Annotated[str, StringConstraints(pattern=r"^\w+$")] | None]
     prepends_bos: bool
     config: dict[str, Any] | None
-    sha256: dict[str, str]
+    sha256: dict[str, Digest]
+
+
+class FileRecord(NamedTuple):
+    """Size and SHA-256 of a file."""
+
+    bytes: NonNegativeInt
+    sha256: Digest
 
 
 @dataclass(frozen=True)
 class Record:
-    """A saved twin; ``files`` has size and SHA-256 of every other file in its folder."""
+    """A saved twin; ``files`` has every other file in its folder."""
 
     standalone: bool
-    tolerance: float
+    tolerance: FiniteFloat
     source: SourceRecord
     banks: list[BankRecord]
-    files: dict[str, tuple[int, str]]
+    files: dict[str, FileRecord]
 
 
 def write_record(record: Record, folder: Path) -> None:
@@ -85,23 +118,23 @@ def write_record(record: Record, folder: Path) -> None:
             }
             for bank in record.banks
         ],
-        "files": {name: {"bytes": size, "sha256": digest} for name, (size, digest) in record.files.items()},
+        "files": {name: file._asdict() for name, file in record.files.items()},
     }
-    text = json.dumps(content | {"checksum": _checksum(content)}, indent=1, allow_nan=False)
+    text = json.dumps(sealed(content), indent=1, allow_nan=False)
     (folder / FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def read_record(folder: Path) -> Record:
     """Read ``twin.json``. Raises `AllHeadsError`: it is missing, damaged, of a newer version, or something else."""
     try:
-        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        content = read_json(folder / FILE, dict[str, Any])
     except FileNotFoundError as cause:
         raise AllHeadsError(
             f"a folder that ah.save has written, with {FILE}", f"{folder} without it", "Check the path."
         ) from cause
     except (OSError, ValueError) as cause:
-        raise damaged(folder, f"{FILE} that cannot be read ({type(cause).__name__})") from cause
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise damaged(folder, f"{FILE} that cannot be read ({cause})") from cause
+    if content.get("format") != FORMAT:
         raise AllHeadsError(f"a twin in {folder}", f"a {FILE} of something else", "Check the path.")
     if not isinstance(content.get("version"), int) or content["version"] > VERSION:
         raise AllHeadsError(
@@ -109,14 +142,12 @@ def read_record(folder: Path) -> Record:
             f"format {content.get('version')!r} in {folder}, made with {content.get('made_with')}",
             "Update allheads.",
         )
-    if content.pop("checksum", None) != _checksum(content):
-        raise damaged(folder, f"{FILE} without its checksum")
     try:
-        return _record(content)
+        return _record(unsealed(content))
     except AllHeadsError:
         raise
-    except Exception as cause:
-        raise damaged(folder, f"{FILE} with other entries ({type(cause).__name__}: {cause})") from cause
+    except Exception as cause:  # what is no gate fails in many ways
+        raise damaged(folder, f"{FILE} with other entries ({first_line(cause)})") from cause
 
 
 def damaged(folder: Path, what: str) -> AllHeadsError:
@@ -125,33 +156,9 @@ def damaged(folder: Path, what: str) -> AllHeadsError:
 
 
 def _record(content: dict[str, Any]) -> Record:
-    kinds = [serialization.from_json(row) for row in content["gates"]]
-    banks = [
-        BankRecord(
-            location=row["location"],
-            gates=kinds[row["gates"]],
-            domain=Domain(float(row["domain"]["limit"]), row["domain"]["by_theorem"]),
-            evaluation=row["evaluation"],
-            pattern_dtype=row["pattern_dtype"] and _dtype(row["pattern_dtype"]),
-            edited=row["edited"],
-        )
-        for row in content["banks"]
-    ]
-    source = SourceRecord(**(content["source"] | {"dtype": _dtype(content["source"]["dtype"])}))
-    files = {name: (entry["bytes"], entry["sha256"]) for name, entry in content["files"].items()}
-    return Record(content["standalone"], content["tolerance"], source, banks, files)
-
-
-def _checksum(content: dict[str, Any]) -> str:
-    return digest(json.dumps(content, sort_keys=True))
+    kinds = [serialization.from_json(row) for row in fitted(content["gates"], list[dict[str, Any]])]
+    return fitted({field.name: content[field.name] for field in fields(Record)}, Record, context=kinds)
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name)
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"{name} is no dtype")
-    return dtype

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from allheads.disk import named_path
 from allheads.errors import AllHeadsError
 from allheads.models.compat import weights_processed
 from allheads.models.descriptions import describe, write_network
@@ -44,7 +45,7 @@ def save(twin: TwinBridge, folder: str | Path, *, standalone: bool = False) -> P
     >>> twin = ah.load(ah.save(twin, "my-twin"))  # doctest: +SKIP
     """
     _check(twin)
-    target = Path(folder).expanduser().resolve()
+    target = named_path(folder).resolve()
     stored = dict(_stored(twin, standalone))
     shared = {name: t for name, t in state(twin).items() if name in twin.origin.state and name not in stored}
     banks = [

@@ -6,16 +6,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from allheads.disk import digest
+from allheads.disk import tensor_digest
 from allheads.errors import AllHeadsError
 from allheads.models.bridge import TransformerBridge
 from allheads.models.origin import state
 from allheads.progress import bar
 from allheads.store.record import Record, damaged
+from allheads.untrusted import read_tensors
 
 STEM = "twin"
 #: Bytes in a file; one tensor may be more.
@@ -25,19 +25,6 @@ SHARD = 2_000_000_000
 def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """SHA-256 of every tensor: of its name, dtype, shape and bytes."""
     return {name: tensor_digest(name, tensor) for name, tensor in bar("Hashing", tensors.items())}
-
-
-def tensor_digest(name: str, tensor: Tensor) -> str:
-    """SHA-256 of one tensor; its layout in memory does not count.
-
-    >>> W = torch.ones(2, 3)
-    >>> tensor_digest("W", W) == tensor_digest("W", W.T.contiguous().T)
-    True
-    >>> tensor_digest("W", W) == tensor_digest("W", W.double())
-    False
-    """
-    content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-    return digest(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0", content)
 
 
 def write_tensor_files(tensors: Mapping[str, Tensor], folder: Path) -> None:
@@ -59,9 +46,8 @@ def read_tensor_files(folder: Path, record: Record) -> dict[str, Tensor]:
     for name in record.files:
         if name.endswith(".safetensors"):
             try:
-                with safe_open(folder / name, "pt") as file:
-                    tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
-            except SafetensorError as cause:
+                tensors |= read_tensors(folder / name)[1]
+            except (OSError, ValueError) as cause:
                 raise damaged(folder, f"{name} that cannot be read: {cause}") from cause
     return tensors
 

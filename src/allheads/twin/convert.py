@@ -62,14 +62,15 @@ def convert(
         domains = list(chain(*input_domains(reading.body, reading.replaced, reading.activations)))
         gates = [gates_of(mlp, domain, tolerance) for mlp, domain in zip(reading.mlps, domains, strict=True)]
         certified = tolerance if tolerance is not None else _reached(reading.mlps, gates)
-        return assemble(reading, gates, domains, certified, evaluation)
+        scaled = [scaled_gates(mlp, sums) for mlp, sums in zip(reading.mlps, gates, strict=True)]
+        return assemble(reading, scaled, domains, certified, evaluation)
 
 
 def _reached(mlps: Sequence[MLP], gates: Sequence[GateSum]) -> float:
     """The tolerance that the gates keep, of a twin for which none was named."""
     if not mlps:
         warnings.warn("The model has attention alone: its twin is the model, without neurons.", stacklevel=3)
-    errors = [sums.max_error / abs(mlp.scale_out) for mlp, sums in zip(mlps, gates, strict=True)]
+    errors = [sums.max_error for sums in gates]
     worst = max(errors, default=0.0)
     if worst <= DEFAULT_TOLERANCE:
         return DEFAULT_TOLERANCE
@@ -106,9 +107,9 @@ def read(source: TransformerBridge) -> Reading:
     body = share(source)
     replaced = read_mlps(source, body)
     inputs = probe_inputs(body, source.cfg)
-    activations = observe(
-        body, inputs, [*(path for path, _ in norm_modules(body)), *(group.reads for group in replaced)]
-    )
+    paths = [*(path for path, _ in norm_modules(body)), *(group.reads for group in replaced)]
+    # What runs is the bridged network: some families cannot run without.
+    activations = observe(source.original_model, inputs, paths)
     return Reading(source, body, replaced, inputs, activations)
 
 
@@ -159,7 +160,7 @@ def checked(model: TransformerBridge) -> TransformerBridge:
 
 
 def gates_of(mlp: MLP, domain: Domain, tolerance: float | None) -> GateSum:
-    """Step 4 for one MLP.
+    """Step 4 for the activation of one MLP.
 
     Raises `AllHeadsError` for a tolerance that cannot be reached or that rounding would hide.
     """
@@ -168,7 +169,7 @@ def gates_of(mlp: MLP, domain: Domain, tolerance: float | None) -> GateSum:
         gated=mlp.gated,
         tolerance=tolerance,
         domain=mlp.scale_in * domain.limit if needs_domain(mlp) else None,
-    ).stretched(mlp.scale_in, mlp.scale_out)  # the MLP computes scale_out f(scale_in t)
+    )
     rounding = torch.finfo(torch.promote_types(mlp.dtype, torch.float32)).eps
     if gates.max_error and tolerance is not None and tolerance < rounding / 8:
         raise AllHeadsError(
@@ -177,3 +178,8 @@ def gates_of(mlp: MLP, domain: Domain, tolerance: float | None) -> GateSum:
             "Raise the tolerance, or load the model in float64.",
         )
     return gates
+
+
+def scaled_gates(mlp: MLP, gates: GateSum) -> GateSum:
+    """The same for what the MLP computes, ``scale_out f(scale_in t)``."""
+    return gates.stretched(mlp.scale_in, mlp.scale_out)

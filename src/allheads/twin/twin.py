@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from allheads.heads.bank import HeadBank
 from allheads.heads.evaluate import Evaluation
 from allheads.heads.hooks import HeadHooks
 from allheads.models.attention import attention_layers
-from allheads.models.bridge import TransformerBridge
+from allheads.models.bridge import TransformerBridge, give_memory
 from allheads.models.compat import points_hidden
 from allheads.models.locations import Location
 from allheads.models.origin import Origin, origin_of
@@ -47,6 +48,8 @@ class TwinBridge(TransformerBridge):
     tolerance: float
     untouched: tuple[str, ...]
     origin: Origin
+    #: The options of `process_weights`, once it has been called.
+    processing: dict[str, bool] | None = None
 
     @classmethod
     def of(
@@ -133,10 +136,10 @@ class TwinBridge(TransformerBridge):
         Neurons keep their preactivations, so gates and domains hold as before. Raises `AllHeadsError` for edited heads.
         """
         self._require_shared_banks()
-        # Some foldings write in place, and this memory is the source's.
-        for parameter in self.original_model.parameters():
-            parameter.data = parameter.data.clone()
+        give_memory(self)  # some foldings write in place
         super().process_weights(*args, **kwargs)
+        options = inspect.signature(super().process_weights).bind(*args, **kwargs).arguments
+        self.processing = {name: value for name, value in options.items() if name != "verbose"}
 
     def enable_compatibility_mode(
         self, disable_warnings: bool = False, no_processing: bool = False, **kwargs: Any

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
-from allheads.models.attention import Attention, attention_layers, read_attention, read_embeddings
+from allheads.models.attention import Attention, attention_layers, read_attention
 from allheads.models.compat import named_components
 from allheads.models.norms import Norm, known_norm, norm_modules
 from allheads.models.observe import evaluating
@@ -85,7 +85,7 @@ def read_wiring(twin: TwinBridge) -> Wiring:
             )
         attention.append(ResidualBranch(before, after, 2 * layer))
         neurons.append(ResidualBranch(reads, behind, 2 * layer + (not parallel)))
-    embedding = _embedding_factor(ids, inputs[0][1], read_embeddings(twin).W_E, tolerance)
+    embedding = _embedding_factor(ids, inputs[0][1], twin.W_E.detach(), tolerance)
     weights = [read_attention(twin, layer) for layer in layers]
     unread = (
         [layer for layer in layers if differ(cache, weights[layer], layer, 4 * tolerance)]

@@ -58,14 +58,19 @@ def _decoder_given(model: TransformerBridge, given: Inputs) -> None:
 
 
 def check_pair(source: TransformerBridge, twin: TransformerBridge) -> None:
-    """Refuse a twin that was not made from this source: other sizes, or another embedding."""
+    """Refuse a twin that was not made from this source: other sizes, another dtype, or another embedding."""
     remedy = "Verify a twin against its own source."
     for field in ("architecture", "n_layers", "d_model", "d_mlp", "n_heads", "d_vocab"):
         mine, theirs = getattr(source.cfg, field, None), getattr(twin.cfg, field, None)
         if mine != theirs:
             raise AllHeadsError(f"a twin of the source, with {field} = {mine}", f"{theirs}", remedy)
     mine, theirs = _first_weights(source), _first_weights(twin)
-    shared = next(name for name in mine if name in theirs)
+    shared = next((name for name in mine if name in theirs), None)
+    if shared is None:
+        raise AllHeadsError("a twin of the source, with parameters of the same names", "none", remedy)
+    kinds = [str(weights[shared].dtype).removeprefix("torch.") for weights in (mine, theirs)]
+    if kinds[0] != kinds[1]:
+        raise AllHeadsError(f"a twin of the source, in {kinds[0]}", kinds[1], "Convert in the dtype of the source.")
     if not torch.equal(mine[shared], theirs[shared]):
         raise AllHeadsError(f"a twin of the source, with the same weights in {shared}", "other ones", remedy)
 

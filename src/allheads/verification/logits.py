@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from allheads.models.bridge import TransformerBridge, share
 from allheads.models.compat import use_attention_kernel
-from allheads.models.observe import Inputs, first_tensor, network_inputs
+from allheads.models.observe import first_tensor
 
+#: How many times the noise of its own rounding `closed` may be away, and the roundings that a bank leaves at the least.
+_NOISES, _LEAST = 4.0, 4
 #: Positions whose logits are held in float64 at a time.
 _POSITIONS = 64
 
@@ -67,17 +69,25 @@ def token_losses(logits: Float[Tensor, "1 pos vocab"], tokens: Int[Tensor, "1 po
     return F.cross_entropy(logits[0, :-1].double(), tokens[0, 1:], reduction="none")
 
 
-def noise_floor(source: TransformerBridge, inputs: Inputs) -> float | None:
+def noise_floor(body: Any, arguments: Mapping[str, Tensor]) -> float | None:
     """Largest difference between the source's two attention kernels, eager and sdpa: its own rounding noise.
 
-    None where the architecture has only one.
+    ``body`` is a copy of the source's network, which is left with the second. None where the architecture has only one.
     """
-    body: Any = share(source)
-    arguments = network_inputs(source, inputs)
     try:
         with torch.no_grad():
             eager = first_tensor(body(**arguments))
             use_attention_kernel(body, "sdpa")
             return float((first_tensor(body(**arguments)) - eager).abs().max())
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RuntimeError):  # some networks cannot run without their bridge
         return None
+
+
+def closed_limit(noise: float | None, largest: float, banks: int, dtype: torch.dtype) -> float:
+    """How far `closed` may be from the source, where the largest output is ``largest``.
+
+    Both compute the same numbers, in another order at most: within a few times the source's own noise, or, where no
+    second kernel shows it, one rounding of the output for each bank.
+    """
+    rounding = torch.finfo(dtype).eps * largest
+    return _NOISES * max(noise or 0.0, rounding * (_LEAST if noise else max(_LEAST, banks)))

@@ -23,11 +23,13 @@ from allheads.weights.baseline import baseline
 from allheads.weights.factors import (
     Factors,
     Reader,
-    Streams,
     Writer,
     checked_offsets,
+    grouped_reads,
     require_scores,
     require_values,
+    seen_dimensions,
+    writes,
 )
 from allheads.weights.top_k import TopK, chunks
 
@@ -116,19 +118,21 @@ def composition(twin: TwinBridge, kind: str, *, k: int = 100, offsets: Sequence[
     if not isinstance(k, int) or k < 1:
         raise AllHeadsError("k of 1 or more", repr(k), "It is how many pairs to keep.")
     offsets = checked_offsets(offsets)
-    streams = Streams(read_wiring(twin), offsets)
-    layers = range(len(twin.banks))
+    wiring = read_wiring(twin)
+    layers, d = range(len(twin.banks)), seen_dimensions(wiring)
     if reader in ("Q", "K"):
-        require_scores(streams.wiring, layers)
+        require_scores(wiring, layers)
     if reader == "V" or writer == "head":
-        require_values(streams.wiring, layers)
+        require_values(wiring, layers)
     top: TopK[Pair] = TopK(k)
     sums = torch.zeros(3, len(layers), len(layers), dtype=torch.float64)
-    for reads in streams.groups(reader):
+    for group in grouped_reads(wiring, reader, offsets):
         for layer in bar(kind, layers):
-            later = reads.after(2 * layer + (writer == "neuron"))
-            if len(later.M):
-                _compare(streams.writes(writer, layer), later, streams.d, top, sums)
+            later = [read for read in group if read.depth > 2 * layer + (writer == "neuron")]
+            if later:
+                written = writes(wiring, writer, layer)
+                for read in later:
+                    _compare(written, read, d, top, sums)
     count, excess, squares = sums
     pairs = int(count.sum())
     return Composition(
@@ -137,7 +141,7 @@ def composition(twin: TwinBridge, kind: str, *, k: int = 100, offsets: Sequence[
         pairs=[pair for _, pair in top.entries],
         count=pairs,
         by_layer=excess / count,
-        chance_ratio=float(squares.sum()) * streams.d / max(1, pairs),
+        chance_ratio=float(squares.sum()) * d / max(1, pairs),
     )
 
 
@@ -150,12 +154,12 @@ def _sides(twin: TwinBridge, kind: str) -> tuple[Writer, Reader]:
 
 
 def _compare(writes: Factors, reads: Factors, d: int, top: TopK[Pair], sums: Float[Tensor, "3 layer layer"]) -> None:
-    """Compare every write of a layer with every read of some later ones.
+    """Compare every write of a layer with every read of a later one.
 
     ``sums`` over pairs, by layer of writer and reader: their count, their excess, their squared scores.
     """
     (count, rank, _), (readers, width, _) = writes.M.shape, reads.M.shape
-    vectors, across, earlier = rank == width == 1, reads.M.flatten(0, 1).T, int(writes.layers[0])
+    vectors, across = rank == width == 1, reads.M.flatten(0, 1).T
     # Writes of rank one are all alike here.
     chance = baseline((writes.peaks[:1] if rank == 1 else writes.peaks)[:, None], reads.peaks, d)
     chance = chance.to(across).expand(count, readers)
@@ -171,4 +175,4 @@ def _compare(writes: Factors, reads: Factors, d: int, top: TopK[Pair], sums: Flo
 
         top.offer(excess, pair)
         for total, values in zip(sums, (torch.ones_like(excess), excess, scores.square()), strict=True):
-            total[earlier].index_add_(0, reads.layers, values.sum(0, dtype=torch.float64).cpu())
+            total[writes.layer, reads.layer] += values.sum(dtype=torch.float64).cpu()

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
@@ -37,119 +37,66 @@ GROUP = 2**26
 
 @dataclass(frozen=True)
 class Factors:
-    """The matrices of one sublayer, or of several layers one after the other; one that is zero stays zero."""
+    """The matrices of one sublayer, of norm 1; one that is zero stays zero.
+
+    ``depth`` is how many sublayers have written to the stream before this one, ``peaks`` how peaked each spectrum is.
+    """
 
     kind: Literal["A", "N"]
-    #: By matrix: its layer, how many sublayers have written to the stream before, its head or neuron, its peakedness.
-    layers: Int[Tensor, " matrix"]
-    depths: Int[Tensor, " matrix"]
-    numbers: Int[Tensor, " matrix"]
+    layer: int
+    depth: int
     peaks: Float[Tensor, " matrix"]
     M: Float[Tensor, "matrix rank d_model"]
 
-    @classmethod
-    def of(cls, kind: Literal["A", "N"], layer: int, depth: int, M: Float[Tensor, "matrix rank d_model"]) -> Factors:
-        """Those of one layer, made of norm 1."""
-        size, numbers = M.norm(dim=(1, 2), keepdim=True), torch.arange(len(M))
-        M = M / size.masked_fill(size == 0, 1.0)
-        peaks = M.new_ones(len(M)) if M.shape[1] == 1 else peakedness(M)
-        return cls(kind, torch.full_like(numbers, layer), torch.full_like(numbers, depth), numbers, peaks, M)
-
-    @classmethod
-    def joined(cls, several: list[Factors]) -> Factors:
-        """Those of several layers, in their order."""
-        joint = (torch.cat([getattr(each, name) for each in several]) for name in cls._OF_MATRICES)
-        return cls(several[0].kind, *joint)
-
-    def after(self, sublayer: int) -> Factors:
-        """Those whose stream holds what a sublayer has written; depths grow with the layers."""
-        first = int((self.depths <= sublayer).sum())
-        return Factors(self.kind, *(getattr(self, name)[first:] for name in self._OF_MATRICES))
-
     def label(self, index: int) -> str:
         """The head or neuron that a matrix belongs to."""
-        return f"L{int(self.layers[index])}.{self.kind}{int(self.numbers[index])}"
-
-    _OF_MATRICES: ClassVar = ("layers", "depths", "numbers", "peaks", "M")
+        return f"L{self.layer}.{self.kind}{index}"
 
 
-@dataclass(frozen=True)
-class Streams:
-    """A twin as writes into its stream and reads from it, layer by layer; ``offsets`` are for reads by Q and K."""
+def writes(wiring: Wiring, writer: Writer, layer: int) -> Factors:
+    """What the neurons or heads of a layer write."""
+    if writer == "neuron":
+        sublayer, M = wiring.neurons[layer], _neurons(wiring, layer, "W_O")[:, None]
+        return _normalised("N", layer, sublayer, _seen(wiring, written(sublayer, M)))
+    sublayer, read = wiring.attention[layer], read_attention(wiring.twin, layer)
+    root = torch.linalg.qr(_folded(sublayer, read.W_V), mode="r").R
+    return _normalised("A", layer, sublayer, root @ _seen(wiring, written(sublayer, _wide(read.W_O))))
 
-    wiring: Wiring
-    offsets: Sequence[int] = (0,)
 
-    @property
-    def centred(self) -> bool:
-        """Is the mean of the stream invisible to every reader?"""
-        sublayers = [*self.wiring.attention, *self.wiring.neurons]
-        return all(each.before is not None and each.before.centred for each in sublayers)
+def reads(wiring: Wiring, reader: Reader, layer: int, offsets: Sequence[int]) -> Factors:
+    """What the neurons of a layer read by query or value, or its heads by Q, K or V; ``offsets`` are for Q and K."""
+    if reader in ("query", "value"):
+        sublayer = wiring.neurons[layer]
+        W = _neurons(wiring, layer, "W_Q" if reader == "query" else "W_V").T[None]
+        return _normalised("N", layer, sublayer, _folded(sublayer, W)[0].T[:, None])
+    sublayer, read = wiring.attention[layer], read_attention(wiring.twin, layer)
+    if reader == "V":
+        out = _seen(wiring, written(sublayer, _wide(read.W_O)))
+        M = _folded(sublayer, read.W_V) @ torch.linalg.qr(out.mT, mode="r").R.mT
+    else:
+        queries, keys = (_folded(sublayer, W) for W in (read.W_Q, read.W_K))
+        # Seen from a key, queries are turned the other way.
+        sign = -1 if reader == "Q" else 1
+        mine, other = (queries, keys) if reader == "Q" else (keys, queries)
+        M = mine @ _root(other, read.rotary, [sign * offset for offset in offsets])
+    return _normalised("A", layer, sublayer, M.mT)
 
-    @property
-    def d(self) -> int:
-        """Dimensions of the stream that readers see."""
-        return self.wiring.twin.cfg.d_model - self.centred
 
-    def writes(self, writer: Writer, layer: int) -> Factors:
-        """What the neurons or heads of a layer write."""
-        if writer == "neuron":
-            sublayer, M = self.wiring.neurons[layer], self._neurons(layer, "W_O")[:, None]
-            return Factors.of("N", layer, sublayer.depth, self._seen(written(sublayer, M)))
-        sublayer, read = self.wiring.attention[layer], read_attention(self.wiring.twin, layer)
-        root = torch.linalg.qr(_folded(sublayer, read.W_V), mode="r").R
-        return Factors.of("A", layer, sublayer.depth, root @ self._seen(written(sublayer, _wide(read.W_O))))
+def grouped_reads(wiring: Wiring, reader: Reader, offsets: Sequence[int]) -> Iterator[list[Factors]]:
+    """The reads of all layers, as many layers at a time as `GROUP` numbers hold."""
+    group: list[Factors] = []
+    for layer in range(len(wiring.twin.banks)):
+        new = reads(wiring, reader, layer, offsets)
+        if group and sum(read.M.numel() for read in [*group, new]) > GROUP:
+            yield group
+            group = []
+        group.append(new)
+    yield group
 
-    def reads(self, reader: Reader, layer: int) -> Factors:
-        """What the neurons of a layer read by query or value, or its heads by Q, K or V."""
-        if reader in ("query", "value"):
-            sublayer = self.wiring.neurons[layer]
-            W = self._neurons(layer, "W_Q" if reader == "query" else "W_V").T[None]
-            return Factors.of("N", layer, sublayer.depth, _folded(sublayer, W)[0].T[:, None])
-        sublayer, read = self.wiring.attention[layer], read_attention(self.wiring.twin, layer)
-        if reader == "V":
-            out = self._seen(written(sublayer, _wide(read.W_O)))
-            M = _folded(sublayer, read.W_V) @ torch.linalg.qr(out.mT, mode="r").R.mT
-        else:
-            queries, keys = (_folded(sublayer, W) for W in (read.W_Q, read.W_K))
-            # Seen from a key, queries are turned the other way.
-            sign = -1 if reader == "Q" else 1
-            mine, other = (queries, keys) if reader == "Q" else (keys, queries)
-            M = mine @ self._root(other, read.rotary, sign)
-        return Factors.of("A", layer, sublayer.depth, M.mT)
 
-    def groups(self, reader: Reader) -> Iterator[Factors]:
-        """The reads of all layers, as many layers at a time as `GROUP` numbers hold."""
-        waiting: list[Factors] = []
-        for layer in range(len(self.wiring.twin.banks)):
-            new = self.reads(reader, layer)
-            size = sum(each.M.numel() for each in waiting)
-            if waiting and (size + new.M.numel() > GROUP or new.M.shape[1:] != waiting[0].M.shape[1:]):
-                yield Factors.joined(waiting)
-                waiting = []
-            waiting.append(new)
-        yield Factors.joined(waiting)
-
-    def _root(self, W: Tensor, rotary: Tensor | None, sign: int) -> Float[Tensor, "head d_head d_head"]:
-        """The root of the sum over offsets of ``R W^T W R^T``: only its direction counts."""
-        gram = W.mT.double() @ W.double()
-        if rotary is not None:
-            turns = (rotated(rotated(gram, [sign * o], rotary).mT, [sign * o], rotary) for o in self.offsets)
-            gram = sum(turns, torch.zeros_like(gram))
-        values, vectors = torch.linalg.eigh(gram)
-        return ((vectors * values.clamp_min(0).sqrt()[:, None]) @ vectors.mT).to(W)
-
-    def _neurons(self, layer: int, name: str) -> Float[Tensor, "neuron d_model"]:
-        bank = self.wiring.twin.banks[layer]
-        bank.require_shared("neurons whose heads share their weights", f"L{layer}")
-        weight = getattr(bank.weights(), name)
-        if weight is None:
-            raise AllHeadsError("gated neurons, for '->value'", f"plain ones in L{layer}", "Theirs is '->query'.")
-        return _wide(weight[0].detach())
-
-    def _seen(self, M: Tensor) -> Tensor:
-        """The part of a write that readers see."""
-        return M - M.mean(-1, keepdim=True) if self.centred else M
+def seen_dimensions(wiring: Wiring) -> int:
+    """Dimensions of the stream that readers see."""
+    return wiring.twin.cfg.d_model - _centred(wiring)
 
 
 def require_values(wiring: Wiring, layers: Sequence[int]) -> None:
@@ -176,11 +123,48 @@ def checked_offsets(offsets: Sequence[int]) -> list[int]:
     return numbers
 
 
+def _normalised(kind: Literal["A", "N"], layer: int, sublayer: ResidualBranch, M: Tensor) -> Factors:
+    size = M.norm(dim=(1, 2), keepdim=True)
+    M = M / size.masked_fill(size == 0, 1.0)
+    peaks = M.new_ones(len(M)) if M.shape[1] == 1 else peakedness(M)
+    return Factors(kind, layer, sublayer.depth, peaks, M)
+
+
+def _root(W: Tensor, rotary: Tensor | None, offsets: Sequence[int]) -> Float[Tensor, "head d_head d_head"]:
+    """The root of the sum over offsets of ``R W^T W R^T``: only its direction counts."""
+    gram = W.mT.double() @ W.double()
+    if rotary is not None:
+        turns = (rotated(rotated(gram, [offset], rotary).mT, [offset], rotary) for offset in offsets)
+        gram = sum(turns, torch.zeros_like(gram))
+    values, vectors = torch.linalg.eigh(gram)
+    return ((vectors * values.clamp_min(0).sqrt()[:, None]) @ vectors.mT).to(W)
+
+
+def _neurons(wiring: Wiring, layer: int, name: str) -> Float[Tensor, "neuron d_model"]:
+    bank = wiring.twin.banks[layer]
+    bank.require_shared("neurons whose heads share their weights", f"L{layer}")
+    weight = getattr(bank.weights(), name)
+    if weight is None:
+        raise AllHeadsError("gated neurons, for '->value'", f"plain ones in L{layer}", "Theirs is '->query'.")
+    return _wide(weight[0].detach())
+
+
+def _centred(wiring: Wiring) -> bool:
+    """Is the mean of the stream invisible to every reader?"""
+    sublayers = [*wiring.attention, *wiring.neurons]
+    return all(sublayer.before is not None and sublayer.before.centred for sublayer in sublayers)
+
+
+def _seen(wiring: Wiring, M: Tensor) -> Tensor:
+    """The part of a write that readers see."""
+    return M - M.mean(-1, keepdim=True) if _centred(wiring) else M
+
+
 def _folded(sublayer: ResidualBranch, W: Float[Tensor, "head d_model out"]) -> Float[Tensor, "head d_model out"]:
     W = _wide(W)
     if sublayer.before is None:
         return W
-    return torch.stack([sublayer.before.folded(each) for each in W])
+    return torch.stack([sublayer.before.folded(head) for head in W])
 
 
 def _wide(W: Tensor) -> Tensor:

@@ -15,19 +15,12 @@ from torch import Tensor
 
 from allheads.errors import AllHeadsError
 from allheads.models.attention import read_attention
-from allheads.twin.prompt import one_token
+from allheads.twin.prompt import one_token, token_texts
 from allheads.twin.twin import TwinBridge
 from allheads.twin.wiring import Wiring, rotated
 from allheads.weights.factors import checked_offsets, require_values
 from allheads.weights.top_k import top_pairs
-from allheads.weights.vocabulary import (
-    TokenPair,
-    TokenValue,
-    read_tokens,
-    token_pair,
-    top_tokens,
-    write_logits,
-)
+from allheads.weights.vocabulary import TokenPair, TokenValue, extreme_tokens, read_tokens, write_logits
 
 if TYPE_CHECKING:
     import pandas
@@ -69,8 +62,7 @@ class HeadCircuit:
 
     def suppresses(self) -> list[TokenPair]:
         """The k pairs that it makes less likely."""
-        pairs = self._pairs(-self.value, self.write.T)
-        return [TokenPair(each.first, each.second, each.texts, -each.value) for each in pairs]
+        return self._pairs(-self.value, self.write.T, sign=-1)
 
     def of(self, token: str | int) -> tuple[list[TokenValue], list[TokenValue]]:
         """What the head promotes and suppresses where it attends to this token alone, k each.
@@ -78,8 +70,8 @@ class HeadCircuit:
         Raises `AllHeadsError` for text that is not one token, and an id outside the vocabulary.
         """
         number, _ = one_token(self.twin, token)
-        logits = self.value[[number]] @ self.write
-        return top_tokens(self.twin, logits, self.k)[0], top_tokens(self.twin, logits, self.k, least=True)[0]
+        promotes, suppresses = extreme_tokens(self.twin, self.value[[number]] @ self.write, self.k)
+        return promotes[0], suppresses[0]
 
     @property
     def copying(self) -> float:
@@ -100,14 +92,18 @@ class HeadCircuit:
         sides = {"attends": []} if self.query is None else {"attends": self.attends()}
         sides |= {"promotes": self.promotes(), "suppresses": self.suppresses()}
         rows = [
-            (side, each.first, each.texts[0], each.second, each.texts[1], each.value)
+            (side, pair.first, pair.texts[0], pair.second, pair.texts[1], pair.value)
             for side, pairs in sides.items()
-            for each in pairs
+            for pair in pairs
         ]
         return pandas.DataFrame(rows, columns=["side", "first", "first_text", "second", "second_text", "value"])
 
-    def _pairs(self, A: Tensor, B: Tensor) -> list[TokenPair]:
-        return [token_pair(self.twin, value, a, b) for value, a, b in top_pairs(A, B, self.k)]
+    def _pairs(self, A: Tensor, B: Tensor, sign: int = 1) -> list[TokenPair]:
+        pairs = []
+        for value, a, b in top_pairs(A, B, self.k):
+            first, second = token_texts(self.twin, torch.tensor([[a, b]]))
+            pairs.append(TokenPair(a, b, (first, second), sign * value))
+        return pairs
 
 
 def head_circuit(wiring: Wiring, label: str, layer: int, head: int, k: int) -> HeadCircuit:

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from allheads.heads.bank import HeadBank
-from allheads.twin.twin import TwinBridge
 from allheads.twin.wiring import Wiring
-from allheads.weights.vocabulary import TokenValue, read_tokens, top_tokens, write_logits
+from allheads.weights.vocabulary import TokenValue, extreme_tokens, read_tokens, write_logits
 
 if TYPE_CHECKING:
     import pandas
 
-
-_SIDES = ("opens", "closes", "raises", "lowers", "promotes", "suppresses")
+#: The sides of a neuron, in their order.
+SIDES = ("opens", "closes", "raises", "lowers", "promotes", "suppresses")
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,11 @@ class NeuronCircuit:
         """Columns: side, token, text, value."""
         import pandas
 
-        rows = [(side, each.token, each.text, each.value) for side in _SIDES for each in getattr(self, side)]
+        rows = [(side, token.token, token.text, token.value) for side in SIDES for token in getattr(self, side)]
         return pandas.DataFrame(rows, columns=["side", "token", "text", "value"])
 
     def __str__(self) -> str:
-        texts = {side: " ".join(repr(each.text) for each in getattr(self, side)) for side in _SIDES}
+        texts = {side: " ".join(repr(token.text) for token in getattr(self, side)) for side in SIDES}
         return "\n".join([self.label, *(f"{side:>10}: {text}" for side, text in texts.items() if text)])
 
 
@@ -59,18 +58,11 @@ def neuron_circuits(wiring: Wiring, layer: int, neurons: Sequence[int], k: int) 
     def read(W: Tensor, b: Tensor | None) -> Tensor:
         return read_tokens(wiring, sublayer, W[0, some].detach().T, None if b is None else b[0, some]).T
 
-    sides: dict[str, list[list[TokenValue]]] = {side: [[] for _ in some] for side in _SIDES}
-    sides |= _both("opens", "closes", wiring.twin, read(weights.W_Q, weights.b_Q), k)
-    if weights.W_V is not None:
-        sides |= _both("raises", "lowers", wiring.twin, read(weights.W_V, weights.b_V), k)
-    logits = write_logits(wiring, sublayer, weights.W_O[0, some].detach())
-    sides |= _both("promotes", "suppresses", wiring.twin, logits, k)
+    opens = extreme_tokens(wiring.twin, read(weights.W_Q, weights.b_Q), k)
+    none: list[list[TokenValue]] = [[] for _ in some]
+    raises = (none, none) if weights.W_V is None else extreme_tokens(wiring.twin, read(weights.W_V, weights.b_V), k)
+    promotes = extreme_tokens(wiring.twin, write_logits(wiring, sublayer, weights.W_O[0, some].detach()), k)
     return [
-        NeuronCircuit(f"L{layer}.N{neuron}", **{side: sides[side][at] for side in _SIDES})
-        for at, neuron in enumerate(some)
+        NeuronCircuit(f"L{layer}.N{neuron}", *sides)
+        for neuron, *sides in zip(some, *opens, *raises, *promotes, strict=True)
     ]
-
-
-def _both(most: str, least: str, twin: TwinBridge, values: Tensor, k: int) -> dict[str, list[list[TokenValue]]]:
-    """The largest and the smallest of each row, by the names of these two sides."""
-    return {most: top_tokens(twin, values, k), least: top_tokens(twin, values, k, least=True)}

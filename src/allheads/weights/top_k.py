@@ -36,18 +36,11 @@ class TopK(Generic[T]):
 
     def offer(self, block: Float[Tensor, "row column"], named: Callable[[float, int, int], T]) -> None:
         """Look at a block; ``named`` says what an entry belongs to, from its value, row and column."""
-        flat, positions = block.flatten(), None
-        if len(self.entries) == self.k:
-            # Comparing is much cheaper than sorting, and few entries pass.
-            positions = (flat > self.threshold).nonzero()[:, 0]
-            flat = flat[positions]
-        values, order = flat.topk(min(self.k, len(flat)))
-        order = order if positions is None else positions[order]
-        columns = block.shape[1]
-        new = [
-            (value, named(value, n // columns, n % columns))
-            for value, n in zip(values.tolist(), order.tolist(), strict=True)
-        ]
+        # Comparing is much cheaper than sorting, and few entries pass.
+        rows, columns = (block > self.threshold).nonzero(as_tuple=True)
+        values, order = block[rows, columns].topk(min(self.k, len(rows)))
+        found = zip(values.tolist(), rows[order].tolist(), columns[order].tolist(), strict=True)
+        new = [(value, named(value, row, column)) for value, row, column in found]
         self.entries = sorted([*self.entries, *new], key=lambda entry: -entry[0])[: self.k]
 
 

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from allheads.models.attention import read_embeddings
 from allheads.twin.prompt import token_texts
 from allheads.twin.twin import TwinBridge
 from allheads.twin.wiring import ResidualBranch, Wiring
@@ -38,7 +37,7 @@ def read_tokens(
     wiring: Wiring, sublayer: ResidualBranch, W: Float[Tensor, "d_model out"], b: Float[Tensor, " out"] | None
 ) -> Float[Tensor, "d_vocab out"]:
     """``norm(W_E) W + b``: what would be read if the stream were one token's embedding, without its position."""
-    W_E = read_embeddings(wiring.twin).W_E
+    W_E = wiring.twin.W_E.detach()
     dtype = torch.promote_types(W_E.dtype, torch.float32)
     rows = []
     for some in chunks(*W_E.shape):
@@ -57,35 +56,28 @@ def write_logits(
     The mean over the vocabulary changes no probability. A norm behind the sublayer adds its gain, and multiplies by
     a scale of its own that is left out.
     """
-    W = W.to(torch.promote_types(W.dtype, torch.float32))
-    W = written(sublayer, W)
-    W_U = read_embeddings(wiring.twin).W_U
-    final = wiring.final
-    direction = W if final is None else final.gain.to(W) * (W - W.mean(-1, keepdim=True) if final.centred else W)
-    logits = direction @ W_U.to(W)
+    direction = written(sublayer, W.to(torch.promote_types(W.dtype, torch.float32)))
+    if wiring.final is not None:
+        direction = wiring.final.gain.to(direction) * wiring.final.centre(direction)
+    logits = direction @ wiring.twin.W_U.detach().to(direction)
     return logits - logits.mean(-1, keepdim=True)
 
 
-def top_tokens(
-    twin: TwinBridge, values: Float[Tensor, "row d_vocab"], k: int, *, least: bool = False
-) -> list[list[TokenValue]]:
-    """The k tokens of each row with the largest numbers, or with the smallest."""
-    largest, tokens = values.topk(min(k, values.shape[1]), largest=not least)
-    return [
-        [TokenValue(*each) for each in zip(row.tolist(), token_texts(twin, row[None]), numbers, strict=True)]
-        for row, numbers in zip(tokens, largest.tolist(), strict=True)
-    ]
+def extreme_tokens(
+    twin: TwinBridge, values: Float[Tensor, "row d_vocab"], k: int
+) -> tuple[list[list[TokenValue]], list[list[TokenValue]]]:
+    """For each row the k tokens with the largest numbers, and the k with the smallest, the strongest first."""
 
+    def tokens(largest: bool) -> list[list[TokenValue]]:
+        numbers, ids = values.topk(min(k, values.shape[1]), largest=largest)
+        return [
+            [TokenValue(*token) for token in zip(row.tolist(), token_texts(twin, row[None]), of_row, strict=True)]
+            for row, of_row in zip(ids, numbers.tolist(), strict=True)
+        ]
 
-def token_pair(twin: TwinBridge, value: float, first: int, second: int) -> TokenPair:
-    """Two tokens by number."""
-    texts = token_texts(twin, torch.tensor([[first, second]]))
-    return TokenPair(first, second, (texts[0], texts[1]), value)
+    return tokens(True), tokens(False)
 
 
 def written(sublayer: ResidualBranch, W: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
     """What is added to the stream, up to a positive factor: through the norm behind the sublayer, if there is one."""
-    if sublayer.after is None:
-        return W
-    centred = W - W.mean(-1, keepdim=True) if sublayer.after.centred else W
-    return sublayer.after.gain.to(W) * centred
+    return W if sublayer.after is None else sublayer.after.gain.to(W) * sublayer.after.centre(W)

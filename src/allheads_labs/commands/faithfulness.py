@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from allheads.cli.console import explained, step
-from allheads_labs.commands.output import check_paths, deliver
+from allheads.cli.console import explained, load_twin, step
+from allheads_labs.commands.lab import check_paths, deliver
 
 
 def faithfulness(
@@ -30,7 +30,8 @@ def faithfulness(
             from allheads_labs.faithfulness.lab import lab
             from allheads_labs.faithfulness.tasks import TASKS
             from allheads_labs.kit.running import run
+        twin = load_twin(model)
         for task in tasks or TASKS:
-            this = lab(model, task, prompts, seed)
+            this = lab(twin, task, prompts, seed)
             results = run(this, quick=False, seeds=1, minutes=math.inf)
             deliver(this.tables(results), results[0].found["outcomes"], write=write, as_json=as_json)

@@ -1,15 +1,17 @@
-"""The command of every lab that needs no options of its own: run what is not done yet, then print, write or draw."""
+"""The command of every lab that needs no options of its own, and what all commands of labs do with results."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from allheads.cli.console import explained, step
-from allheads_labs.commands.output import check_paths, deliver
+from allheads.cli.documents import document, put
+from allheads.disk import checked_path
 
 
 def command(name: str) -> Callable[..., None]:
@@ -42,3 +44,21 @@ def command(name: str) -> Callable[..., None]:
             deliver(lab.tables(results), facts, write=write, as_json=as_json)
 
     return run
+
+
+def check_paths(write: Path | None, figure: Path | None = None) -> None:
+    """Raise `AllHeadsError` for a document or a figure that cannot be written, before long work begins."""
+    if write is not None:
+        document(write)
+    if figure is not None:
+        checked_path(figure)
+
+
+def deliver(tables: Mapping[str, str], facts: object, *, write: Path | None, as_json: bool) -> None:
+    """Tables into a document, facts as JSON; tables with their names to standard output if neither is asked for."""
+    if write is not None:
+        put(write, tables)
+    if as_json:
+        typer.echo(json.dumps(facts))
+    elif write is None:
+        typer.echo("\n\n".join(f"{name}\n\n{table}" for name, table in tables.items()))

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from allheads.cli.console import explained, step
-from allheads_labs.commands.output import check_paths, deliver
+from allheads.cli.console import explained, load_twin, step
+from allheads_labs.commands.lab import check_paths, deliver
 
 
 def physics(
@@ -28,14 +28,13 @@ def physics(
         check_paths(write, figure)
         with step("Importing torch, transformers and TransformerLens"):
             from allheads_labs.kit.running import run
-            from allheads_labs.kit.twins import twin_of
             from allheads_labs.physics import plot_trajectories, trajectories
             from allheads_labs.physics.lab import lab, parts
             from allheads_labs.physics.parts import Size, prompts
-        this = lab(model)
+        twin = load_twin(model)
+        this = lab(twin)
         results = run(this, quick=quick, seeds=seeds, minutes=math.inf)
         if figure is not None:
-            twin = twin_of(model)
             plot_trajectories(trajectories(twin, prompts(twin, Size.of(twin, quick, seeds))[0])).save(figure)
         facts = {"lab": "physics", "model": model, "quick": quick, "seeds": seeds, "parts": parts(results)}
         deliver(this.tables(results), facts, write=write, as_json=as_json)

@@ -9,7 +9,7 @@ import typer
 
 from allheads import AllHeadsError
 from allheads.cli.console import explained, step
-from allheads_labs.commands.output import deliver
+from allheads_labs.commands.lab import deliver
 
 
 def training(

@@ -50,8 +50,8 @@ def recovered(twin: TwinBridge, case: Case, scores: Scores, by: str) -> Float[Te
         ):
             logits = twin(case.ids.expand(len(rows), -1))[:, -1].double()
         values.append(logits @ case.weights.to(logits))
-    found = torch.cat(values)
-    return (found[1:] - found[0]) / (found[-1] - found[0])
+    targets = torch.cat(values)
+    return (targets[1:] - targets[0]) / (targets[-1] - targets[0])
 
 
 def area(curve: Float[Tensor, " rung"], ks: list[int], *, overshoot: bool = False) -> float:

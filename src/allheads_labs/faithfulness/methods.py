@@ -49,8 +49,8 @@ def by_rule(rule: str) -> Callable[[TwinBridge, Case], Scores]:
     """`ah.attribute` under a rule, relative to the means that ablation writes."""
 
     def score(twin: TwinBridge, case: Case) -> Scores:
-        found = attribute(twin, case.ids, case.weights, rule=rule).relative_to(case.means)
-        return Scores(found.heads, found.neurons)
+        attribution = attribute(twin, case.ids, case.weights, rule=rule).relative_to(case.means)
+        return Scores(attribution.heads, attribution.neurons)
 
     return score
 
@@ -61,14 +61,14 @@ def patching(twin: TwinBridge, case: Case) -> Scores:
     begin = [(EMBEDDING, lambda value, hook: value.detach().requires_grad_())]
     with torch.enable_grad(), twin.hooks(fwd_hooks=begin):
         # The point furthest up has no gradient there, so that is the embedding.
-        found = cache_activation_and_gradient(
+        corrupt = cache_activation_and_gradient(
             twin,
             case.corrupt,
             lambda logits: logits[0, -1] @ case.weights.to(logits),
             names_filter=[EMBEDDING, *names],
         )
         clean = twin.run_with_cache(case.ids, names_filter=names)[1]
-    parts = {name: found.gradients[name] * (clean[name].detach() - found.activations[name]) for name in names}
+    parts = {name: corrupt.gradients[name] * (clean[name].detach() - corrupt.activations[name]) for name in names}
     return _stacked(twin, parts)
 
 

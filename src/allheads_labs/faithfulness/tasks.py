@@ -88,21 +88,21 @@ def right_ones(twin: TwinBridge, task: str, count: int, seed: int) -> list[Promp
     """
     if task not in TASKS:
         raise AllHeadsError(f"a task out of {', '.join(TASKS)}", repr(task), "Choose one.")
-    found: list[Prompt] = []
+    prompts: list[Prompt] = []
     for prompt in _different(TASKS[task], random.Random(seed), 100 * count):
         with torch.no_grad():
             logits = twin(prompt.text)[0, -1]
         if float(logits.double() @ prompt.target(twin).to(logits.device)) > 0:
-            found.append(prompt)
-        if len(found) == count:
-            return found
-    raise AllHeadsError(f"a model that gets {count} prompts of {task!r} right", f"{len(found)}", "Ask for fewer.")
+            prompts.append(prompt)
+        if len(prompts) == count:
+            return prompts
+    raise AllHeadsError(f"a model that gets {count} prompts of {task!r} right", f"{len(prompts)}", "Ask for fewer.")
 
 
 def _different(template: Callable[[random.Random], Prompt], draw: random.Random, tries: int) -> Iterator[Prompt]:
-    seen = set()
+    texts = set()
     for _ in range(tries):
         prompt = template(draw)
-        if prompt.text not in seen:
-            seen.add(prompt.text)
+        if prompt.text not in texts:
+            texts.add(prompt.text)
             yield prompt

@@ -58,10 +58,10 @@ def perform(lab: Lab, unit: Unit) -> Result:
     torch.set_num_threads(lab.threads or threads)
     started = time.perf_counter()
     try:
-        found = lab.run(unit)
+        findings = lab.run(unit)
     finally:
         torch.set_num_threads(threads)
-    return results.keep(lab, unit, Result(unit.setting, unit.seed, found, time.perf_counter() - started))
+    return results.keep(lab, unit, Result(unit.setting, unit.seed, findings, time.perf_counter() - started))
 
 
 def estimate(units: Sequence[Unit], processes: int, speed: float) -> float:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from allheads_labs.kit.lab import Claim, Result
-from allheads_labs.kit.markdown import markdown
 from allheads_labs.kit.statistics import interval
 
 #: What a cell says about the results of its row.
@@ -45,6 +44,18 @@ def table(results: pd.DataFrame, by: Sequence[str], columns: Mapping[str, Statis
     """
     groups = [group for _, group in results.groupby(list(by), sort=False, dropna=False)]
     return markdown(list(columns), [[cell(group) for cell in columns.values()] for group in groups])
+
+
+def markdown(header: Sequence[str], rows: Iterable[Iterable[str]], right: Collection[str] = ()) -> str:
+    """A table of cells that are text already; columns named in ``right`` are aligned there.
+
+    >>> print(markdown(["layer", "error"], [["0", "1e-7"]], right=["error"]))
+    | layer | error |
+    | --- | ---: |
+    | 0 | 1e-7 |
+    """
+    rule = ["---:" if name in right else "---" for name in header]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *rows))
 
 
 def claims_table(claims: Iterable[Claim]) -> str:

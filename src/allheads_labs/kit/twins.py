@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from itertools import chain
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +13,6 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import allheads as ah
 from allheads import TwinBridge
-from allheads.cli.console import step
 from allheads.disk import digest
 
 
@@ -43,24 +42,23 @@ def side_by_side(source: TransformerBridge, tokens: Int[Tensor, "batch pos"]) ->
     twin = ah.convert(source)
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(source.cfg.n_layers)]
     with torch.no_grad(), twin.evaluated("slots"):
-        (ours, seen), (theirs, known) = (
+        (ours, twin_cache), (theirs, source_cache) = (
             model.run_with_cache(tokens, names_filter=names, return_cache_object=False) for model in (twin, source)
         )
-    gap = max(float((known[name] - seen[name]).abs().max()) for name in names)
-    return SideBySide(theirs[:, -1], ours[:, -1], torch.stack([known[name] for name in names]), gap)
+    gap = max(float((source_cache[name] - twin_cache[name]).abs().max()) for name in names)
+    return SideBySide(theirs[:, -1], ours[:, -1], torch.stack([source_cache[name] for name in names]), gap)
 
 
-@cache
-def twin_of(model: str) -> TwinBridge:
-    """The twin of a model by name, folder or hub id; converted once in a process."""
-    with step(f"Loading and converting {model}"):
-        return ah.convert(ah.load(model))
-
-
-def weights_digest(twin: TwinBridge) -> str:
-    """Tells results of other weights under the same name: of sums over every parameter, as they are and by position."""
-    sums = []
-    for name, parameter in twin.original_model.named_parameters():
-        values = parameter.detach().double().flatten()
-        sums.append((name, float(values.sum()), float(values @ torch.linspace(1.0, 2.0, len(values)).to(values))))
-    return digest(repr(sums))
+def twin_digest(twin: TwinBridge) -> str:
+    """Names results by what was read, and not by where: tensors, gates, configuration and tokenizer."""
+    network, tokenizer = twin.original_model, twin.tokenizer
+    about = [repr((bank.gates.gates, bank.gates.alpha, bank.gates.delta)) for bank in twin.banks]
+    for name, tensor in chain(network.named_parameters(), network.named_buffers()):
+        content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        about.append(f"{name} {tensor.dtype} {tuple(tensor.shape)} {digest(content)}")
+    if (config := getattr(network, "config", None)) is not None:
+        about.append(config.to_json_string())
+    if tokenizer is not None:
+        fast = getattr(tokenizer, "backend_tokenizer", None)
+        about.append(repr(sorted(tokenizer.get_vocab().items())) if fast is None else fast.to_str())
+    return digest("\n".join(about))

@@ -15,28 +15,12 @@ their own: then there is a further term, as in an ordinary head.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from allheads.weights import Attention, HeadWeights, rotated, slot_scores
-
-
-class Field(Protocol):
-    """What an ordinary head and a neuron head have in common."""
-
-    def scores(
-        self, reading: Float[Tensor, "*batch pos d_model"], own: Float[Tensor, "*batch pos d_model"]
-    ) -> Float[Tensor, "*batch pos key"]:
-        """Scores of every key, -inf where it is not seen: queries of ``reading``, their own keys of ``own``."""
-
-    def pull(self, pattern: Float[Tensor, "*batch pos key"]) -> Float[Tensor, "*batch pos d_model"]:
-        """The mean gradient of the scores in the reader, keys held."""
-
-    def own_pull(self, pattern: Float[Tensor, "*batch pos key"]) -> Float[Tensor, "*batch pos d_model"]:
-        """What is added because the reader makes a key, too."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +44,11 @@ class HeadField:
         return cls(W_Q, W_K, b_Q, b_K, read.scale * read.rotary_scale**2, read.rotary, x, visible)
 
     def scores(self, reading: Tensor, own: Tensor) -> Float[Tensor, "*batch pos key"]:
-        """Scores of every key, -inf where it is not seen."""
-        q, mine = self._turned(self.queries(reading)), self._turned(own @ self.W_K + self.b_K)
-        scores = q @ self._turned(self.keys).mT
-        itself = torch.eye(scores.shape[-1], dtype=torch.bool, device=q.device)
-        scores = torch.where(itself, (q * mine).sum(-1, keepdim=True), scores)
+        """Scores of every key, -inf where it is not seen: queries of ``reading``, their own keys of ``own``."""
+        queries, own_keys = self._rotated(self.queries(reading)), self._rotated(own @ self.W_K + self.b_K)
+        scores = queries @ self._rotated(self.keys).mT
+        diagonal = torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
+        scores = torch.where(diagonal, (queries * own_keys).sum(-1, keepdim=True), scores)
         return (self.scale * scores).masked_fill(~self.visible, -torch.inf)
 
     def pull(self, pattern: Tensor) -> Float[Tensor, "*batch pos d_model"]:
@@ -73,12 +57,12 @@ class HeadField:
 
     def own_pull(self, pattern: Tensor) -> Float[Tensor, "*batch pos d_model"]:
         """What is added because the reader makes a key, too."""
-        own = pattern.diagonal(dim1=-2, dim2=-1)[..., None]
-        return self.scale * own * self.queries(self.x) @ self.W_K.T
+        on_self = pattern.diagonal(dim1=-2, dim2=-1)[..., None]
+        return self.scale * on_self * self.queries(self.x) @ self.W_K.T
 
     def mean_key(self, pattern: Tensor) -> Float[Tensor, "*batch pos d_head"]:
         """The keys as the query meets them, averaged over its pattern."""
-        return self._turned(pattern @ self._turned(self.keys), back=True)
+        return self._rotated(pattern @ self._rotated(self.keys), back=True)
 
     def queries(self, x: Tensor) -> Float[Tensor, "*batch pos d_head"]:
         """Queries before rotary."""
@@ -89,7 +73,7 @@ class HeadField:
         """Keys before rotary."""
         return self.x @ self.W_K + self.b_K
 
-    def _turned(self, rows: Tensor, back: bool = False) -> Float[Tensor, "*batch pos d_head"]:
+    def _rotated(self, rows: Tensor, back: bool = False) -> Float[Tensor, "*batch pos d_head"]:
         if self.rotary is None:
             return rows
         sign = -1 if back else 1
@@ -105,22 +89,20 @@ class NeuronField:
 
     def scores(self, reading: Tensor, own: Tensor) -> Float[Tensor, "*batch pos slot"]:
         """Scores of its slots: its own token, then the bias tokens."""
-        q, key = self.query(reading), self._key(own)
-        q, key = torch.broadcast_tensors(q, q if key is None else key)
-        scores = slot_scores(
-            self.weights, 0, q.reshape(-1, 1), None if self.weights.W_K is None else key.reshape(-1, 1)
-        )
-        return scores[..., 0].T.unflatten(0, q.shape)
+        query, key = self.query(reading), self._key(own)
+        query, key = torch.broadcast_tensors(query, query if key is None else key)
+        keys = None if self.weights.W_K is None else key.reshape(-1, 1)
+        return slot_scores(self.weights, 0, query.reshape(-1, 1), keys)[..., 0].T.unflatten(0, query.shape)
 
     def pull(self, pattern: Tensor) -> Float[Tensor, "*batch pos d_model"]:
-        """The mean gradient of the scores in the reader, keys held."""
+        """As `HeadField.pull`."""
         slope = pattern[..., 1:] @ self.weights.bias_keys[0, 0, : pattern.shape[-1] - 1].to(pattern)
         key = self._key(self.x)
         slope = slope if key is None else slope + pattern[..., 0] * key
         return slope[..., None] * self.weights.W_Q[0, 0]
 
     def own_pull(self, pattern: Tensor) -> Float[Tensor, "*batch pos d_model"]:
-        """What is added because the reader makes a key, too: nothing, unless the head was edited."""
+        """As `HeadField.own_pull`: nothing, unless the head was edited."""
         if self.weights.W_K is None:
             return torch.zeros_like(self.x)
         return (pattern[..., 0] * self.query(self.x))[..., None] * self.weights.W_K[0, 0]

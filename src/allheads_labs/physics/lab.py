@@ -10,28 +10,32 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from allheads import TwinBridge
 from allheads_labs.kit.lab import Lab, Result, Unit
-from allheads_labs.kit.twins import twin_of, weights_digest
-from allheads_labs.physics import report
+from allheads_labs.kit.text import texts_digest
+from allheads_labs.kit.twins import twin_digest
+from allheads_labs.physics import probing, report
 from allheads_labs.physics.parts import PARTS, Size
 
 
-def lab(model: str) -> Lab:
-    """The lab on a model by name, folder or hub id."""
-    return Lab("physics", 1, partial(units, model), run, tables, threads=None)
+def lab(twin: TwinBridge) -> Lab:
+    """The lab on the twin of a pretrained model."""
+    return Lab("physics", 1, partial(units, twin), partial(run, twin), tables, threads=None)
 
 
-def units(model: str, quick: bool, seeds: int) -> list[Unit]:
+def units(twin: TwinBridge, quick: bool, seeds: int) -> list[Unit]:
     """All parts; each has all seeds, because they share what the twin computes."""
-    twin = twin_of(model)
-    size, weights = asdict(Size.of(twin, quick, seeds)), weights_digest(twin)
-    about = {"model": model, "weights": weights, "size": size}
+    about = {
+        "twin": twin_digest(twin),
+        "text": texts_digest(probing.documentation()),
+        "size": asdict(Size.of(twin, quick, seeds)),
+    }
     return [Unit(about | {"part": part}, 0, 1.0, alone=True) for part in PARTS]
 
 
-def run(unit: Unit) -> dict[str, Any]:
+def run(twin: TwinBridge, unit: Unit) -> dict[str, Any]:
     """Measure one part."""
-    return PARTS[unit.setting["part"]](twin_of(unit.setting["model"]), Size(**unit.setting["size"]))
+    return PARTS[unit.setting["part"]](twin, Size(**unit.setting["size"]))
 
 
 def parts(results: Sequence[Result]) -> dict[str, Any]:

@@ -74,12 +74,11 @@ def memory(twin: TwinBridge, label: str | Label) -> Memory:
     >>> found = memory(twin, "L3.A5")  # doctest: +SKIP
     >>> found.share, found.chance  # doctest: +SKIP
     """
-    part = require_twin(twin).index.heads(label)[0]
-    if part.label.kind != "A":
-        raise AllHeadsError(
-            "an ordinary head", str(label), "Keys of a neuron head are bias tokens: its gradient says nothing of OV."
-        )
-    return _memory(read_wiring(twin), twin, part.label.layer, part.number)
+    head = require_twin(twin).index.heads(label)[0]
+    if head.label.kind != "A":
+        remedy = "Keys of a neuron head are bias tokens: its gradient says nothing of OV."
+        raise AllHeadsError("an ordinary head", str(label), remedy)
+    return _memory(read_wiring(twin), twin, head.label.layer, head.number)
 
 
 @torch.no_grad()

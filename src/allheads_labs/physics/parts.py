@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +15,8 @@ from torch import Tensor
 from allheads import TwinBridge
 from allheads.progress import bar
 from allheads.weights import read_attention
-from allheads_labs.physics.climbing import climbing
+from allheads_labs.physics.climbing import climbing, explained
 from allheads_labs.physics.fields import HeadField
-from allheads_labs.physics.fitted import explained
 from allheads_labs.physics.memories import key_share, memories
 from allheads_labs.physics.paths import Trajectories, trajectories
 from allheads_labs.physics.potentials import Potential, potentials
@@ -51,37 +51,29 @@ def prompts(twin: TwinBridge, size: Size) -> Int[Tensor, "prompt pos"]:
 
 def gradients(twin: TwinBridge, size: Size) -> dict[str, Any]:
     """Closed gradients against autograd: random heads in float64 by seed, and the twin's own in its dtype."""
-    heads: list[tuple[float, float, float]] = []
-    neurons: list[tuple[float, float, float]] = []
-    ids = prompts(twin, size)[:1]
-    draw = torch.Generator().manual_seed(0)
+    errors: dict[str, list[tuple[float, ...]]] = {"heads": [], "neurons": []}
+    ids, draw = prompts(twin, size)[:1], _seeded(0)
     for layer in bar("Gradients", size.layers):
         bank = twin.banks[layer]
-        some = torch.randint(bank.d_mlp, (4,), generator=draw).tolist()
-        labels = [f"L{layer}.A{i}" for i in range(len(read_attention(twin, layer).W_Q))]
-        labels += [f"L{layer}.N{i}.{part}" for i in some for part in range(bank.gates.heads)]
-        for found in potentials(twin, ids, labels):
-            (neurons if ".N" in found.label else heads).append(_identity(found))
+        labels = [f"L{layer}.A{head}" for head in range(len(read_attention(twin, layer).W_Q))]
+        neurons = torch.randint(bank.d_mlp, (4,), generator=draw).tolist()
+        labels += [f"L{layer}.N{neuron}.{part}" for neuron in neurons for part in range(bank.gates.heads)]
+        for potential in potentials(twin, ids, labels):
+            errors["neurons" if ".N" in potential.label else "heads"].append(_relative_errors(potential))
     return {
         "random": [random_identity(seed) for seed in range(size.seeds)],
-        "heads": [max(each[i] for each in heads) for i in range(2)],
-        "neurons": [max(each[i] for each in neurons) for i in range(2)],
-        "count": [len(heads), len(neurons)],
-        "own": statistics.median(each[2] for each in heads),
+        **{kind: [max(column) for column in list(zip(*rows, strict=True))[:2]] for kind, rows in errors.items()},
+        "count": [len(rows) for rows in errors.values()],
+        "own": statistics.median(ratio for _, _, ratio in errors["heads"]),
     }
 
 
-def _identity(found: Potential) -> tuple[float, float, float]:
-    """Relative errors of both terms, and how large the second is beside the first."""
-    first, second = found.autograd()
-    size = found.gradient.norm().clamp_min(1e-30)
-    own = found.own.norm()
-    errors = [float((a - b).norm() / n.clamp_min(1e-30)) for a, b, n in _terms(found, first, second)]
-    return errors[0], errors[1], float(own / size)
-
-
-def _terms(found: Potential, first: Tensor, second: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-    return [(first, found.gradient, found.gradient.norm()), (second, found.own, found.own.norm())]
+def _relative_errors(potential: Potential) -> tuple[float, ...]:
+    """Relative errors of both terms of the gradient, and how large the second is beside the first."""
+    terms = potential.gradient, potential.own
+    sizes = [term.norm().clamp_min(1e-30) for term in terms]
+    pairs = zip(potential.autograd(), terms, sizes, strict=True)
+    return *(float((exact - term).norm() / size) for exact, term, size in pairs), float(terms[1].norm() / sizes[0])
 
 
 def random_identity(seed: int, heads: int = 10, pos: int = 9, d_model: int = 24, d_head: int = 8) -> float:
@@ -90,21 +82,21 @@ def random_identity(seed: int, heads: int = 10, pos: int = 9, d_model: int = 24,
     >>> random_identity(0) < 1e-10
     True
     """
-    draw = torch.Generator().manual_seed(seed)
+    draw, worst = _seeded(seed), 0.0
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=draw, dtype=torch.float64)
 
-    worst = 0.0
     for number in range(heads):
         rotary = [None, torch.rand(d_head // 2, generator=draw), torch.rand(d_head // 4, generator=draw)][number % 3]
         x, visible = normal(pos, d_model), torch.ones(pos, pos).tril().bool()
         weights = (normal(d_model, d_head), normal(d_model, d_head), normal(d_head), normal(d_head))
         field = HeadField(*weights, d_head**-0.5, rotary, x, visible)
         scores = field.scores(x, x)
-        a = scores.softmax(-1)
-        found = Potential("", field, x, scores.logsumexp(-1), a, field.pull(a), field.own_pull(a))
-        worst = max(worst, *(float((one - two).abs().max()) for one, two, _ in _terms(found, *found.autograd())))
+        pattern = scores.softmax(-1)
+        terms = field.pull(pattern), field.own_pull(pattern)
+        exact = Potential("", field, x, scores.logsumexp(-1), pattern, *terms).autograd()
+        worst = max(worst, *(float((a - b).abs().max()) for a, b in zip(exact, terms, strict=True)))
     return worst
 
 
@@ -112,33 +104,28 @@ def random_identity(seed: int, heads: int = 10, pos: int = 9, d_model: int = 24,
 def memory_shares(twin: TwinBridge, size: Size) -> dict[str, Any]:
     """The share of OV that M explains for every head, for random heads, and with the keys of other heads."""
     n_heads, d_model, d_head = read_attention(twin, 0).W_K.shape
-    found = list(memories(twin, size.layers))
-    shares = [[each.share for each in found[i : i + n_heads]] for i in range(0, len(found), n_heads)]
+    layers = map(partial(read_attention, twin), size.layers)
+    weights = [(layer.W_K.float(), layer.W_V.float(), layer.W_O.float()) for layer in layers]
+    known, count = list(memories(twin, size.layers)), len(size.layers)
     same, other, chance = [], [], []
-    reads = [read_attention(twin, layer) for layer in size.layers]
-    for read in bar("Memory", reads):
-        W_K, W_V, W_O = (W.float() for W in (read.W_K, read.W_V, read.W_O))
-        table = key_share(W_K[:, None], W_V, W_O)
+    for W_K, W_V, W_O in bar("Memory", weights):
         # With grouped queries several heads have the same keys.
         apart = (W_K[:, None] != W_K).flatten(2).any(-1)
-        same += table[apart].tolist()
-    for seed in range(size.seeds):
-        draw = torch.Generator().manual_seed(seed)
-        order = (torch.arange(len(reads)) + torch.randint(1, max(2, len(reads)), (1,), generator=draw)) % len(reads)
-        pairs = [(reads[int(a)].W_K, read) for a, read in zip(order, reads, strict=True)]
-        other.append(_mean(torch.stack([key_share(W_K.float(), r.W_V.float(), r.W_O.float()) for W_K, r in pairs])))
-        random = [
-            torch.randn(n_heads, *shape, generator=draw) for shape in ((d_model, d_head),) * 2 + ((d_head, d_model),)
-        ]
-        chance.append(key_share(*random).tolist())
+        same += key_share(W_K[:, None], W_V, W_O)[apart].tolist()
+    shapes = ((d_model, d_head),) * 2 + ((d_head, d_model),)
+    for draw in map(_seeded, range(size.seeds)):
+        order = (torch.arange(count) + torch.randint(1, max(2, count), (1,), generator=draw)) % count
+        pairs = zip(order.tolist(), weights, strict=True)
+        other.append(_mean(torch.stack([key_share(weights[number][0], W_V, W_O) for number, (_, W_V, W_O) in pairs])))
+        chance.append(key_share(*(torch.randn(n_heads, *shape, generator=draw) for shape in shapes)).tolist())
     return {
         "layers": list(size.layers),
-        "shares": shares,
+        "shares": [[head.share for head in known[at : at + n_heads]] for at in range(0, len(known), n_heads)],
         "expected": d_head / d_model,
         "random": chance,
         "same_layer": statistics.mean(same) if same else None,
         "other_layer": other,
-        "condition": statistics.median(each.condition for each in found),
+        "condition": statistics.median(head.condition for head in known),
     }
 
 
@@ -167,120 +154,104 @@ def motion(twin: TwinBridge, size: Size) -> dict[str, Any]:
 def paths(twin: TwinBridge, size: Size) -> dict[str, Any]:
     """Lengths and turns of steps, who pushes, and the potential of heads away from their own layer; by prompt."""
     rows = []
-    for seed, row in enumerate(prompts(twin, size)):
-        found = trajectories(twin, row)
-        energies = {}
-        for layer in bar(f"Paths of prompt {seed}", size.layers):
-            # By head; the first token sees itself only.
-            energies[layer] = (found.energy(layer) / found.heads.shape[1])[:, 1:].mean(1).tolist()
-        rows.append(_path(found, seed) | {"energy": _away(energies)})
+    for seed, ids in enumerate(prompts(twin, size)):
+        path = trajectories(twin, ids)
+        layers = bar(f"Paths of prompt {seed}", size.layers)
+        # By head; the first token sees itself only.
+        energies = {layer: (path.energy(layer) / path.heads.shape[1])[:, 1:].mean(1).tolist() for layer in layers}
+        rows.append(_steps(path, seed) | {"energy": _away(energies)})
     return {"prompts": rows}
 
 
 def _away(energies: dict[int, list[float]]) -> dict[str, float]:
     """The mean potential some points before or after a head's own layer, less that at its own."""
-    found = {}
+    means = {}
     for offset in (-8, -4, -2, -1, 1, 2, 4, 8):
         away = [row[layer + offset] - row[layer] for layer, row in energies.items() if 0 <= layer + offset < len(row)]
         if away:
-            found[str(offset)] = statistics.mean(away)
-    return found
+            means[str(offset)] = statistics.mean(away)
+    return means
 
 
-def _path(found: Trajectories, seed: int) -> dict[str, Any]:
-    steps, lengths = found.steps[:, 1:], found.lengths[:, 1:]
-    order = torch.randperm(steps.shape[1], generator=torch.Generator().manual_seed(seed))
+def _steps(path: Trajectories, seed: int) -> dict[str, Any]:
+    steps, lengths, turns = path.steps[:, 1:], path.lengths[:, 1:], path.turns[:, 1:]
+    order = torch.randperm(steps.shape[1], generator=_seeded(seed))
     chance = torch.cosine_similarity(steps[:-1], steps[1:, order], dim=-1).acos().rad2deg()
-    pushes = torch.cat([found.heads, found.neurons], 1)[..., 1:]
+    pushes = torch.cat([path.heads, path.neurons], 1)[..., 1:]
     ranked = pushes.sort(dim=1, descending=True).values.cumsum(1)
-    half = (ranked < lengths[:, None] / 2).sum(1) + 1
+    by_layer = {
+        "lengths": lengths,
+        "turns": turns,
+        "neurons": path.neurons[..., 1:].sum(1) / lengths,
+        "half": ((ranked < lengths[:, None] / 2).sum(1) + 1).double(),
+        "against": pushes.abs().sum(1) / lengths,
+    }
     return {
-        "lengths": lengths.median(1).values.tolist(),
-        "turns": found.turns[:, 1:].median(1).values.tolist(),
-        "turn": float(found.turns[:, 1:].median()),
+        **{name: values.median(1).values.tolist() for name, values in by_layer.items()},
+        "turn": float(turns.median()),
         "turn_of_others": float(chance.median()),
-        "neurons": (found.neurons[..., 1:].sum(1) / lengths).median(1).values.tolist(),
-        "half": half.double().median(1).values.tolist(),
-        "against": (pushes.abs().sum(1) / lengths).median(1).values.tolist(),
-        "explained": found.explained.tolist(),
+        "explained": path.explained.tolist(),
     }
 
 
 @torch.no_grad()
 def segments(twin: TwinBridge, size: Size) -> dict[str, Any]:
     """Overlaps of what heads write by how far layers are apart, against random segments; neurons inside them."""
-    found = overlaps(twin, size.layers)
+    table, seeds = overlaps(twin, size.layers), range(size.seeds)
     d_head, d_model = read_attention(twin, 0).W_O.shape[1:]
-    apart = [each for each in (0, 1, 2, 4, 8, 16, 24) if len(found.pairs(each))]
-    random, longest = [], []
-    for seed in range(size.seeds):
-        some = random_segments(12, d_head, d_model, seed)
-        cosines = angles(some[:6], some[6:])
-        random.append(_mean(cosines.square()))
-        longest.append(_mean(cosines[..., 0]))
-    spans = {layer: basis(read_attention(twin, layer).W_O.float()) for layer in size.layers}
-    inside = [_largest_share(own, twin.banks[layer].weights().W_O[0].float()) for layer, own in spans.items()]
-    upper = found.mean.triu(1)
-    best = upper.flatten().topk(5)
-    n = len(upper)
+    draws = [random_segments(12, d_head, d_model, seed) for seed in seeds]
+    random = [angles(spans[:6], spans[6:]) for spans in draws]
+    spans = [basis(read_attention(twin, layer).W_O.float()) for layer in size.layers]
+    lines = [twin.banks[layer].weights().W_O[0].float() for layer in size.layers]
+    random_lines = [torch.randn(256, d_model, generator=_seeded(seed)) for seed in seeds]
+    count, best = len(table.mean), table.mean.triu(1).flatten().topk(5)
+    apart = {distance: pairs for distance in (0, 1, 2, 4, 8, 16, 24) if len(pairs := table.pairs(distance))}
     return {
-        "chance": found.chance,
-        "by_distance": {str(each): _mean(found.pairs(each)) for each in apart},
-        "largest": _mean(found.largest[torch.ones(n, n).triu(1).bool()]),
-        "random": random,
-        "random_largest": longest,
+        "chance": table.chance,
+        "by_distance": {str(distance): _mean(pairs) for distance, pairs in apart.items()},
+        "largest": _mean(table.largest[torch.ones(count, count).triu(1).bool()]),
+        "random": [_mean(cosines.square()) for cosines in random],
+        "random_largest": [_mean(cosines[..., 0]) for cosines in random],
         "pairs": [
-            (found.label(i // n), found.label(i % n), value)
-            for i, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            (table.label(pair // count), table.label(pair % count), value)
+            for pair, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ],
-        "neurons": statistics.mean(inside),
-        "neurons_chance": _best_of_random(list(spans.values()), size.seeds),
+        "neurons": statistics.mean(map(_largest_share, spans, lines)),
+        "neurons_chance": [statistics.mean(_largest_share(span, rows) for span in spans) for rows in random_lines],
     }
 
 
 def _largest_share(spans: Tensor, lines: Tensor) -> float:
     """The largest share of a line's square in one of a layer's segments, on average over lines."""
-    parts = torch.einsum("hed,nd->hne", spans, lines).square().sum(-1) / lines.square().sum(-1)
-    return float(parts.amax(0).mean())
-
-
-def _best_of_random(layers: Sequence[Tensor], seeds: int) -> list[float]:
-    """The same for random lines, by seed."""
-    found = []
-    for seed in range(seeds):
-        lines = torch.randn(256, layers[0].shape[-1], generator=torch.Generator().manual_seed(seed))
-        found.append(statistics.mean(_largest_share(spans, lines) for spans in layers))
-    return found
+    shares = torch.einsum("hed,nd->hne", spans, lines).square().sum(-1) / lines.square().sum(-1)
+    return float(shares.amax(0).mean())
 
 
 def carried(twin: TwinBridge, size: Size) -> dict[str, Any]:
     """What probes read off heads, beside majority, shuffled labels, random directions and a table of tokens."""
     ids = spread_windows(twin, context=size.context, count=size.windows)
-    found = probes(twin, ids, seeds=size.seeds, layers=size.layers)
     return {
-        each.task: {
-            "classes": len(each.classes),
-            "layers": list(each.layers),
-            "top": each.top(5),
-            "best_by_fold": _best(each.heads),
-            "mean_by_fold": each.heads.mean((1, 2)).tolist(),
-            "by_layer": each.heads.mean((0, 2)).tolist(),
-            "best_by_layer": each.heads.mean(0).amax(1).tolist(),
-            "shuffled_by_seed": each.shuffled.mean((1, 2)).tolist(),
-            "shuffled_best_by_seed": each.shuffled.amax((1, 2)).tolist(),
-            "stream_by_seed": each.stream.mean(1).tolist(),
-            "stream_by_layer": each.stream.mean(0).tolist(),
-            "majority_by_fold": each.chance.tolist(),
-            "table_by_fold": each.table.tolist(),
+        task.task: {
+            "classes": len(task.classes),
+            "layers": list(task.layers),
+            "top": task.top(5),
+            "best_by_fold": task.heads.flatten(1)[:, task.heads.mean(0).argmax()].tolist(),
+            "mean_by_fold": task.heads.mean((1, 2)).tolist(),
+            "by_layer": task.heads.mean((0, 2)).tolist(),
+            "best_by_layer": task.heads.mean(0).amax(1).tolist(),
+            "shuffled_by_seed": task.shuffled.mean((1, 2)).tolist(),
+            "shuffled_best_by_seed": task.shuffled.amax((1, 2)).tolist(),
+            "stream_by_seed": task.stream.mean(1).tolist(),
+            "stream_by_layer": task.stream.mean(0).tolist(),
+            "majority_by_fold": task.chance.tolist(),
+            "table_by_fold": task.table.tolist(),
         }
-        for each in found
+        for task in probes(twin, ids, seeds=size.seeds, layers=size.layers)
     }
 
 
-def _best(heads: Tensor) -> list[float]:
-    """Accuracy of the head that is best on average, by fold."""
-    layer, head = divmod(int(heads.mean(0).argmax()), heads.shape[2])
-    return heads[:, layer, head].tolist()
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def _mean(values: Tensor | Sequence[float]) -> float:

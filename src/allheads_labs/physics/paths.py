@@ -22,8 +22,9 @@ from allheads import AllHeadsError, Label, TwinBridge
 from allheads.plots.principal_components import principal_components
 from allheads.twin.capture import captured
 from allheads.twin.prompt import position_in, prompt_ids, token_texts
-from allheads.weights import Norm, Wiring, read_attention, read_wiring
+from allheads.weights import Wiring, read_attention, read_wiring
 from allheads_labs.physics.potentials import potentials
+from allheads_labs.physics.segments import chosen_layers
 
 #: How far the pushes may be from the length of a step, relative to it.
 _REMAINDER = 1e-3
@@ -75,12 +76,13 @@ class Trajectories:
         Raises `AllHeadsError` for a position or a layer that is not there.
         """
         at = position_in(len(self.tokens), position)
-        if not isinstance(layer, int) or not 0 <= layer < len(self.heads):
-            raise AllHeadsError(f"a layer from 0 to {len(self.heads) - 1}", repr(layer), "Layers count from 0.")
-        found = [(f"L{layer}.A{i}", push) for i, push in enumerate(self.heads[layer, :, at].tolist())]
-        found += [(f"L{layer}.N{i}", push) for i, push in enumerate(self.neurons[layer, :, at].tolist())]
-        found.sort(key=lambda each: -abs(each[1]))
-        return [Push(*each) for each in found[:k]]
+        chosen_layers(self.twin, [layer])
+        pushes = [
+            Push(f"L{layer}.{kind}{index}", push)
+            for kind, parts in (("A", self.heads), ("N", self.neurons))
+            for index, push in enumerate(parts[layer, :, at].tolist())
+        ]
+        return sorted(pushes, key=lambda push: -abs(push.push))[:k]
 
     @torch.no_grad()
     def energy(self, where: str | int | Label) -> Float[Tensor, "point pos"]:
@@ -92,26 +94,21 @@ class Trajectories:
         Raises `AllHeadsError` as `allheads_labs.physics.potential` does, and for a layer that is not there.
         """
         if isinstance(where, int):
-            if not 0 <= where < len(self.heads):
-                raise AllHeadsError(f"a layer from 0 to {len(self.heads) - 1}", str(where), "Layers count from 0.")
+            chosen_layers(self.twin, [where])
             labels: list[str | Label] = [f"L{where}.A{number}" for number in range(self.heads.shape[1])]
         else:
             labels = [where]
-        part = self.twin.index.heads(labels[0])[0].label
-        sublayer = (self._wiring.attention if part.kind == "A" else self._wiring.neurons)[part.layer]
-        reading = _read_through(sublayer.before, self.stream)
+        label = self.twin.index.heads(labels[0])[0].label
+        norm = (self._wiring.attention if label.kind == "A" else self._wiring.neurons)[label.layer].before
+        reading = self.stream if norm is None else norm(self.stream)
         total = torch.zeros(reading.shape[:-1], dtype=reading.dtype)
-        for each in potentials(self.twin, self.ids, labels):
-            total = total + each.at(reading.to(each.x)).to(total)
+        for potential in potentials(self.twin, self.ids, labels):
+            total = total + potential.at(reading.to(potential.x)).to(total)
         return total
 
     @cached_property
     def _wiring(self) -> Wiring:
         return read_wiring(self.twin)
-
-
-def _read_through(norm: Norm | None, stream: Tensor) -> Tensor:
-    return stream if norm is None else norm(stream)
 
 
 @torch.no_grad()
@@ -142,7 +139,7 @@ def trajectories(twin: TwinBridge, tokens: str | Tensor) -> Trajectories:
     wide = torch.promote_types(written[streams[0]].dtype, torch.float32)
     stream = torch.stack([written[name][0].to(wide) for name in streams])
     pushes = [_pushes(twin, n, stream[n + 1] - stream[n], written[heads_at[n]], written[neurons_at[n]]) for n in layers]
-    heads, neurons, rest = (torch.stack(each) for each in zip(*pushes, strict=True))
+    heads, neurons, rest = map(torch.stack, zip(*pushes, strict=True))
     lengths = stream.diff(dim=0).norm(dim=-1)
     off = ((heads.sum(1) + neurons.sum(1) + rest - lengths).abs() / lengths.clamp_min(1e-30)).amax(1)
     if not bool(off.max() <= _REMAINDER):

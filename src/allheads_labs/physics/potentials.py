@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from allheads import AllHeadsError, HeadBank, Label, TwinBridge
+from allheads.twin.capture import captured
 from allheads.twin.prompt import prompt_ids, require_twin
 from allheads.weights import read_attention
-from allheads_labs.physics.fields import Field, HeadField, NeuronField
+from allheads_labs.physics.fields import HeadField, NeuronField
 
 if TYPE_CHECKING:
     from allheads.twin.heads import Head
@@ -28,7 +29,7 @@ class Potential:
     """
 
     label: str
-    field: Field
+    field: HeadField | NeuronField
     x: Float[Tensor, "pos d_model"]
     U: Float[Tensor, " pos"]
     pattern: Float[Tensor, "pos key"]
@@ -90,55 +91,39 @@ def potential(twin: TwinBridge, tokens: str | Tensor, label: str | Label) -> Pot
 @torch.no_grad()
 def potentials(twin: TwinBridge, ids: Tensor, labels: Sequence[str | Label]) -> Iterator[Potential]:
     """Those of several heads, from one run; raises as `potential` does."""
-    parts = [_one(twin, label) for label in labels]
-    names = dict.fromkeys(f"{part.hook_prefix}hook_{name}" for part in parts for name in ("in", "pattern"))
-    missing = [name for name in names if name not in twin.hook_dict]
-    if missing:
-        raise AllHeadsError(
-            "a head that shows what it reads and its pattern", f"none at {missing[0]}", "Not supported."
-        )
-    seen = twin.run_with_cache(ids, names_filter=list(names), return_cache_object=False)[1]
-    for part in parts:
-        yield _of(twin, part, seen)
+    heads = [_head(twin, label) for label in labels]
+    names = dict.fromkeys(f"{head.hook_prefix}hook_{name}" for head in heads for name in ("in", "pattern"))
+    activations = captured(twin, ids, names)
+    for head in heads:
+        x, pattern = (activations[f"{head.hook_prefix}hook_{name}"][0] for name in ("in", "pattern"))
+        yield _potential(twin, head, x.to(torch.promote_types(x.dtype, torch.float32)), pattern[head.number])
 
 
-def _one(twin: TwinBridge, label: str | Label) -> Head:
-    found = require_twin(twin).index.heads(label)
-    if len(found) != 1:
-        raise AllHeadsError("one head", f"{label} with {len(found)}", f"Name one of them: {found[0]}.")
-    return found[0]
+def _head(twin: TwinBridge, label: str | Label) -> Head:
+    heads = require_twin(twin).index.heads(label)
+    if len(heads) != 1:
+        raise AllHeadsError("one head", f"{label} with {len(heads)}", f"Name one of them: {heads[0]}.")
+    return heads[0]
 
 
-def _of(twin: TwinBridge, part: Head, seen: Mapping[str, Tensor]) -> Potential:
-    x, theirs = (seen[f"{part.hook_prefix}hook_{name}"][0] for name in ("in", "pattern"))
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    theirs = theirs[part.number].to(x.dtype)
-    field: Field
-    if isinstance(part.module, HeadBank):
-        field = _of_neuron(part, part.module, x)
-        theirs = theirs[:, : field.scores(x, x).shape[-1]]
+def _potential(twin: TwinBridge, head: Head, x: Tensor, observed: Tensor) -> Potential:
+    """Raises `AllHeadsError` unless the logs of its pattern and the observed one agree, as then its scores do."""
+    field: HeadField | NeuronField
+    if isinstance(head.module, HeadBank):
+        # Offsets of -inf mask bias tokens that other parts have and this one has not.
+        weights = head.module.weights(x.dtype).only(head.label.index).part(head.label.part or 0)
+        field = NeuronField(weights.to(x.dtype), x)
     else:
         # Which keys a query sees, by masks and windows of any kind, is read off its pattern.
-        field = HeadField.of(read_attention(twin, part.label.layer), part.number, x, theirs > 0)
+        field = HeadField.of(read_attention(twin, head.label.layer), head.number, x, observed > 0)
     scores = field.scores(x, x)
-    pattern = scores.softmax(-1)
-    _same(part, pattern, theirs, scores, twin.cfg.architecture)
-    return Potential(str(part), field, x, scores.logsumexp(-1), pattern, field.pull(pattern), field.own_pull(pattern))
-
-
-def _of_neuron(part: Head, bank: HeadBank, x: Tensor) -> NeuronField:
-    index, number = part.label.index, part.label.part or 0
-    # Offsets of -inf mask bias tokens that other parts have and this one has not.
-    return NeuronField(bank.weights(x.dtype).only(index).part(number).to(x.dtype), x)
-
-
-def _same(part: Head, ours: Tensor, theirs: Tensor, scores: Tensor, architecture: str | None) -> None:
-    """Raises `AllHeadsError` unless the logs of both patterns agree: what differs there differs in the scores."""
-    some = theirs > 1e-6
+    pattern, observed = scores.softmax(-1), observed[:, : scores.shape[-1]].to(x.dtype)
     size = scores[scores.isfinite()].abs().max().clamp_min(1.0)
-    if not bool((ours.log() - theirs.log())[some].abs().max() <= 4e-4 * size):
+    if not bool((pattern.log() - observed.log())[observed > 1e-6].abs().max() <= 4e-4 * size):
+        kinds = "norms of queries, ALiBi, caps, sinks, or rotary of another kind"
         raise AllHeadsError(
             "scores that are scale (x W_Q + b_Q) R (x W_K + b_K)",
-            f"others at {part} of {architecture}: norms of queries, ALiBi, caps, sinks, or rotary of another kind",
+            f"others at {head} of {twin.cfg.architecture}: {kinds}",
             "Its potential is another function; choose another model.",
         )
+    return Potential(str(head), field, x, scores.logsumexp(-1), pattern, field.pull(pattern), field.own_pull(pattern))

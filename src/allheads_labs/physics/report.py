@@ -6,7 +6,10 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from allheads_labs.kit.markdown import markdown
+from allheads_labs.kit.table import markdown
+
+#: What one part of the measurements has found, as JSON.
+Part = Mapping[str, Any]
 
 
 def ranged(values: Sequence[float], form: str = ".3f") -> str:
@@ -18,141 +21,138 @@ def ranged(values: Sequence[float], form: str = ".3f") -> str:
     return f"{statistics.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
-def tables(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def tables(parts: Mapping[str, Part]) -> dict[str, str]:
     """By marker; parts that were not measured are left out."""
-    return {f"physics:{name}": _TABLES[name](found) for name, found in parts.items()}
+    return {f"physics:{name}": _TABLES[name](part) for name, part in parts.items()}
 
 
-def _gradients(found: Mapping[str, Any]) -> str:
-    heads, neurons = found["count"]
+def _flat(rows: Sequence[Sequence[float]]) -> list[float]:
+    return [value for row in rows for value in row]
+
+
+def _gradients(part: Part) -> str:
+    heads, neurons = part["count"]
     rows = [
-        ["random heads, float64, by seed", "absolute", f"{max(found['random']):.1e}", ""],
-        [f"{heads} ordinary heads", "relative", f"{found['heads'][0]:.1e}", f"{found['heads'][1]:.1e}"],
-        [f"{neurons} neuron heads", "relative", f"{found['neurons'][0]:.1e}", "none: no key of their own"],
+        ["random heads, float64, by seed", "absolute", f"{max(part['random']):.1e}", ""],
+        [f"{heads} ordinary heads", "relative", *(f"{error:.1e}" for error in part["heads"])],
+        [f"{neurons} neuron heads", "relative", f"{part['neurons'][0]:.1e}", "none: no key of their own"],
     ]
     table = markdown(["closed form against autograd", "error", "keys held", "own key"], rows)
-    return f"{table}\n\nThe term of the own key is {found['own']:.2f} times as long as the other (median over heads)."
+    return f"{table}\n\nThe term of the own key is {part['own']:.2f} times as long as the other (median over heads)."
 
 
-def _memory(found: Mapping[str, Any]) -> str:
-    n_heads = len(found["shares"][0])
+def _memory(part: Part) -> str:
+    shares, highest, same = _flat(part["shares"]), max(_flat(part["random"])), part["same_layer"]
     rows = [
-        [f"L{layer}", *(f"{each:.2f}" for each in shares), f"{statistics.mean(shares):.3f}"]
-        for layer, shares in zip(found["layers"], found["shares"], strict=True)
-    ]
-    every = [each for shares in found["shares"] for each in shares]
-    highest = max(each for seed in found["random"] for each in seed)
-    means = [statistics.mean(seed) for seed in found["random"]]
-    summary = [
-        ["all heads", f"{statistics.mean(every):.3f} ({min(every):.3f} to {max(every):.3f}, over heads)"],
-        ["random heads, by seed", ranged(means)],
-        ["expected of random heads, d_head / d_model", f"{found['expected']:.3f}"],
-        ["OV with the keys of another layer, by seed", ranged(found["other_layer"])],
-        ["heads above every random one", f"{sum(each > highest for each in every)} of {len(every)}"],
-        ["condition of W_K W_Q^T, median", f"{found['condition']:.0f}"],
-    ]
-    if found["same_layer"] is not None:
-        summary.insert(3, ["OV with other keys of the same layer", f"{found['same_layer']:.3f}"])
-    by_head = markdown(["share of OV", *(f"A{i}" for i in range(n_heads)), "mean"], rows)
-    return f"{markdown(['share of OV that M explains', ''], summary)}\n\n{by_head}"
-
-
-def _motion(found: Mapping[str, Any]) -> str:
-    def flat(name: str) -> list[float]:
-        return [each for layer in found[name] for each in layer]
-
-    rows = [
-        ["cosine of write and gradient, mean, by prompt", ranged(found["cosine_by_prompt"])],
-        ["the same with the term of the own key", ranged(found["whole_by_prompt"])],
-        ["the same with the gradient at another token, by seed", ranged(found["other_by_seed"])],
-        ["its size, mean over heads, by prompt", ranged(found["size_by_prompt"])],
-        ["the same with the gradient at another token, by seed", ranged(found["other_size_by_seed"])],
-        ["variance of the write explained by M, median over heads", f"{statistics.median(flat('memory')):.2f}"],
-        ["by the best linear map from the gradient, mean", f"{statistics.mean(flat('gradient')):.3f}"],
-        ["by the best one from random directions, mean, by seed", ranged(found["chance_by_seed"])],
-        ["heads whose gradient beats every random draw", f"{100 * found['ahead']:.0f} %"],
+        ["all heads", f"{ranged(shares)[:-1]}, over heads)"],
+        ["random heads, by seed", ranged([statistics.mean(seed) for seed in part["random"]])],
+        ["expected of random heads, d_head / d_model", f"{part['expected']:.3f}"],
+        *([["OV with other keys of the same layer", f"{same:.3f}"]] if same is not None else []),
+        ["OV with the keys of another layer, by seed", ranged(part["other_layer"])],
+        ["heads above every random one", f"{sum(share > highest for share in shares)} of {len(shares)}"],
+        ["condition of W_K W_Q^T, median", f"{part['condition']:.0f}"],
     ]
     layers = [
-        [f"L{layer}", *(f"{statistics.mean(found[name][i]):.3f}" for name in ("cosine", "gradient", "chance"))]
-        for i, layer in enumerate(found["layers"])
+        [f"L{layer}", *(f"{share:.2f}" for share in heads), f"{statistics.mean(heads):.3f}"]
+        for layer, heads in zip(part["layers"], part["shares"], strict=True)
+    ]
+    by_head = markdown(["share of OV", *(f"A{head}" for head in range(len(part["shares"][0]))), "mean"], layers)
+    return f"{markdown(['share of OV that M explains', ''], rows)}\n\n{by_head}"
+
+
+def _motion(part: Part) -> str:
+    rows = [
+        ["cosine of write and gradient, mean, by prompt", ranged(part["cosine_by_prompt"])],
+        ["the same with the term of the own key", ranged(part["whole_by_prompt"])],
+        ["the same with the gradient at another token, by seed", ranged(part["other_by_seed"])],
+        ["its size, mean over heads, by prompt", ranged(part["size_by_prompt"])],
+        ["the same with the gradient at another token, by seed", ranged(part["other_size_by_seed"])],
+        ["variance of the write explained by M, median over heads", f"{statistics.median(_flat(part['memory'])):.2f}"],
+        ["by the best linear map from the gradient, mean", f"{statistics.mean(_flat(part['gradient'])):.3f}"],
+        ["by the best one from random directions, mean, by seed", ranged(part["chance_by_seed"])],
+        ["heads whose gradient beats every random draw", f"{100 * part['ahead']:.0f} %"],
+    ]
+    layers = [
+        [f"L{layer}", *(f"{statistics.mean(part[name][at]):.3f}" for name in ("cosine", "gradient", "chance"))]
+        for at, layer in enumerate(part["layers"])
     ]
     by_layer = markdown(["layer", "cosine", "explained by the gradient", "by random directions"], layers)
     return f"{markdown(['motion along the gradient', ''], rows)}\n\n{by_layer}"
 
 
-def _paths(found: Mapping[str, Any]) -> str:
-    prompts = found["prompts"]
-    head = ["layer", "length of the step", "turn to the next", "share of neurons", "parts for half", "pushes / step"]
-    rows = []
-    for layer in range(len(prompts[0]["lengths"])):
-        columns = [
-            ranged([each[name][layer] for each in prompts], form) if layer < len(prompts[0][name]) else ""
-            for name, form in (
-                ("lengths", ".0f"),
-                ("turns", ".0f"),
-                ("neurons", ".2f"),
-                ("half", ".0f"),
-                ("against", ".2f"),
-            )
+#: Columns of the table of paths: heading, name, format.
+_STEPS = (
+    ("length of the step", "lengths", ".0f"),
+    ("turn to the next", "turns", ".0f"),
+    ("share of neurons", "neurons", ".2f"),
+    ("parts for half", "half", ".0f"),
+    ("pushes / step", "against", ".2f"),
+)
+
+
+def _paths(part: Part) -> str:
+    prompts = part["prompts"]
+    rows = [
+        [
+            f"L{layer}",
+            *(
+                ranged([prompt[name][layer] for prompt in prompts], form) if layer < len(prompts[0][name]) else ""
+                for _, name, form in _STEPS
+            ),
         ]
-        rows.append([f"L{layer}", *columns])
-    away = markdown(
-        ["points after the head's own layer", "U less that at its own layer, nats a head"],
-        [[f"{int(at):+d}", ranged([each["energy"][at] for each in prompts], "+.2f")] for at in prompts[0]["energy"]],
+        for layer in range(len(prompts[0]["lengths"]))
+    ]
+    away = [
+        [f"{int(at):+d}", ranged([prompt["energy"][at] for prompt in prompts], "+.2f")] for at in prompts[0]["energy"]
+    ]
+    turn, others = (ranged([prompt[name] for prompt in prompts], ".0f") for name in ("turn", "turn_of_others"))
+    return "\n\n".join(
+        [
+            markdown(["layer", *(heading for heading, _, _ in _STEPS)], rows),
+            f"Turns: median {turn} degrees; to the next step of another token {others}.",
+            markdown(["points after the head's own layer", "U less that at its own layer, nats a head"], away),
+        ]
     )
-    turn, others = ([each[name] for each in prompts] for name in ("turn", "turn_of_others"))
-    said = f"Turns: median {ranged(turn, '.0f')} degrees; to the next step of another token {ranged(others, '.0f')}."
-    return f"{markdown(head, rows)}\n\n{said}\n\n{away}"
 
 
-def _segments(found: Mapping[str, Any]) -> str:
-    pairs = ", ".join(f"{a} and {b} {value:.2f}" for a, b, value in found["pairs"])
-    rows = [[f"{apart} layers apart", f"{value:.3f}"] for apart, value in found["by_distance"].items()]
+def _segments(part: Part) -> str:
+    rows = [[f"{apart} layers apart", f"{value:.3f}"] for apart, value in part["by_distance"].items()]
     rows += [
-        ["random segments, by seed", ranged(found["random"])],
-        ["expected at random, d_head / d_model", f"{found['chance']:.3f}"],
-        ["largest cosine of a pair, mean", f"{found['largest']:.3f}"],
-        ["the same, random segments, by seed", ranged(found["random_largest"])],
-        ["a neuron's write in the segment of its layer that has most of it, mean", f"{found['neurons']:.3f}"],
-        ["the same, random lines, by seed", ranged(found["neurons_chance"])],
-        ["most alike", pairs],
+        ["random segments, by seed", ranged(part["random"])],
+        ["expected at random, d_head / d_model", f"{part['chance']:.3f}"],
+        ["largest cosine of a pair, mean", f"{part['largest']:.3f}"],
+        ["the same, random segments, by seed", ranged(part["random_largest"])],
+        ["a neuron's write in the segment of its layer that has most of it, mean", f"{part['neurons']:.3f}"],
+        ["the same, random lines, by seed", ranged(part["neurons_chance"])],
+        ["most alike", ", ".join(f"{a} and {b} {value:.2f}" for a, b, value in part["pairs"])],
     ]
     return markdown(["mean squared cosine of principal angles", ""], rows)
 
 
-def _probes(found: Mapping[str, Any]) -> str:
-    head = [
-        "",
-        "best head, by fold",
-        "all heads, by fold",
-        "shuffled labels",
-        "majority",
-        "random directions",
-        "table",
-        "top",
-    ]
-    rows = [
-        [
-            name,
-            ranged(each["best_by_fold"]),
-            ranged(each["mean_by_fold"]),
-            f"{ranged(each['shuffled_by_seed'])}, best {max(each['shuffled_best_by_seed']):.3f}",
-            ranged(each["majority_by_fold"]),
-            ranged(each["stream_by_seed"]),
-            ranged(each["table_by_fold"]),
-            ", ".join(f"{label} {value:.2f}" for label, value in each["top"]),
-        ]
-        for name, each in found.items()
-    ]
-    layers = next(iter(found.values()))["layers"]
-    columns = [
-        [f"L{layer}", *(f"{each['by_layer'][i]:.2f}, {each['best_by_layer'][i]:.2f}" for each in found.values())]
-        for i, layer in enumerate(layers)
-    ]
-    return f"{markdown(head, rows)}\n\n{markdown(['mean, best of the layer', *found], columns)}"
+#: Columns of the table of probes: heading, and what it says of a task.
+_PROBES: dict[str, Callable[[Part], str]] = {
+    "best head, by fold": lambda task: ranged(task["best_by_fold"]),
+    "all heads, by fold": lambda task: ranged(task["mean_by_fold"]),
+    "shuffled labels": lambda task: (
+        f"{ranged(task['shuffled_by_seed'])}, best {max(task['shuffled_best_by_seed']):.3f}"
+    ),
+    "majority": lambda task: ranged(task["majority_by_fold"]),
+    "random directions": lambda task: ranged(task["stream_by_seed"]),
+    "table": lambda task: ranged(task["table_by_fold"]),
+    "top": lambda task: ", ".join(f"{label} {value:.2f}" for label, value in task["top"]),
+}
 
 
-_TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+def _probes(part: Part) -> str:
+    rows = [[name, *(column(task) for column in _PROBES.values())] for name, task in part.items()]
+    layers = [
+        [f"L{layer}", *(f"{task['by_layer'][at]:.2f}, {task['best_by_layer'][at]:.2f}" for task in part.values())]
+        for at, layer in enumerate(next(iter(part.values()))["layers"])
+    ]
+    return f"{markdown(['', *_PROBES], rows)}\n\n{markdown(['mean, best of the layer', *part], layers)}"
+
+
+_TABLES: dict[str, Callable[[Part], str]] = {
     "gradients": _gradients,
     "memory": _memory,
     "motion": _motion,

@@ -87,11 +87,11 @@ def overlaps(twin: TwinBridge, layers: Sequence[int] | None = None) -> Overlaps:
     n_heads, d_head, d_model = spans.shape[1:]
     mean, largest = (torch.ones(len(chosen) * n_heads, len(chosen) * n_heads) for _ in range(2))
     for a in bar("Overlaps", range(len(chosen))):
-        mine, rest = slice(a * n_heads, (a + 1) * n_heads), slice(a * n_heads, None)
+        rows, rest = slice(a * n_heads, (a + 1) * n_heads), slice(a * n_heads, None)
         # This layer and later ones: the table is symmetric.
         cosines = angles(spans[a, :, None], spans[a:].flatten(0, 1))
         for table, block in ((mean, cosines.square().mean(-1)), (largest, cosines[..., 0])):
-            table[mine, rest], table[rest, mine] = block, block.T
+            table[rows, rest], table[rest, rows] = block, block.T
     return Overlaps(tuple(chosen), n_heads, d_head / d_model, mean, largest)
 
 

@@ -56,10 +56,10 @@ def tags(pieces: Sequence[str]) -> list[str]:
     text = "".join(pieces)
     words = [(match.start(), tag(match.group())) for match in _WORDS.finditer(text)]
     starts = [start for start, _ in words]
-    found, at = [], 0
+    named, at = [], 0
     for piece in pieces:
         visible = at + len(piece) - len(piece.lstrip())
         inside = visible if visible < at + len(piece) else at
-        found.append(words[bisect_right(starts, inside) - 1][1] if piece else "space")
+        named.append(words[bisect_right(starts, inside) - 1][1] if piece else "space")
         at += len(piece)
-    return found
+    return named

@@ -13,10 +13,9 @@ from allheads_labs.kit.fitting import Recipe
 from allheads_labs.kit.lab import Lab, Unit
 from allheads_labs.recurrence import costs
 from allheads_labs.recurrence.learners import KINDS, Learner
-from allheads_labs.recurrence.measures import GRID, accuracies, gradients
+from allheads_labs.recurrence.measures import GRID, accuracies, compared, gradients
 from allheads_labs.recurrence.report import claims, tables
 from allheads_labs.recurrence.training import train
-from allheads_labs.recurrence.twins import compared
 
 #: (kind, steps, learning rate, seeds of five, seconds). Time forces fewer seeds where only the sweep needs them.
 FULL = (
@@ -55,15 +54,15 @@ def run(unit: Unit) -> dict[str, Any]:
     if "cost of" in setting:
         return {"seconds": {str(length): costs.seconds(setting["cost of"], length) for length in setting["lengths"]}}
     learner, seconds = train(setting["kind"], Recipe(setting["steps"], setting["rate"]), unit.seed)
-    found: dict[str, Any] = {
+    findings: dict[str, Any] = {
         "size": learner.size(),
         "training_seconds": seconds,
         "accuracies": accuracies(learner, QUICK_GRID if setting["quick"] else GRID),
         "gradients": {"start": gradients(Learner(setting["kind"], unit.seed)), "end": gradients(learner)},
     }
     if setting["kind"] == "transformer":
-        found["twin"] = compared(learner)
-    return found
+        findings["twin"] = compared(learner)
+    return findings
 
 
 LAB = Lab("recurrence", 1, units, run, tables, claims)

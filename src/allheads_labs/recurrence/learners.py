@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from allheads_labs.kit.pair_embedding import PairEmbedding, PairModel
-from allheads_labs.kit.small_models import decoder
+from allheads_labs.kit.fitting import seeded
+from allheads_labs.kit.small_models import PairEmbedding, PairModel, decoder
 from allheads_labs.recurrence.task import D_VOCAB, KEYS, VALUES
 
 Kind = Literal["transformer", "lstm", "gru"]
@@ -25,8 +25,7 @@ class Learner(PairModel):
     def __init__(self, kind: Kind, seed: int) -> None:
         super().__init__()
         self.kind = kind
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             self.embed = PairEmbedding(KEYS, VALUES, D_MODEL, filler=True)
             if kind == "transformer":
                 self.body = decoder(D_VOCAB, N_CTX, d_model=D_MODEL)

@@ -1,14 +1,17 @@
-"""What is measured of a learner: recall by load and distance, and the gradient that arrives at the distant input."""
+"""What is measured of a learner: recall by load and distance, gradients at the distant input, and its twin."""
 
 from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from allheads_labs.kit.twins import side_by_side
 from allheads_labs.recurrence.learners import Learner
-from allheads_labs.recurrence.task import recall
+from allheads_labs.recurrence.task import VALUES, recall
 
 #: Test sequences of a cell, in portions that fit into memory; their seed, which no training has.
 SEQUENCES, PORTION, SEED = 256, 64, 10**6
@@ -62,7 +65,7 @@ def gradients(learner: Learner, count: int = 4) -> dict[str, float]:
     nothing underflows. Keys are strings, for JSON.
     """
     precise = copy.deepcopy(learner).double()
-    found = {}
+    sizes = {}
     for distance in GRADIENT_DISTANCES:
         draw = torch.Generator().manual_seed(SEED)
         batch = recall(draw, (count, GRADIENT_LENGTH), GRADIENT_LOAD, distances=[distance])
@@ -70,5 +73,24 @@ def gradients(learner: Learner, count: int = 4) -> dict[str, float]:
         chosen = precise.read(embedded).log_softmax(-1).gather(-1, batch.answers[..., None])
         (gradient,) = torch.autograd.grad(chosen.sum(), embedded)
         norms = gradient[:, GRADIENT_LENGTH - distance].norm(dim=-1).clamp_min(1e-300)
-        found[str(distance)] = math.exp(float(norms.log().mean()))
-    return found
+        sizes[str(distance)] = math.exp(float(norms.log().mean()))
+    return sizes
+
+
+def compared(learner: Learner) -> dict[str, Any]:
+    """Accuracies of the transformer and of its twin on the same sequences, largest differences, and patterns.
+
+    Uses the learner up: its network is wrapped.
+    """
+    batch = recall(torch.Generator().manual_seed(SEED + 1), (32, 256), 64, distances=[256])
+    both = side_by_side(learner.bridge(), batch.tokens)
+
+    def accuracy(logits: Tensor) -> float:
+        return float((logits[:, :VALUES].argmax(-1) == batch.answers[:, 0]).double().mean())
+
+    return {
+        **both.compared("accuracy", accuracy),
+        "logit_gap": float((both.twin - both.source)[:, :VALUES].abs().max()),
+        # The pair asked for is the first token: what the query gives it, by layer and head.
+        "looks": both.patterns[:, :, :, -1, 0].mean(1).tolist(),
+    }

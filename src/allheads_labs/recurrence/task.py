@@ -58,7 +58,7 @@ def recall(
     order[:, planted] = torch.arange(len(planted)) - float(len(planted))
     places = order.argsort(1)[:, :pairs]
     tokens = torch.full((size, length), FILLER).scatter(1, places, keys * VALUES + values)
-    asked = torch.randint(pairs, (size, queries), generator=draw)
+    queried = torch.randint(pairs, (size, queries), generator=draw)
     if distances:
-        asked = torch.arange(len(planted)).expand(size, -1)
-    return RecallBatch(torch.cat([tokens, QUERY + keys.gather(1, asked)], 1), values.gather(1, asked))
+        queried = torch.arange(len(planted)).expand(size, -1)
+    return RecallBatch(torch.cat([tokens, QUERY + keys.gather(1, queried)], 1), values.gather(1, queried))

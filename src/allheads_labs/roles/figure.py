@@ -33,11 +33,11 @@ def draw(results: Sequence[Result]) -> go.Figure:
         look = {"name": label, "line": {"color": colour, "dash": dash}}
         drawn.add_trace(line(dict(zip(steps(base[0]), points, strict=True)), **look))
     rows = summary(results)
-    for name, own in rows[rows["heads"] > 1].groupby("name", sort=False):
+    for name, points in rows[rows["heads"] > 1].groupby("name", sort=False):
         drawn.add_trace(
             go.Scatter(
-                x=own["accuracy"].tolist(),
-                y=own["looks"].tolist(),
+                x=points["accuracy"].tolist(),
+                y=points["looks"].tolist(),
                 mode="markers",
                 marker={"color": INK, "size": 8, "opacity": 0.7},
                 name=name,

@@ -35,7 +35,8 @@ def units(quick: bool, seeds: int) -> list[Unit]:
     if quick:
         settings = [BASE, BASE | {"heads": 1}]
     steps = QUICK_STEPS if quick else STEPS
-    return [Unit({**each, "steps": steps}, seed, _cost(each, steps)) for seed in range(seeds) for each in settings]
+    made = [(setting | {"steps": steps}, _cost(setting, steps)) for setting in settings]
+    return [Unit(setting, seed, cost) for seed in range(seeds) for setting, cost in made]
 
 
 def _cost(setting: dict[str, int], steps: int) -> float:

@@ -53,7 +53,7 @@ def carries(outputs: Float[Tensor, "batch head d_head"], answers: Int[Tensor, "b
     means, one covariance) made from the first half: a lower bound of the mutual information, 0 where it is negative.
     """
     read, half = outputs.double(), len(outputs) // 2
-    found = torch.zeros(outputs.shape[1], answers.shape[1], dtype=torch.float64)
+    bits = torch.zeros(outputs.shape[1], answers.shape[1], dtype=torch.float64)
     for attribute in range(answers.shape[1]):
         member = F.one_hot(answers[:, attribute], VALUES).double()
         means = torch.einsum("bv,bhd->hvd", member[:half], read[:half]) / member[:half].sum(0).clamp_min(1)[:, None]
@@ -64,8 +64,8 @@ def carries(outputs: Float[Tensor, "batch head d_head"], answers: Int[Tensor, "b
         gaps = read[half:, :, None] - means
         scores = -0.5 * torch.einsum("bhvd,hde,bhve->bhv", gaps, inverse, gaps)
         chosen = scores.log_softmax(-1).gather(-1, answers[half:, None, attribute, None].expand(-1, len(means), 1))
-        found[:, attribute] = math.log2(VALUES) + chosen.mean((0, 2)) / math.log(2)
-    return found.clamp_min(0)
+        bits[:, attribute] = math.log2(VALUES) + chosen.mean((0, 2)) / math.log(2)
+    return bits.clamp_min(0)
 
 
 def breaks(reader: Reader, batch: AttributeBatch) -> Tensor:
@@ -91,11 +91,11 @@ def clarity(name: str, shares: Float[Tensor, "head attribute"]) -> float | None:
     return mutual_information(shares)
 
 
-def summary(seen: HeadActivations, batch: AttributeBatch) -> dict[str, object]:
+def summary(activations: HeadActivations, batch: AttributeBatch) -> dict[str, object]:
     """All that is measured at a point of training, as JSON."""
-    looked, carried = looks(seen.patterns, batch.kinds), carries(seen.outputs, batch.answers)
+    looked, carried = looks(activations.patterns, batch.kinds), carries(activations.outputs, batch.answers)
     return {
-        "accuracy": accuracies(seen.logits, batch).tolist(),
+        "accuracy": accuracies(activations.logits, batch).tolist(),
         "looks": looked.tolist(),
         "carries": carried.tolist(),
         "clarity": {"looks": clarity("looks", looked), "carries": clarity("carries", carried)},

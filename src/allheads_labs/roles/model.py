@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from allheads_labs.kit.pair_embedding import PairEmbedding, PairModel
-from allheads_labs.kit.small_models import decoder
+from allheads_labs.kit.fitting import seeded
+from allheads_labs.kit.small_models import PairEmbedding, PairModel, decoder
 from allheads_labs.roles.task import ATTRIBUTES, D_VOCAB, KEYS, LENGTH, VALUES
 
 
@@ -31,8 +31,7 @@ class Reader(PairModel):
     def __init__(self, d_model: int, heads: int, layers: int, seed: int) -> None:
         super().__init__()
         self.heads = heads
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             self.embed = PairEmbedding(KEYS, ATTRIBUTES * VALUES, d_model, filler=False)
             self.body = decoder(D_VOCAB, LENGTH, d_model=d_model, n_heads=heads, n_layers=layers)
 
@@ -50,25 +49,25 @@ class Reader(PairModel):
         ]
         self.body.set_attn_implementation("eager")
         try:
-            found = self.body.transformer(inputs_embeds=self.embed(tokens), output_attentions=True)
+            run = self.body.transformer(inputs_embeds=self.embed(tokens), output_attentions=True)
         finally:
             self.body.set_attn_implementation("sdpa")
             for handle in handles:
                 handle.remove()
-        read = torch.cat([each.unflatten(-1, (self.heads, -1)) for each in outputs], 1)
-        patterns = torch.cat([each[:, :, -1, :-1] for each in found.attentions], 1)
-        return HeadActivations(self._answers(found), patterns, read)
+        read = torch.cat([output.unflatten(-1, (self.heads, -1)) for output in outputs], 1)
+        patterns = torch.cat([pattern[:, :, -1, :-1] for pattern in run.attentions], 1)
+        return HeadActivations(self._answers(run), patterns, read)
 
     @contextmanager
     def ablated(self, head: int) -> Iterator[None]:
         """Within the block a head, counted through all layers, says nothing at the question."""
-        layer, own = divmod(head, self.heads)
+        layer, number = divmod(head, self.heads)
         projection = self.body.transformer.h[layer].attn.c_proj
 
         def silence(_: nn.Module, given: Sequence[Tensor]) -> tuple[Tensor]:
-            said = given[0].unflatten(-1, (self.heads, -1)).clone()
-            said[:, -1, own] = 0
-            return (said.flatten(-2),)
+            heads = given[0].unflatten(-1, (self.heads, -1)).clone()
+            heads[:, -1, number] = 0
+            return (heads.flatten(-2),)
 
         handle = projection.register_forward_pre_hook(silence)
         try:
@@ -76,6 +75,6 @@ class Reader(PairModel):
         finally:
             handle.remove()
 
-    def _answers(self, found: Any) -> Tensor:
+    def _answers(self, run: Any) -> Tensor:
         unembed = self.body.lm_head.weight[: ATTRIBUTES * VALUES]
-        return (found.last_hidden_state[:, -1] @ unembed.mT).unflatten(-1, (ATTRIBUTES, VALUES))
+        return (run.last_hidden_state[:, -1] @ unembed.mT).unflatten(-1, (ATTRIBUTES, VALUES))

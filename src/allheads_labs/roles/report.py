@@ -66,10 +66,10 @@ def _mean_of_best(carries: Sequence[Sequence[float]]) -> float:
 
 def lag(result: Result, name: str) -> float | None:
     """How many doublings of steps later a series is halfway than accuracy is; None if one of them does not rise."""
-    own = series(result)
-    if own[name][-1] < _RISEN.get(name, 0.0):
+    values = series(result)
+    if values[name][-1] < _RISEN.get(name, 0.0):
         return None
-    ours, ability = halfway(steps(result), own[name]), halfway(steps(result), own["accuracy"])
+    ours, ability = halfway(steps(result), values[name]), halfway(steps(result), values["accuracy"])
     return None if ours is None or ability is None else math.log2(ours / ability)
 
 

@@ -54,9 +54,9 @@ def sequences(draw: torch.Generator, size: int) -> AttributeBatch:
     attribute = torch.arange(ATTRIBUTES)
     ids = (keys[..., None] * ATTRIBUTES + attribute) * VALUES + values
     order = torch.rand(size, LENGTH - 1, generator=draw).argsort(1)
-    asked = torch.randint(ENTITIES, (size,), generator=draw)
+    queried = torch.randint(ENTITIES, (size,), generator=draw)
     rows = torch.arange(size)
-    own = torch.arange(ENTITIES)[:, None] == asked[:, None, None]
-    kinds = torch.where(own, attribute, OTHER).flatten(1).gather(1, order)
-    tokens = torch.cat([ids.flatten(1).gather(1, order), QUERY + keys[rows, asked, None]], 1)
-    return AttributeBatch(tokens, values[rows, asked], kinds)
+    is_queried = torch.arange(ENTITIES)[:, None] == queried[:, None, None]
+    kinds = torch.where(is_queried, attribute, OTHER).flatten(1).gather(1, order)
+    tokens = torch.cat([ids.flatten(1).gather(1, order), QUERY + keys[rows, queried, None]], 1)
+    return AttributeBatch(tokens, values[rows, queried], kinds)

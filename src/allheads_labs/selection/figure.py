@@ -25,9 +25,9 @@ def draw(results: Sequence[Result]) -> go.Figure:
     drawn = figure([], "Error against data: who finds the tokens that matter?", height=440, x="", y="")
     width = 1 / len(settings)
     x, y = drawn.layout.xaxis.to_plotly_json(), drawn.layout.yaxis.to_plotly_json()
-    for number, ((target, *_), own) in enumerate(settings, 1):
-        drawn.add_traces(_lines(own, number))
-        sizes = own["n"].unique().tolist()
+    for number, ((target, *_), rows) in enumerate(settings, 1):
+        drawn.add_traces(_lines(rows, number))
+        sizes = rows["n"].unique().tolist()
         drawn.layout[f"xaxis{number}"] = x | {
             "type": "log",
             "title": {"text": f"{target}: training sequences"},
@@ -41,15 +41,15 @@ def draw(results: Sequence[Result]) -> go.Figure:
     return drawn
 
 
-def _lines(own: pd.DataFrame, panel: int) -> list[go.Scatter]:
+def _lines(rows: pd.DataFrame, panel: int) -> list[go.Scatter]:
     """Every learner in one setting, and the slope of the theory if it has one."""
     axes = {"xaxis": f"x{panel}", "yaxis": f"y{panel}"}
     lines = []
     for kind in KINDS:
-        points = {n: interval(values) for n, values in own[own["learner"] == kind].groupby("n")["value"]}
+        points = {n: interval(values) for n, values in rows[rows["learner"] == kind].groupby("n")["value"]}
         look = {"line": {"color": COLOURS[kind], "dash": DASHES[kind]}, "showlegend": panel == 1}
         lines.append(line(points, name=NAMES[kind], legendgroup=kind, **look, **axes))
-    theory = exponent(own["target"].iloc[0])
+    theory = exponent(rows["target"].iloc[0])
     if theory is not None:
         # Only the slope is predicted: the line begins where the transformer does.
         sizes, start = lines[0].x, lines[0].y[0]

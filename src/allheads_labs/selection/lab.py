@@ -67,15 +67,15 @@ def run(unit: Unit) -> dict[str, Any]:
     )
     sizes = setting["sizes"]
     made = train(setting["learner"], known, sizes, steps=setting["steps"], seed=unit.seed)
-    found: dict[str, Any] = {
+    findings: dict[str, Any] = {
         "parameters": sum(p.numel() for p in made[0].parameters()),
         "errors": {str(n): error(one, test) for n, one in zip(sizes, made, strict=True)},
     }
     attentive = [one for one in made if isinstance(one, AttentionBlock) and not one.frozen]
     if attentive:
-        found["attention"] = {str(n): attention(one, test) for n, one in zip(sizes, attentive, strict=True)}
-        found["twin"] = compared(attentive[-1], test)
-    return found
+        findings["attention"] = {str(n): attention(one, test) for n, one in zip(sizes, attentive, strict=True)}
+        findings["twin"] = compared(attentive[-1], test)
+    return findings
 
 
 def attention(one: AttentionBlock, test: Sequences) -> dict[str, Any]:
@@ -84,16 +84,16 @@ def attention(one: AttentionBlock, test: Sequences) -> dict[str, Any]:
     For fixed lags importance is 1 for the tokens that count and 0 for others.
     """
     with torch.no_grad():
-        seen = one.with_pattern(test.tokens)[1][..., :-1]
+        pattern = one.with_pattern(test.tokens)[1][..., :-1]
     three = test.importance.topk(len(LAGS), dim=-1).indices
-    every = test.importance[:, None].expand_as(seen)
+    every = test.importance[:, None].expand_as(pattern)
     one.frozen = True
     frozen = error(one, test)
     one.frozen = False
     return {
-        "correlation": float(rank_correlation(seen.mean(1), test.importance).mean()),
-        "heads": rank_correlation(seen, every).mean(0).tolist(),
-        "weight": float(seen.mean(1).gather(1, three).sum(1).mean()),
+        "correlation": float(rank_correlation(pattern.mean(1), test.importance).mean()),
+        "heads": rank_correlation(pattern, every).mean(0).tolist(),
+        "weight": float(pattern.mean(1).gather(1, three).sum(1).mean()),
         "error when frozen": frozen,
     }
 
@@ -103,8 +103,8 @@ def compared(one: AttentionBlock, test: Sequences) -> dict[str, float]:
     tokens, target = test.tokens[:TWIN], test.target[:TWIN]
     both = side_by_side(*one.bridge(tokens))
 
-    def missed(found: torch.Tensor) -> float:
-        return float((found[:, 0] - target).square().mean() / test.target.var(correction=0))
+    def missed(logits: torch.Tensor) -> float:
+        return float((logits[:, 0] - target).square().mean() / test.target.var(correction=0))
 
     with torch.no_grad():
         computed = one(tokens)

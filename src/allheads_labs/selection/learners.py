@@ -57,14 +57,14 @@ class AttentionBlock(nn.Module):
 
     def embedded(self, tokens: Float[Tensor, "*batch pos d_token"]) -> Float[Tensor, "*batch more d_model"]:
         """What the block reads: the tokens, then the reader."""
-        own = self.embed(tokens)
-        return torch.cat([own, self.reader.expand(*own.shape[:-2], 1, -1)], -2)
+        embedded = self.embed(tokens)
+        return torch.cat([embedded, self.reader.expand(*embedded.shape[:-2], 1, -1)], -2)
 
     def with_pattern(self, tokens: Float[Tensor, "*batch pos d_token"]) -> tuple[Tensor, Tensor]:
         """The numbers, and the pattern of the reading token ``[*batch head more]``; its last column is itself."""
         stream = self.embedded(tokens)
         queries, keys, values = self.attn(self.ln_1(stream)).chunk(3, -1)
-        keys, values = (each.unflatten(-1, (HEADS, -1)).transpose(-2, -3) for each in (keys, values))
+        keys, values = (rows.unflatten(-1, (HEADS, -1)).transpose(-2, -3) for rows in (keys, values))
         query = queries[..., -1, :].unflatten(-1, (HEADS, 1, -1))
         scores = (query @ keys.mT) / math.sqrt(D_MODEL / HEADS)
         pattern = torch.zeros_like(scores).softmax(-1) if self.frozen else scores.softmax(-1)

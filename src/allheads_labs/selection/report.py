@@ -42,7 +42,7 @@ def slope(rows: pd.DataFrame) -> Interval:
     >>> slope(rows).shown(".2f")
     '-0.50'
     """
-    return interval([np.polyfit(np.log(own["n"]), np.log(own["value"]), 1)[0] for _, own in rows.groupby("seed")])
+    return interval([np.polyfit(np.log(seed["n"]), np.log(seed["value"]), 1)[0] for _, seed in rows.groupby("seed")])
 
 
 def tables(results: Sequence[Result]) -> dict[str, str]:
@@ -152,14 +152,14 @@ def _ordered(results: Sequence[Result]) -> Iterator[Claim]:
     rows = _attention([result for result in results if "attention" in result.found])
     groups = rows[(rows["target"] == "relative") & (rows["n"] >= 2048)].groupby([*SETTING, "n"])
     if len(groups):
-        low = min((interval(values) for _, values in groups["value/correlation"]), key=lambda each: each.mean)
+        low = min((interval(values) for _, values in groups["value/correlation"]), key=lambda mean: mean.mean)
         text = "attention orders the tokens as importance does, 2,048 sequences and more: rank correlation 0.85"
         yield Claim(text, f"at least {low.shown()}", low.mean >= 0.85)
 
 
 def _falling(rows: pd.DataFrame) -> Iterator[Claim]:
-    for (target, *_), own in rows[rows["learner"] == "transformer"].groupby(SETTING, sort=False):
-        theory, ours = exponent(target), slope(own)
+    for (target, *_), group in rows[rows["learner"] == "transformer"].groupby(SETTING, sort=False):
+        theory, ours = exponent(target), slope(group)
         if theory is not None:
             text = f"{target} smoothness: the transformer's error falls at least as the theory says, n^{theory:.2f}"
             yield Claim(text, f"n^{ours.shown('.2f')}", ours.low <= theory)
@@ -168,11 +168,11 @@ def _falling(rows: pd.DataFrame) -> Iterator[Claim]:
 def _flat(rows: pd.DataFrame) -> Iterator[Claim]:
     """The transformer in a setting with more tokens, or more dimensions, against the first setting of its target."""
     firsts: dict[str, tuple[int, int, pd.DataFrame]] = {}
-    for (target, length, d_token), own in rows[rows["learner"] == "transformer"].groupby(SETTING, sort=False):
-        tokens, dimensions, base = firsts.setdefault(target, (length, d_token, own))
+    for (target, length, d_token), group in rows[rows["learner"] == "transformer"].groupby(SETTING, sort=False):
+        tokens, dimensions, base = firsts.setdefault(target, (length, d_token, group))
         if (length, d_token) == (tokens, dimensions) or length < tokens:
             continue
-        less, more = (interval(each[each["n"] == own["n"].max()]["value"]) for each in (base, own))
+        less, more = (interval(setting[setting["n"] == group["n"].max()]["value"]) for setting in (base, group))
         grown = f"{tokens} to {length} tokens" if length > tokens else f"tokens of {dimensions} to {d_token} dimensions"
         text = f"{target}, {grown}: the transformer's error stays flat (intervals overlap)"
         yield Claim(text, f"{less.shown()} to {more.shown()}", more.low <= less.high)

@@ -60,7 +60,7 @@ def exponent(kind: Kind) -> float | None:
     if kind == "relative":
         return None
     every = SMOOTHNESS[kind]
-    effective = min(every) if kind == "mixed" else 1 / sum(1 / each for each in every)
+    effective = min(every) if kind == "mixed" else 1 / sum(1 / a for a in every)
     return -2 * effective / (2 * effective + 1)
 
 
@@ -97,7 +97,7 @@ def blocks(kind: Kind) -> dict[tuple[int, ...], float]:
     smoothness = SMOOTHNESS[kind]
     made = {}
     for s in itertools.product(range(FINEST + 1), repeat=len(smoothness)):
-        steps = [a * each for a, each in zip(smoothness, s, strict=True)]
+        steps = [a * power for a, power in zip(smoothness, s, strict=True)]
         if any(s):
             made[s] = 2 ** -(sum(steps) if kind == "mixed" else max(steps))
     return made
@@ -130,9 +130,9 @@ def _relative(draw: torch.Generator, shape: tuple[int, int, int], fixed: torch.G
     # Importance is not a direction: it bends with another coordinate.
     raised = level + SHIFT * torch.randn(n, 1, generator=draw) - 0.5 * torch.sin(2 * others[..., 0])
     latent = torch.cat([raised[..., None], others], -1)
-    turn = torch.linalg.qr(torch.randn(d_token, d_token, generator=fixed))[0]
+    rotation = torch.linalg.qr(torch.randn(d_token, d_token, generator=fixed))[0]
     order = torch.rand(n, length, generator=draw).argsort(1)
-    tokens = (latent @ turn).gather(1, order[..., None].expand(-1, -1, d_token))
+    tokens = (latent @ rotation).gather(1, order[..., None].expand(-1, -1, d_token))
     return Sequences("relative", tokens, target, level.gather(1, order))
 
 

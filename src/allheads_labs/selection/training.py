@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from allheads_labs.kit.fitting import Recipe, cosine, fit
+from allheads_labs.kit.fitting import Recipe, cosine, fit, seeded
 from allheads_labs.selection.learners import Kind, learner
 from allheads_labs.selection.targets import Kind as Target
 from allheads_labs.selection.targets import Sequences
@@ -29,20 +29,19 @@ NOISE = 0.1
 def train(kind: Kind, known: Sequences, sizes: Sequence[int], *, steps: int, seed: int) -> list[nn.Module]:
     """A trained learner for each size, which has seen so many of the first sequences, in evaluation mode."""
     length, d_token = known.tokens.shape[1:]
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         made = [learner(kind, d_token, length, placed=known.kind != "relative")]
     made += [copy.deepcopy(made[0]) for _ in sizes[1:]]
     parameters, _ = stack_module_state(made)
     draw = torch.Generator().manual_seed(seed)
     targets = known.target + NOISE * torch.randn(len(known.target), generator=draw)
     limits = torch.tensor(sizes)[:, None]
-    program = vmap(lambda own, tokens: functional_call(made[0], own, (tokens,)))
+    program = vmap(lambda weights, tokens: functional_call(made[0], weights, (tokens,)))
 
     def loss(_: int) -> Tensor:
         rows = (torch.rand(len(sizes), ROWS, generator=draw) * limits).long()
-        found = program(parameters, known.tokens[rows])
-        return (found - targets[rows]).square().mean(1).sum()
+        numbers = program(parameters, known.tokens[rows])
+        return (numbers - targets[rows]).square().mean(1).sum()
 
     fit(list(parameters.values()), loss, Recipe(steps, RATES[known.kind], cosine, DECAY), clip_each)
     with torch.no_grad():
@@ -65,5 +64,5 @@ def clip_each(parameters: Sequence[nn.Parameter]) -> None:
 @torch.no_grad()
 def error(one: nn.Module, test: Sequences) -> float:
     """The mean squared error against targets without noise, as a share of their variance."""
-    found: Float[Tensor, " n"] = one(test.tokens)
-    return float((found - test.target).square().mean() / test.target.var(correction=0))
+    numbers: Float[Tensor, " n"] = one(test.tokens)
+    return float((numbers - test.target).square().mean() / test.target.var(correction=0))

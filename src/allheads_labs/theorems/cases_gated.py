@@ -9,10 +9,7 @@ from torch.nn import functional as F
 from allheads.gates import Gate, GateSum, activation_named
 from allheads.pure.runner import Norm
 from allheads_labs.theorems.cases import NEURONS, compared, evaluated, normal, stream
-from allheads_labs.theorems.domain import reach, worst_input
-from allheads_labs.theorems.gated import gated_heads
-from allheads_labs.theorems.limits import one_head_error, witness
-from allheads_labs.theorems.products import product_head
+from allheads_labs.theorems.gated import gated_heads, one_head_error, product_head, reach, witness, worst_input
 from allheads_labs.theorems.theorem import DIMENSIONS, Trial
 
 

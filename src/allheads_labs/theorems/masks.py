@@ -1,6 +1,6 @@
 r"""**A masking pattern can be weights.**
 
-*Claim.* For every boolean pattern ``seen [query key]`` without empty rows there is an attention head without a mask,
+*Claim.* For every boolean pattern ``mask [query key]`` without empty rows there is an attention head without a mask,
 on the stream augmented by a one-hot block for the positions (that of a bias token is its flag), whose patterns differ
 from the masked ones by as little as wanted.
 
@@ -17,6 +17,11 @@ and so an error of ``u (d_head + 2) (s + omega)`` where ``s = scale sum_c |q_c| 
 does not help for ever. `omega_within` takes the one that a tolerance asks for, or the best. Queries and keys are as
 computed: their own rounding is the same under a mask.
 
+*Ordinary heads need not notice the bias tokens* (`beside_bias_tokens`). On a stream with bias positions they write at
+the real positions what they write without, and nothing at the others: the one-hot block hides bias positions like any
+other mask, a bias position sees only itself, and what the head reads there is taken away by the rows of the block, so
+that its value is 0. The bound is that of the mask, times the largest value.
+
 *Source.* Huben & Morris 2023; the bound and the choice of omega are ours.
 """
 
@@ -26,11 +31,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from allheads import AllHeadsError
-from allheads.pure.runner import Heads, keys, queries, spread
+from allheads.pure.runner import Heads, allowed, attend, in_weights, keys, queries, spread
 
 
 @dataclass(frozen=True)
@@ -71,13 +76,8 @@ def rounding_bound(omega: float, size: float, d_head: int, keys: int, dtype: tor
 class MaskedScores:
     """What the choice of omega needs to know of scores.
 
-    Attributes:
-        spread: no hidden score exceeds the largest seen score of its row by more.
-        size: ``scale sum_c |q_c| |k_c| + |offset|``, at most.
-        hidden: hidden keys in a row, at most.
-        keys: keys in a row.
-        d_head: without the one-hot block.
-        dtype: of the scores.
+    No hidden score exceeds the largest seen score of its row by more than ``spread``; ``scale sum_c |q_c| |k_c| +
+    |offset|`` is ``size`` at most; a row has ``keys``, of which ``hidden`` at most are; d_head is without the block.
     """
 
     spread: float
@@ -97,12 +97,7 @@ class MaskedScores:
 def omega_within(tolerance: float | None, scores: MaskedScores) -> Omega:
     """The omega for which leak and rounding together stay within the tolerance, or are least if none is given.
 
-    Args:
-        tolerance: the largest error of an entry of a pattern.
-        scores: that are to be masked.
-
-    Raises:
-        AllHeadsError: a tolerance that the dtype cannot give (the message has the best one).
+    Raises `AllHeadsError` for a tolerance that the dtype cannot give (the message has the best one).
 
     >>> omega_within(1e-5, MaskedScores(3, 9, 20, 21, 1, torch.float32)).bound <= 1e-5
     True
@@ -126,15 +121,15 @@ def omega_within(tolerance: float | None, scores: MaskedScores) -> Omega:
     )
 
 
-def for_scores(x: Tensor, heads: Heads, seen: Bool[Tensor, "query key"], tolerance: float | None = None) -> Omega:
+def for_scores(x: Tensor, heads: Heads, mask: Bool[Tensor, "query key"], tolerance: float | None = None) -> Omega:
     """`omega_within` for the scores that these heads give these tokens."""
     size = heads.scale * (queries(x, heads).abs() @ keys(x, heads).abs().mT)
     if heads.bias_offsets is not None:
         size[:, :, len(x) :] += heads.bias_offsets.abs()[:, None]
     scores = MaskedScores(
-        spread=spread(x, heads, seen),
+        spread=spread(x, heads, mask),
         size=float(size.max()),
-        hidden=int((~seen).sum(-1).max()),
+        hidden=int((~mask).sum(-1).max()),
         keys=len(x) + heads.tokens,
         d_head=heads.W_O.shape[1],
         dtype=x.dtype,
@@ -142,23 +137,23 @@ def for_scores(x: Tensor, heads: Heads, seen: Bool[Tensor, "query key"], toleran
     return omega_within(tolerance, scores)
 
 
-def checked_mask(seen: Bool[Tensor, "query key"], shape: tuple[int, int]) -> Bool[Tensor, "query key"]:
+def checked_mask(mask: Bool[Tensor, "query key"], shape: tuple[int, int]) -> Bool[Tensor, "query key"]:
     """The mask, once it is boolean, of this shape and without empty rows; otherwise an error.
 
     >>> checked_mask(torch.eye(2).bool(), (2, 2)).shape
     torch.Size([2, 2])
     """
-    if seen.dtype != torch.bool:
-        raise AllHeadsError("a boolean mask", str(seen.dtype), "Write mask.bool(), True where a key is seen.")
-    if tuple(seen.shape) != shape:
+    if mask.dtype != torch.bool:
+        raise AllHeadsError("a boolean mask", str(mask.dtype), "Write mask.bool(), True where a key is seen.")
+    if tuple(mask.shape) != shape:
         remedy = "Bias tokens are the last keys; all heads share the mask."
-        raise AllHeadsError(f"a mask [query key] of shape {shape}", f"shape {tuple(seen.shape)}", remedy)
-    empty = (~seen.any(1)).nonzero()[:, 0].tolist()
+        raise AllHeadsError(f"a mask [query key] of shape {shape}", f"shape {tuple(mask.shape)}", remedy)
+    empty = (~mask.any(1)).nonzero()[:, 0].tolist()
     if empty:
         raise AllHeadsError(
             "a mask that leaves every query something to see", f"nothing in rows {empty}", "Let a token see itself."
         )
-    return seen
+    return mask
 
 
 def checked_omega(omega: float, dtype: torch.dtype) -> float:
@@ -188,3 +183,20 @@ def sliding_window(length: int, window: int) -> Bool[Tensor, "query key"]:
     5
     """
     return causal(length) & ~torch.ones(length, length).tril(-window).bool()
+
+
+def beside_bias_tokens(
+    x: Float[Tensor, "pos d_model"], heads: Heads, *, bias_tokens: int, omega: float
+) -> Float[Tensor, "all_pos d_model"]:
+    """What the heads write on x with bias positions behind it, without any mask.
+
+    >>> x = torch.randn(4, 6, generator=torch.manual_seed(0)).double()
+    >>> W = 0.3 * torch.randn(2, 6, 3).double()
+    >>> heads = Heads(W_Q=W, W_K=W.flip(0), W_V=W, W_O=W.mT, mask="causal")
+    >>> out = beside_bias_tokens(x, heads, bias_tokens=2, omega=80.0)
+    >>> bool((out[:4] - attend(x, heads, allowed(heads, 4))).abs().max() < 1e-11), out[4:].abs().max().item() < 1e-11
+    (True, True)
+    """
+    positions, rest = len(x) + bias_tokens, x.new_zeros(bias_tokens, x.shape[1])
+    stream = torch.cat([torch.cat([x, rest]), torch.eye(positions).to(x)], 1)
+    return attend(stream, in_weights(heads, allowed(heads, len(x)), omega, rest))[:, : x.shape[1]]

@@ -22,9 +22,9 @@ from allheads.pure.runner import Heads, patterns, scores, values
 
 
 def rounding(
-    x: Float[Tensor, "pos d_model"], heads: Heads, seen: Bool[Tensor, "head query key"], dtype: torch.dtype
+    x: Float[Tensor, "pos d_model"], heads: Heads, mask: Bool[Tensor, "head query key"], dtype: torch.dtype
 ) -> Float[Tensor, "pos d_model"]:
-    """Bound on ``|attend(x, heads, seen)`` in ``dtype`` less the same in exact arithmetic``|``, for float64 arguments
+    """Bound on ``|attend(x, heads, mask)`` in ``dtype`` less the same in exact arithmetic``|``, for float64 arguments
     and heads that do not rotate.
 
     >>> W = torch.eye(2, dtype=torch.float64)[:, :, None]
@@ -39,8 +39,8 @@ def rounding(
     offsets = heads.bias_offsets
     if offsets is not None:
         size = replace(size, bias_offsets=offsets.abs().masked_fill(offsets == -torch.inf, 0.0))
-    delta = (2 * (d_model + 2) + d_head + 3) * unit * scores(x.abs(), size).masked_fill(~seen, 0.0).amax(-1)
-    p = patterns(x, heads, seen)
+    delta = (2 * (d_model + 2) + d_head + 3) * unit * scores(x.abs(), size).masked_fill(~mask, 0.0).amax(-1)
+    p = patterns(x, heads, mask)
     off = moved(p, delta[..., None]) + (d_model + 2 * keys + n * d_head + 10) * unit * p
     return 1.01 * torch.einsum("hqk,hke,hed->qd", off, values(x.abs(), size), size.W_O)
 

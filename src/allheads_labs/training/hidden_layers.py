@@ -54,10 +54,10 @@ class HiddenHeads(nn.Module):
             {name: weights[name] for name in ("W_in", "W_out", "b_in", "b_out")}, approximate("silu"), "slots"
         )
         if not tied:
-            with self.bank.edit() as own:
+            with self.bank.edit() as heads:
                 # The gate's own shape stays; reading, value and writing are learned.
                 for name in ("W_K", "b_K", "bias_keys", "bias_offsets"):
-                    getattr(own, name).requires_grad_(False)
+                    getattr(heads, name).requires_grad_(False)
         if dropout != "none":
             self._drop(dropout, rate)
 
@@ -87,12 +87,12 @@ class HiddenHeads(nn.Module):
 
     def gates(self, x: Tensor) -> Tensor:
         """The patterns on self, ``[batch head pos]``."""
-        seen: list[Tensor] = []
+        patterns: list[Tensor] = []
         point = self.bank.hooks.hook_pattern_self
-        point.add_hook(lambda pattern, hook: seen.append(pattern))
+        point.add_hook(lambda pattern, hook: patterns.append(pattern))
         self.bank(x)
         point.remove_hooks()
-        return seen[0]
+        return patterns[0]
 
 
 def hidden_layer(form: Form, start: MLP, dropout: Dropout = "none", rate: float = 0.1) -> MLP | HiddenHeads:

@@ -16,6 +16,7 @@ import pandas as pd
 
 from allheads_labs.kit.lab import Lab, Result, Unit
 from allheads_labs.kit.table import Statistic, average, first, frame, table
+from allheads_labs.kit.text import documentation, texts_digest
 from allheads_labs.training.training import Setting, train
 
 SETTINGS = (
@@ -34,13 +35,14 @@ SETTINGS = (
 
 def lab(steps: int) -> Lab:
     """The lab with so many steps of every run. Steps are timed, so that no two runs are at work at once."""
-    return Lab("training", 1, partial(units, steps), run, tables, seeds=3, threads=None)
+    return Lab("training", 2, partial(units, steps), run, tables, seeds=3, threads=None)
 
 
 def units(steps: int, quick: bool, seeds: int) -> list[Unit]:
     """All settings, one seed after the other."""
+    text = texts_digest(documentation())
     return [
-        Unit({**asdict(setting), "steps": steps}, seed, steps / 30, alone=True)
+        Unit({**asdict(setting), "steps": steps, "text": text}, seed, steps / 30, alone=True)
         for seed in range(seeds)
         for setting in SETTINGS
     ]
@@ -48,9 +50,8 @@ def units(steps: int, quick: bool, seeds: int) -> list[Unit]:
 
 def run(unit: Unit) -> dict[str, Any]:
     """Train one model."""
-    setting = dict(unit.setting)
-    steps = setting.pop("steps")
-    return train(Setting(**setting), unit.seed, steps)
+    form, dropout, weight_decay = (unit.setting[name] for name in ("form", "dropout", "weight_decay"))
+    return train(Setting(form, dropout, weight_decay), unit.seed, unit.setting["steps"])
 
 
 def tables(results: Sequence[Result]) -> dict[str, str]:

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from allheads_labs.training.model import CONTEXT, ByteTransformer
-from allheads_labs.training.text import batch, documentation
+from allheads_labs.training.model import CONTEXT, ByteTransformer, batch, byte_tokens
 
 
 @torch.no_grad()
@@ -47,13 +46,13 @@ def gradient_gap(seed: int = 0) -> float:
     >>> gradient_gap() < 1e-10
     True
     """
-    windows = batch(documentation()[0], 4, CONTEXT, torch.Generator().manual_seed(seed))
-    found = []
+    windows = batch(byte_tokens()[0], 4, CONTEXT, torch.Generator().manual_seed(seed))
+    gradients = []
     for form in ("mlp", "tied"):
         model = ByteTransformer(seed).double().with_hidden(form, "none")
         model.loss(windows).backward()
-        found.append({name.replace("bank.", ""): p.grad for name, p in model.named_parameters()})
-    size = max(float(grad.abs().max()) for grad in found[0].values() if grad is not None)
-    assert found[0].keys() == found[1].keys()
-    pairs = [(found[0][name], found[1][name]) for name in found[0]]
+        gradients.append({name.replace("bank.", ""): p.grad for name, p in model.named_parameters()})
+    size = max(float(grad.abs().max()) for grad in gradients[0].values() if grad is not None)
+    assert gradients[0].keys() == gradients[1].keys()
+    pairs = [(gradients[0][name], gradients[1][name]) for name in gradients[0]]
     return max(float((a - b).abs().max()) for a, b in pairs if a is not None and b is not None) / size

@@ -1,17 +1,22 @@
-"""A small language model on bytes whose hidden layers are MLPs, tied heads or untied heads."""
+"""A small language model on bytes whose hidden layers are MLPs, tied heads or untied heads, and its text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from allheads_labs.kit.fitting import seeded
+from allheads_labs.kit.text import documentation
 from allheads_labs.training.hidden_layers import MLP, Dropout, Form, HiddenHeads, hidden_layer
-from allheads_labs.training.text import D_VOCAB
 
+D_VOCAB = 128
+#: The last part of the text is held out.
+HELD_OUT = 0.1
 CONTEXT, D_MODEL, N_HEADS, D_MLP, N_LAYERS = 64, 64, 4, 256, 2
 #: Of dropout.
 RATE = 0.1
@@ -43,8 +48,7 @@ class ByteTransformer(nn.Module):
 
     def __init__(self, seed: int) -> None:
         super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.embed = nn.Embedding(D_VOCAB, D_MODEL)
             self.positions = nn.Parameter(0.02 * torch.randn(CONTEXT, D_MODEL))
             self.blocks = nn.ModuleList(Block(_start()) for _ in range(N_LAYERS))
@@ -74,3 +78,26 @@ class ByteTransformer(nn.Module):
 def _start() -> MLP:
     W_in, W_out = torch.randn(D_MODEL, D_MLP) / D_MODEL**0.5, torch.randn(D_MLP, D_MODEL) / D_MLP**0.5
     return MLP(W_in, torch.zeros(D_MLP), W_out, torch.zeros(D_MODEL))
+
+
+@cache
+def byte_tokens() -> tuple[Tensor, Tensor]:
+    """Token ids of the training and of the held-out text; a byte beyond ASCII is a question mark.
+
+    >>> train, held_out = byte_tokens()
+    >>> int(train.max()) < D_VOCAB, len(train) > 8 * len(held_out)
+    (True, True)
+    """
+    tokens = torch.tensor(list("\n".join(documentation()).encode("ascii", "replace")))
+    split = int(len(tokens) * (1 - HELD_OUT))
+    return tokens[:split], tokens[split:]
+
+
+def batch(tokens: Tensor, size: int, length: int, draw: torch.Generator) -> Tensor:
+    """Random windows ``[batch pos + 1]``.
+
+    >>> batch(torch.arange(10), 3, 4, torch.Generator().manual_seed(0)).shape
+    torch.Size([3, 5])
+    """
+    starts = torch.randint(len(tokens) - length, (size,), generator=draw)
+    return tokens[starts[:, None] + torch.arange(length + 1)]

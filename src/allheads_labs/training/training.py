@@ -11,11 +11,10 @@ from torch import Tensor
 
 from allheads import AllHeadsError
 from allheads.progress import bar
-from allheads_labs.kit.fitting import Recipe, constant, fit
+from allheads_labs.kit.fitting import Recipe, constant, fit, seeded
 from allheads_labs.training.hidden_layers import Dropout, Form
 from allheads_labs.training.measures import evaluate, gate_statistics, parting
-from allheads_labs.training.model import CONTEXT, ByteTransformer
-from allheads_labs.training.text import batch, documentation
+from allheads_labs.training.model import CONTEXT, ByteTransformer, batch, byte_tokens
 
 BATCH, RATE = 16, 2e-3
 #: Held-out loss is taken this often.
@@ -44,7 +43,7 @@ def train(setting: Setting, seed: int, steps: int) -> dict[str, Any]:
     """
     if steps < 1:
         raise AllHeadsError("at least one step", str(steps), "The default is 600.")
-    text, held_out = documentation()
+    text, held_out = byte_tokens()
     model = ByteTransformer(seed).with_hidden(setting.form, setting.dropout)
     draw, losses, curve = torch.Generator().manual_seed(seed), [], {}
     evaluating = 0.0
@@ -58,14 +57,15 @@ def train(setting: Setting, seed: int, steps: int) -> dict[str, Any]:
     def loss(step: int) -> Tensor:
         if step and step % EVERY == 0:
             measure(step)
-        found = model.train().loss(batch(text, BATCH, CONTEXT, draw))
-        losses.append(found.item())
+        value = model.train().loss(batch(text, BATCH, CONTEXT, draw))
+        losses.append(value.item())
         progress.update()
-        return found
+        return value
 
     recipe = Recipe(steps, RATE, constant, setting.weight_decay)
     started = time.perf_counter()
-    with bar(setting.name, total=steps) as progress:
+    # Dropout draws from torch's global chance.
+    with bar(setting.name, total=steps) as progress, seeded(seed):
         fit([p for p in model.parameters() if p.requires_grad], loss, recipe, clip=lambda parameters: None)
     seconds = time.perf_counter() - started - evaluating
     measure(steps)

@@ -8,7 +8,6 @@ recall differ; ends of sentences count on neither side.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
@@ -21,20 +20,6 @@ THRESHOLD = 0.25
 Links = frozenset[tuple[int, int]]
 
 
-@dataclass(frozen=True)
-class Score:
-    """How links compare with the planted ones, over many sentences."""
-
-    precision: float
-    recall: float
-
-    @property
-    def f1(self) -> float:
-        """Their harmonic mean."""
-        total = self.precision + self.recall
-        return 2 * self.precision * self.recall / total if total else 0.0
-
-
 def links(weights: Float[Tensor, "to from"], pair: SentencePair) -> Links:
     """The links that attention makes in one pair; rows and columns beyond its words are ends and padding.
 
@@ -42,19 +27,21 @@ def links(weights: Float[Tensor, "to from"], pair: SentencePair) -> Links:
     >>> links(torch.tensor([[0.1, 0.9, 0.0]]), SentencePair(("the", "noun0"), ("NOUN0",), frozenset()))
     frozenset({(0, 1)})
     """
-    found = (weights[: len(pair.target), : len(pair.source)] >= THRESHOLD).nonzero().tolist()
-    return frozenset((to, here) for to, here in found)
+    places = (weights[: len(pair.target), : len(pair.source)] >= THRESHOLD).nonzero().tolist()
+    return frozenset((to, here) for to, here in places)
 
 
-def score(found: Sequence[Links], planted: Sequence[Links]) -> Score:
-    """Precision and recall of links over all sentences together.
+def score(read: Sequence[Links], planted: Sequence[Links]) -> dict[str, float]:
+    """Precision and recall of links over all sentences together, and their harmonic mean.
 
-    >>> score([frozenset({(0, 0), (1, 1)})], [frozenset({(0, 0)})])
-    Score(precision=0.5, recall=1.0)
+    >>> score([frozenset({(0, 0), (1, 1), (1, 2)})], [frozenset({(0, 0)})])
+    {'precision': 0.3333333333333333, 'recall': 1.0, 'f1': 0.5}
     """
-    common = sum(len(a & b) for a, b in zip(found, planted, strict=True))
-    ours, theirs = sum(map(len, found)), sum(map(len, planted))
-    return Score(common / ours if ours else 0.0, common / theirs if theirs else 0.0)
+    common = sum(len(a & b) for a, b in zip(read, planted, strict=True))
+    ours, theirs = sum(map(len, read)), sum(map(len, planted))
+    precision, recall = common / ours if ours else 0.0, common / theirs if theirs else 0.0
+    total = precision + recall
+    return {"precision": precision, "recall": recall, "f1": 2 * precision * recall / total if total else 0.0}
 
 
 def diagonal(pair: SentencePair) -> Links:

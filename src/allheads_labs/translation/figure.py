@@ -38,7 +38,7 @@ def draw(results: Sequence[Result]) -> go.Figure:
 
 
 def _map(example: Mapping[str, Any], pattern: Sequence[Sequence[Sequence[float]]], kind: str) -> go.Heatmap:
-    mean = [[sum(each) / len(pattern) for each in zip(*lines, strict=True)] for lines in zip(*pattern, strict=True)]
+    mean = [[sum(column) / len(pattern) for column in zip(*lines, strict=True)] for lines in zip(*pattern, strict=True)]
     # A row of the decoder is named by what it writes, a column by what it reads.
     writes, reads = example["target"], ["<s>", *example["target"][:-1]]
     columns = reads if kind == "decoder" else example["source"]

@@ -14,7 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from allheads import convert
 from allheads_labs.kit.lab import Lab, Unit
 from allheads_labs.kit.small_models import as_bridge
-from allheads_labs.translation.alignment import Links, diagonal, links, score
+from allheads_labs.translation.alignment import diagonal, links, score
 from allheads_labs.translation.language import SentencePair, TranslationBatch, batch, corpus
 from allheads_labs.translation.report import claims, tables
 from allheads_labs.translation.training import TranslationSetting, exact, logits_of, train, translate
@@ -49,20 +49,20 @@ def run(unit: Unit) -> dict[str, Any]:
     source = as_bridge(train(recipe, pairs, unit.seed), "toy translation")
     seconds = time.perf_counter() - started
     twin, test = convert(source), batch(held_out)
-    known = patterns(source, test)
+    of_model = patterns(source, test)
     with twin.evaluated("slots"):
-        seen = patterns(twin, test)
+        of_twin = patterns(twin, test)
         twin_exact = exact(translate(logits_of(twin), test), test.write)
     return {
         "training_seconds": seconds,
         "exact": exact(translate(logits_of(source), test), test.write),
-        "alignment": aligned(known, held_out, recipe.layers),
+        "alignment": aligned(of_model, held_out, recipe.layers),
         "twin": {
             "exact": twin_exact,
-            "pattern_gaps": {kind: _gap(known, seen, kind) for kind in KINDS.values()},
-            "alignment": aligned(seen, held_out, recipe.layers)["last layer"],
+            "pattern_gaps": {kind: _gap(of_model, of_twin, kind) for kind in KINDS.values()},
+            "alignment": aligned(of_twin, held_out, recipe.layers)["last layer"],
         },
-        "example": _example(known, seen, held_out),
+        "example": _example(of_model, of_twin, held_out),
     }
 
 
@@ -81,42 +81,37 @@ def patterns(model: TransformerBridge, given: TranslationBatch) -> dict[str, Ten
     return {short: cache[name] for name, short in names.items()}
 
 
-def aligned(seen: dict[str, Tensor], pairs: Sequence[SentencePair], layers: int) -> dict[str, dict[str, float]]:
+def aligned(attention: dict[str, Tensor], pairs: Sequence[SentencePair], layers: int) -> dict[str, dict[str, float]]:
     """Precision, recall and F1 of the links of cross-attention, heads averaged: of each layer, and of their mean."""
-    planted = [each.links for each in pairs]
-    each_layer = [seen[f"cross {layer}"].mean(1) for layer in range(layers)]
-    named = {f"layer {layer}": weights for layer, weights in enumerate(each_layer[:-1])} | {
-        "last layer": each_layer[-1]
-    }
+    by_layer = [attention[f"cross {layer}"].mean(1) for layer in range(layers)]
+    weights = {f"layer {layer}": mean for layer, mean in enumerate(by_layer[:-1])} | {"last layer": by_layer[-1]}
     if layers > 1:
-        named["layers averaged"] = torch.stack(each_layer).mean(0)
-    scored: dict[str, list[Links]] = {"diagonal": [diagonal(each) for each in pairs]}
-    for name, weights in named.items():
-        scored[name] = [links(weights[row], each) for row, each in enumerate(pairs)]
-    found = {name: score(each, planted) for name, each in scored.items()}
-    return {name: {"precision": s.precision, "recall": s.recall, "f1": s.f1} for name, s in found.items()}
+        weights["layers averaged"] = torch.stack(by_layer).mean(0)
+    read = {"diagonal": [diagonal(pair) for pair in pairs]}
+    read |= {name: [links(mean[row], pair) for row, pair in enumerate(pairs)] for name, mean in weights.items()}
+    return {name: score(sentences, [pair.links for pair in pairs]) for name, sentences in read.items()}
 
 
-def _gap(known: dict[str, Tensor], seen: dict[str, Tensor], kind: str) -> float:
-    return max(float((known[name] - seen[name]).abs().max()) for name in known if name.startswith(kind))
+def _gap(of_model: dict[str, Tensor], of_twin: dict[str, Tensor], kind: str) -> float:
+    return max(float((of_model[name] - of_twin[name]).abs().max()) for name in of_model if name.startswith(kind))
 
 
-def _example(known: dict[str, Tensor], seen: dict[str, Tensor], pairs: Sequence[SentencePair]) -> dict[str, Any]:
+def _example(of_model: dict[str, Tensor], of_twin: dict[str, Tensor], pairs: Sequence[SentencePair]) -> dict[str, Any]:
     """One sentence with all that was planted, if there is one, and its patterns, of the model and of the twin."""
     row = max(range(len(pairs)), key=lambda at: (_planted(pairs[at]), -len(pairs[at].source)))
-    one = pairs[row]
-    sizes = {"from": len(one.source) + 1, "to": len(one.target) + 1}
+    pair = pairs[row]
+    sizes = {"from": len(pair.source) + 1, "to": len(pair.target) + 1}
 
     def cut(pattern: Tensor, kind: str) -> list[Any]:
         rows, columns = sizes["from" if kind == "encoder" else "to"], sizes["to" if kind == "decoder" else "from"]
         return [[[round(w, 4) for w in line] for line in head] for head in pattern[row, :, :rows, :columns].tolist()]
 
     return {
-        "source": [*one.source, "</s>"],
-        "target": [*one.target, "</s>"],
-        "links": sorted(one.links),
-        "model": {name: cut(each, name.split()[0]) for name, each in known.items()},
-        "twin": {name: cut(each, name.split()[0]) for name, each in seen.items()},
+        "source": [*pair.source, "</s>"],
+        "target": [*pair.target, "</s>"],
+        "links": sorted(pair.links),
+        "model": {name: cut(pattern, name.split()[0]) for name, pattern in of_model.items()},
+        "twin": {name: cut(pattern, name.split()[0]) for name, pattern in of_twin.items()},
     }
 
 

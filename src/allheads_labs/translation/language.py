@@ -109,11 +109,11 @@ def corpus(seed: int, train: int, held_out: int) -> tuple[list[SentencePair], li
     0
     """
     draw = random.Random(seed)
-    found: dict[tuple[str, ...], SentencePair] = {}
-    while len(found) < train + held_out:
+    by_source: dict[tuple[str, ...], SentencePair] = {}
+    while len(by_source) < train + held_out:
         made = pair(draw)
-        found.setdefault(made.source, made)
-    pairs = list(found.values())
+        by_source.setdefault(made.source, made)
+    pairs = list(by_source.values())
     return pairs[:train], pairs[train:]
 
 
@@ -137,9 +137,9 @@ def batch(pairs: list[SentencePair]) -> TranslationBatch:
     >>> batch([SentencePair(("the", "noun0"), ("NOUN0",), frozenset({(0, 1)}))]).source.tolist()
     [[3, 6, 2]]
     """
-    source = _padded([[*(IDS[word] for word in each.source), END] for each in pairs])
-    read = _padded([[START, *(IDS[word] for word in each.target)] for each in pairs])
-    return TranslationBatch(source, read, _padded([[*(IDS[word] for word in each.target), END] for each in pairs]))
+    source = _padded([[*(IDS[word] for word in pair.source), END] for pair in pairs])
+    read = _padded([[START, *(IDS[word] for word in pair.target)] for pair in pairs])
+    return TranslationBatch(source, read, _padded([[*(IDS[word] for word in pair.target), END] for pair in pairs]))
 
 
 def _padded(rows: list[list[int]]) -> Tensor:

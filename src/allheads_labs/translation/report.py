@@ -83,8 +83,8 @@ def claims(results: Sequence[Result]) -> list[Claim]:
 
 def _links_are_found(models: pd.DataFrame) -> Iterator[Claim]:
     for layers, heads, where in READINGS:
-        own = models[(models["layers"] == layers) & (models["heads"] == heads)]
-        if len(own):
-            f1 = interval(own[f"alignment/{where}/f1"])
+        model = models[(models["layers"] == layers) & (models["heads"] == heads)]
+        if len(model):
+            f1 = interval(model[f"alignment/{where}/f1"])
             about = f"{layers}+{layers} layers, {heads} cross head{'s' if heads > 1 else ''}, {where}"
             yield Claim(f"cross-attention finds the links, F1 of 0.9: {about}", f1.shown(), f1.mean >= 0.9)

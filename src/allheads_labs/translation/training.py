@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from allheads_labs.kit.fitting import Recipe, fit
+from allheads_labs.kit.fitting import Recipe, fit, seeded
 from allheads_labs.kit.small_models import END, PAD, START, encoder_decoder
 from allheads_labs.translation.language import WORDS, SentencePair, TranslationBatch, batch
 
@@ -37,8 +37,7 @@ class TranslationSetting:
 
 def train(setting: TranslationSetting, pairs: Sequence[SentencePair], seed: int) -> Any:
     """The trained network, in evaluation mode."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         model = encoder_decoder(len(WORDS), N_CTX, n_layers=setting.layers, n_heads=setting.heads)
     draw = random.Random(seed)
 

@@ -14,10 +14,13 @@ import difflib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import transformers
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
 from transformer_lens.model_bridge import TransformerBridge
@@ -27,11 +30,48 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from allheads import AllHeadsError
+from allheads_labs.kit.fitting import seeded
 from allheads_labs.zoo.families import BARE, CHANGES, CLASSES, NATIVE, NOT_IN_FLOAT64, WITHOUT_CLASS
 from allheads_labs.zoo.inputs import random_inputs
-from allheads_labs.zoo.sample import NotBuilt, Sample
 from allheads_labs.zoo.settings import POSITIONS, SMALL, VOCABULARY, small
 from allheads_labs.zoo.weights import randomise
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The smallest random model of a family.
+
+    ``inputs`` are keyword arguments for this and any other bridge of the architecture. ``generates`` says that
+    ``bridge.original_model.generate`` works, with and without a cache; ``output`` what `run` gives.
+    """
+
+    name: str
+    bridge: TransformerBridge
+    inputs: dict[str, Any]
+    generates: bool
+    output: Literal["logits", "last_hidden_state"]
+
+    def run(self, bridge: TransformerBridge) -> Float[Tensor, "batch *positions out"]:
+        """What a bridge of this architecture gives for the inputs."""
+        with torch.no_grad():
+            return bridge(**self.inputs)
+
+
+class NotBuilt(AllHeadsError):  # noqa: N818 - it says what happened
+    """A family that is known and has no sample, with the reason in a sentence.
+
+    >>> raise NotBuilt("DreamModel", "its code would have to be downloaded")
+    Traceback (most recent call last):
+    ...
+    allheads_labs.zoo.building.NotBuilt: Expected a family that can be built from a configuration, got \
+DreamModel: its code would have to be downloaded. Take another of zoo.names().
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(
+            "a family that can be built from a configuration", f"{name}: {reason}", "Take another of zoo.names()."
+        )
+        self.name, self.reason = name, reason
 
 
 def names() -> list[str]:
@@ -62,9 +102,7 @@ def build(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Sa
         raise NotBuilt(name, WITHOUT_CLASS[name])
     if name in NOT_IN_FLOAT64 and dtype == torch.float64:
         raise NotBuilt(name, "its attention in transformers does not run in float64")
-    with _quiet(), torch.random.fork_rng(devices=[]):
-        # Unlike torch.manual_seed, this leaves other devices alone.
-        torch.default_generator.manual_seed(seed)
+    with _quiet(), seeded(seed):
         try:
             bridge = _native(dtype) if name == NATIVE else _bridge(name, _model(name, dtype), dtype)
         except (AllHeadsError, MemoryError):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from allheads import AllHeadsError, TwinBridge, convert, verify
-from allheads_labs.kit.markdown import markdown
+from allheads_labs.kit.table import markdown
 from allheads_labs.zoo import NotBuilt, Sample, build
 from allheads_labs.zoo.inputs import WORDS
 

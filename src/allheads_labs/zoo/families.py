@@ -23,24 +23,16 @@ CLASSES = {
 
 _REMOTE = "transformers has no class of this name: its code comes with a checkpoint and would have to be downloaded"
 #: Names that nothing here can build, and why.
-WITHOUT_CLASS = {
-    "BD3LM": _REMOTE,
-    "BaiChuanForCausalLM": _REMOTE,
-    "BaichuanForCausalLM": _REMOTE,
-    "DreamModel": _REMOTE,
-    "ExaoneForCausalLM": _REMOTE,
-    "GPT2LMHeadCustomModel": _REMOTE,
-    "GiddForDiffusionLM": _REMOTE,
-    "HyenaDNAForCausalLM": _REMOTE,
-    "InternLM2ForCausalLM": _REMOTE,
-    "LLaDA2MoeModelLM": _REMOTE,
-    "LLaDAModelLM": _REMOTE,
+WITHOUT_CLASS = dict.fromkeys(
+    (
+        *("BD3LM", "BaiChuanForCausalLM", "BaichuanForCausalLM", "DreamModel", "ExaoneForCausalLM"),
+        *("GPT2LMHeadCustomModel", "GiddForDiffusionLM", "HyenaDNAForCausalLM", "InternLM2ForCausalLM"),
+        *("LLaDA2MoeModelLM", "LLaDAModelLM", "OpenELMForCausalLM", "OuroForCausalLM", "QwenForCausalLM"),
+        *("RWKV7ForCausalLM", "RavenForCausalLM"),
+    ),
+    _REMOTE,
+) | {
     "NeelSoluOldForCausalLM": "it is a format of checkpoints, which TransformerLens loads as TransformerLensNative",
-    "OpenELMForCausalLM": _REMOTE,
-    "OuroForCausalLM": _REMOTE,
-    "QwenForCausalLM": _REMOTE,
-    "RWKV7ForCausalLM": _REMOTE,
-    "RavenForCausalLM": _REMOTE,
     "TransformerLensPretrain": "it wraps a network of the user's own, and TransformerLens ships none",
 }
 

@@ -14,70 +14,70 @@ VOCABULARY, POSITIONS = 96, 64
 IMAGE_ID = 95
 
 
-def _each(value: Any, names: str) -> dict[str, Any]:
+def _same(value: Any, names: str) -> dict[str, Any]:
     return dict.fromkeys(names.split(), value)
 
 
 #: What every configuration is given that has a field of this name. Widths differ where they may, so that no two
 #: axes are mistaken for each other.
 SMALL: dict[str, Any] = {
-    **_each(32, "hidden_size d_model n_embd word_embed_proj_dim attention_hidden_size lru_width projection_dim"),
-    **_each(32, "out_hidden_size projector_hidden_size output_proj_dims projector_input_dim projector_output_dim"),
-    **_each(48, "intermediate_size n_inner ffn_dim encoder_ffn_dim decoder_ffn_dim d_ff ffn_hidden_size"),
-    **_each(40, "intermediate_size_mlp"),
-    **_each(24, "moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size"),
-    **_each(24, "moe_shared_expert_intermediate_size"),
-    **_each(2, "num_hidden_layers n_layer n_layers num_layers num_decoder_layers encoder_layers decoder_layers depth"),
-    **_each(4, "num_attention_heads n_head n_heads num_heads attention_heads"),
-    **_each(4, "encoder_attention_heads decoder_attention_heads"),
-    **_each(2, "num_key_value_heads num_kv_heads"),
-    **_each(8, "head_dim d_kv kv_channels"),
-    **_each(VOCABULARY, "vocab_size decoder_vocab_size vocab_size_per_layer_input"),
-    **_each(POSITIONS, "max_position_embeddings n_positions n_ctx max_seq_len context_length"),
-    **_each(POSITIONS, "max_encoder_position_embeddings max_decoder_position_embeddings"),
+    **_same(32, "hidden_size d_model n_embd word_embed_proj_dim attention_hidden_size lru_width projection_dim"),
+    **_same(32, "out_hidden_size projector_hidden_size output_proj_dims projector_input_dim projector_output_dim"),
+    **_same(48, "intermediate_size n_inner ffn_dim encoder_ffn_dim decoder_ffn_dim d_ff ffn_hidden_size"),
+    **_same(40, "intermediate_size_mlp"),
+    **_same(24, "moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size"),
+    **_same(24, "moe_shared_expert_intermediate_size"),
+    **_same(2, "num_hidden_layers n_layer n_layers num_layers num_decoder_layers encoder_layers decoder_layers depth"),
+    **_same(4, "num_attention_heads n_head n_heads num_heads attention_heads"),
+    **_same(4, "encoder_attention_heads decoder_attention_heads"),
+    **_same(2, "num_key_value_heads num_kv_heads"),
+    **_same(8, "head_dim d_kv kv_channels"),
+    **_same(VOCABULARY, "vocab_size decoder_vocab_size vocab_size_per_layer_input"),
+    **_same(POSITIONS, "max_position_embeddings n_positions n_ctx max_seq_len context_length"),
+    **_same(POSITIONS, "max_encoder_position_embeddings max_decoder_position_embeddings"),
     # Shorter than a text, so that it matters.
-    **_each(4, "sliding_window window_size attention_window_size local_attention attention_chunk_size"),
+    **_same(4, "sliding_window window_size attention_window_size local_attention attention_chunk_size"),
     # Mixtures of experts.
-    **_each(4, "num_experts num_local_experts n_routed_experts moe_num_experts"),
-    **_each(2, "num_experts_per_tok moe_k top_k_experts"),
-    **_each(1, "n_shared_experts num_shared_experts moe_num_shared_experts first_k_dense_replace num_dense_layers"),
-    **_each(1, "n_group topk_group"),
+    **_same(4, "num_experts num_local_experts n_routed_experts moe_num_experts"),
+    **_same(2, "num_experts_per_tok moe_k top_k_experts"),
+    **_same(1, "n_shared_experts num_shared_experts moe_num_shared_experts first_k_dense_replace num_dense_layers"),
+    **_same(1, "n_group topk_group"),
     # Attention through low ranks, and its indexers.
-    **_each(16, "q_lora_rank kv_lora_rank o_lora_rank"),
-    **_each(4, "qk_rope_head_dim rotary_dim"),
-    **_each(8, "qk_nope_head_dim v_head_dim index_head_dim"),
-    **_each(2, "index_n_heads o_groups"),
-    **_each(4, "index_topk"),
+    **_same(16, "q_lora_rank kv_lora_rank o_lora_rank"),
+    **_same(4, "qk_rope_head_dim rotary_dim"),
+    **_same(8, "qk_nope_head_dim v_head_dim index_head_dim"),
+    **_same(2, "index_n_heads o_groups"),
+    **_same(4, "index_topk"),
     # State spaces and linear attention.
-    **_each(8, "mamba_n_heads mamba_num_heads mamba_d_head mamba_head_dim n_mamba_heads mamba_d_state ssm_state_size"),
-    **_each(8, "state_size mamba_chunk_size chunk_size time_step_rank mamba_dt_rank"),
-    **_each(8, "linear_key_head_dim linear_value_head_dim"),
-    **_each(2, "linear_num_key_heads mamba_n_groups mamba_ngroups n_groups"),
-    **_each(4, "linear_num_value_heads"),
-    **_each(64, "mamba_d_ssm"),
+    **_same(8, "mamba_n_heads mamba_num_heads mamba_d_head mamba_head_dim n_mamba_heads mamba_d_state ssm_state_size"),
+    **_same(8, "state_size mamba_chunk_size chunk_size time_step_rank mamba_dt_rank"),
+    **_same(8, "linear_key_head_dim linear_value_head_dim"),
+    **_same(2, "linear_num_key_heads mamba_n_groups mamba_ngroups n_groups"),
+    **_same(4, "linear_num_value_heads"),
+    **_same(64, "mamba_d_ssm"),
     # Images and sounds.
-    **_each(16, "image_size"),
-    **_each(4, "patch_size"),
-    **_each(16, "num_position_embeddings num_mel_bins max_source_positions"),
+    **_same(16, "image_size"),
+    **_same(4, "patch_size"),
+    **_same(16, "num_position_embeddings num_mel_bins max_source_positions"),
     # Special tokens.
-    **_each(0, "pad_token_id"),
-    **_each(1, "bos_token_id decoder_start_token_id"),
-    **_each(2, "eos_token_id forced_eos_token_id"),
-    **_each(IMAGE_ID, "image_token_id image_token_index"),
-    **_each(94, "video_token_id video_token_index"),
-    **_each(93, "audio_token_id audio_token_index"),
-    **_each(92, "boi_token_id boi_token_index image_start_token_id vision_start_token_id"),
-    **_each(91, "eoi_token_id eoi_token_index image_end_token_id vision_end_token_id"),
-    **_each(90, "boa_token_id eoa_token_id eoa_token_index video_start_token_id audio_bos_token_id"),
-    **_each(89, "video_end_token_id audio_eos_token_id cls_token_id sep_token_id eod_token_id"),
+    **_same(0, "pad_token_id"),
+    **_same(1, "bos_token_id decoder_start_token_id"),
+    **_same(2, "eos_token_id forced_eos_token_id"),
+    **_same(IMAGE_ID, "image_token_id image_token_index"),
+    **_same(94, "video_token_id video_token_index"),
+    **_same(93, "audio_token_id audio_token_index"),
+    **_same(92, "boi_token_id boi_token_index image_start_token_id vision_start_token_id"),
+    **_same(91, "eoi_token_id eoi_token_index image_end_token_id vision_end_token_id"),
+    **_same(90, "boa_token_id eoa_token_id eoa_token_index video_start_token_id audio_bos_token_id"),
+    **_same(89, "video_end_token_id audio_eos_token_id cls_token_id sep_token_id eod_token_id"),
 }
 #: Fields where None turns something off: it stays off.
 SWITCHES = frozenset(
-    {
-        *("sliding_window", "moe_intermediate_size", "num_experts", "top_k_experts"),
-        *("q_lora_rank", "n_group", "topk_group"),
-        *("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "forced_eos_token_id"),
-    }
+    (
+        *("sliding_window", "moe_intermediate_size", "num_experts", "top_k_experts", "q_lora_rank", "n_group"),
+        *("topk_group", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"),
+        "forced_eos_token_id",
+    )
 )
 
 
@@ -94,7 +94,7 @@ def small(default: PretrainedConfig, changes: Mapping[str, Any]) -> PretrainedCo
     before = vars(default)
     inner = {name: value for name, value in before.items() if isinstance(value, PretrainedConfig)}
     replaced = {name: value for name, value in changes.items() if isinstance(value, PretrainedConfig)}
-    known = {each.name for each in dataclasses.fields(default)} - set(changes)
+    known = {field.name for field in dataclasses.fields(default)} - set(changes)
     settings = {
         name: SMALL[name]
         for name in sorted(known & SMALL.keys())
@@ -123,4 +123,4 @@ def _layers(default: PretrainedConfig, known: set[str]) -> dict[str, Any]:
     kinds = list(dict.fromkeys(zip(*lists.values(), strict=True)))
     kinds += kinds[-1:] * (2 - len(kinds))
     columns = zip(*kinds, strict=True)
-    return {"num_hidden_layers": len(kinds)} | {name: list(each) for name, each in zip(lists, columns, strict=True)}
+    return {"num_hidden_layers": len(kinds)} | {name: list(column) for name, column in zip(lists, columns, strict=True)}

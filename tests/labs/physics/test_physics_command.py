@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import typer
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from allheads_labs.commands.physics import physics
@@ -57,6 +59,24 @@ def test_what_is_done_is_not_done_again(run, report, monkeypatch):
     again = run("--seeds", "2", "--json")
     assert json.loads(again.stdout) == report
     assert isinstance(run("--seeds", "1").exception, RuntimeError)
+
+
+def test_other_weights_in_the_same_folder_are_another_model(run, worded, tmp_path, monkeypatch):
+    def shares():
+        done = run("--seeds", "1", "--json", "--model", str(folder))
+        return json.loads(done.stdout)["parts"]["memory"]["shares"]
+
+    monkeypatch.setattr(parts, "PARTS", {"memory": parts.memory_shares})
+    monkeypatch.setattr("allheads_labs.physics.lab.PARTS", parts.PARTS)
+    folder = shutil.copytree(worded, tmp_path / "model")
+    before = shares()
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.1.self_attn.k_proj.weight"
+    save_file(weights | {name: weights[name].flip(1).contiguous()}, folder / "model.safetensors", {"format": "pt"})
+    after = shares()
+    assert before[0] == after[0] and before[1] != after[1]
+    shutil.copytree(worded, folder, dirs_exist_ok=True)
+    assert shares() == before
 
 
 def test_tables_go_into_a_document(run, report, tmp_path):

@@ -7,8 +7,8 @@ import torch
 
 import allheads as ah
 from allheads_labs import physics
-from allheads_labs.physics.probing import documentation
-from allheads_labs.physics.regression import RIDGE, Sums, Task
+from allheads_labs.kit.text import documentation
+from allheads_labs.physics.probing import RIDGE, Sums, Task
 from allheads_labs.physics.tags import TAGS, tag, tags
 
 FOLD = torch.arange(600) // 120

@@ -13,11 +13,10 @@ from typer.testing import CliRunner
 from allheads.cli.main import app
 from allheads.gates.approximation import approximate
 from allheads.gates.gates import Gate
-from allheads_labs.theorems import cases_gated, cases_mlp
-from allheads_labs.theorems.activation import activation_heads
-from allheads_labs.theorems.domain import reach, worst_input
+from allheads_labs.theorems import cases, cases_gated
 from allheads_labs.theorems.gallery import THEOREMS
-from allheads_labs.theorems.linear import linear_heads
+from allheads_labs.theorems.gated import reach, worst_input
+from allheads_labs.theorems.mlps import activation_heads, linear_heads
 from allheads_labs.theorems.theorem import Theorem, Trial, judged
 
 
@@ -47,7 +46,7 @@ WRONG = {
 
 @pytest.mark.parametrize("gates", WRONG.values(), ids=WRONG)
 def test_wrong_constructions_do_not_hold(gates):
-    assert not judged(Theorem("wrong", False, partial(cases_mlp.neurons, gates)), trials=3).holds
+    assert not judged(Theorem("wrong", False, partial(cases.neurons, gates)), trials=3).holds
 
 
 def test_a_wrong_gated_sum_does_not_hold():
@@ -97,7 +96,7 @@ def test_the_command_prints_json_and_a_table(monkeypatch):
 
 
 def test_the_command_fails_when_a_theorem_does(monkeypatch):
-    wrong = Theorem("wrong", False, partial(cases_mlp.neurons, WRONG["another slope"]))
+    wrong = Theorem("wrong", False, partial(cases.neurons, WRONG["another slope"]))
     monkeypatch.setattr("allheads_labs.theorems.gallery.THEOREMS", [wrong])
     done = CliRunner().invoke(app, ["theorems", "--trials", "1"])
     assert done.exit_code == 1

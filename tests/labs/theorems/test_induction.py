@@ -12,8 +12,7 @@ from allheads.gates.approximation import approximate
 from allheads.pure import run
 from allheads.pure.exporter import save
 from allheads.pure.runner import Heads
-from allheads_labs.theorems.induction import Transformer, attention_only
-from allheads_labs.theorems.mlp import PlainMLP
+from allheads_labs.theorems.mlps import PlainMLP, Transformer, attention_only
 
 CONTEXT, WIDTH = 64, 24
 

@@ -70,9 +70,10 @@ def certified(family: Family, theta: Array, name: str, activation: str, *, domai
     return Fit(name, gate_sum, _short(round(family.amplification(theta, t, (0.3 if gated else 1.0) + f), 2)))
 
 
-def _rounded_up(x: float, digits: int = 4) -> float:
-    unit = 10.0 ** (math.floor(math.log10(x)) - digits + 1)
-    return float(f"{(math.floor(x / unit) + 1) * unit:.{digits}g}")
+def _rounded_up(x: float) -> float:
+    """To four digits."""
+    unit = 10.0 ** (math.floor(math.log10(x)) - 3)
+    return float(f"{(math.floor(x / unit) + 1) * unit:.4g}")
 
 
 def jobs() -> list[tuple[str, str, float, Callable[[], Iterable[tuple[Family, Array]]]]]:

@@ -160,11 +160,9 @@ def _tails(gate_sum: GateSum, target: float) -> tuple[float, float]:
     reach = max(16.0, 2.0 / min(slopes))
     while True:
         sides = [_side_tail(gate_sum, side, limit, reach) for side, limit in ((1, 1), (-1, 0))]
-        fading = max(rounded_up(decaying + _activation_tail(gate_sum.activation.name, reach)) for decaying, _ in sides)
-        bound = max(
-            rounded_up(decaying + lasting + _activation_tail(gate_sum.activation.name, reach))
-            for decaying, lasting in sides
-        )
+        activation = _activation_tail(gate_sum.activation.name, reach)
+        fading = max(rounded_up(decaying + activation) for decaying, _ in sides)
+        bound = max(rounded_up(decaying + lasting + activation) for decaying, lasting in sides)
         if fading < 1e-3 * target or reach > 1e6:
             return reach, bound
         reach *= 1.5

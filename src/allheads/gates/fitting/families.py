@@ -37,11 +37,6 @@ class Family:
         """Bias tokens of all heads together."""
         return sum(self.tokens)
 
-    @property
-    def slots(self) -> int:
-        """Keys that one neuron's heads attend to: the cost of a gate sum."""
-        return self.heads + self.total_tokens
-
     @cached_property
     def head_of(self) -> NDArray[np.int_]:
         """The head of every token."""

@@ -15,7 +15,7 @@ Then all coefficients are refitted together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 
 import numpy as np
@@ -31,9 +31,9 @@ DEPTH = 17.8
 Gated = tuple[Family, Array]
 
 
-def gated_points(low: float, high: float, count: int = 420) -> Array:
+def gated_points(low: float, high: float) -> Array:
     """Points that are dense where the activation bends and geometric beyond."""
-    g = 3.0 * np.sinh(np.linspace(np.arcsinh(low / 3.0), np.arcsinh(high / 3.0), count))
+    g = 3.0 * np.sinh(np.linspace(np.arcsinh(low / 3.0), np.arcsinh(high / 3.0), 420))
     return np.clip(g, low, high)
 
 
@@ -84,12 +84,12 @@ def bump_family(pairs: tuple[int, ...]) -> Family:
 
 
 @cache
-def bumps(activation: str, pairs: tuple[int, ...], starts: int = 25) -> Gated:
+def bumps(activation: str, pairs: tuple[int, ...]) -> Gated:
     """Even gates for ``f(g) - g sigma(1.702 g)``, from seeded random starts."""
     g = np.unique(np.r_[np.linspace(0, 8, 200), np.linspace(8, 20, 60)])
     problem = Problem(g, evaluate(activation, g) - g * sigmoid(QUICK_GELU_SLOPE * g), np.full_like(g, FLOOR))
     family, rng, found = bump_family(pairs), np.random.default_rng([0, *pairs]), []
-    for _ in range(starts):
+    for _ in range(25):
         z = np.r_[np.zeros(len(pairs)), rng.normal(-1.0, 2.0, sum(pairs)), np.exp(rng.normal(0.7, 0.5, sum(pairs)))]
         z = least_squares(family, z, problem, ridge=1e-6)
         if np.abs(z[: len(pairs)]).max() < 10.0:
@@ -99,11 +99,9 @@ def bumps(activation: str, pairs: tuple[int, ...], starts: int = 25) -> Gated:
     return family, family.theta(z)
 
 
-def gelu_fits(
-    activation: str, domain: float, sizes: Iterable[tuple[int, tuple[int, ...]]], depth: float = 12.0
-) -> Iterator[Gated]:
+def gelu_fits(activation: str, domain: float, sizes: Sequence[tuple[int, tuple[int, ...]]]) -> Iterator[Gated]:
     """GELU by a ramp of B tokens, a gate of one, and bumps, for every ``(B, pairs of tokens per bump)``."""
-    sizes = list(sizes)
+    depth = 12.0
     problem = gated_problem(activation, gated_points(-24.0, domain))
     most = max(tokens for tokens, _ in sizes)
     starts = {len(s): (c, a, s) for c, a, s in silu_starts(domain, depth, QUICK_GELU_SLOPE, most)}
@@ -119,12 +117,12 @@ def gelu_fits(
         yield refitted(family, family.free(full), problem)
 
 
-def relu_fits(domain: float, fewest: int, most: int, depth: float = 8.0) -> Iterator[Gated]:
+def relu_fits(domain: float, fewest: int, most: int) -> Iterator[Gated]:
     """ReLU by a ramp of ``B - 1`` tokens and a gate, both switched on at 0 by a token of slope k.
 
     Near 0 the sum differs from ReLU like SiLU's ``W(1/e) / k``; k makes that a fifth of the ramp's own error.
     """
-    g = np.r_[0.0, np.geomspace(0.03, domain, 300)]
+    depth, g = 8.0, np.r_[0.0, np.geomspace(0.03, domain, 300)]
     problem = Problem(g, g + depth, FLOOR + g)
     for c, a, s in ramps(g, g + depth, FLOOR + g, most - 1):
         if len(s) < fewest - 1:

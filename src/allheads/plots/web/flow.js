@@ -43,7 +43,7 @@ function layout(nodes, count) {
 /** The picture; `choose` gets a node when it is clicked or entered. */
 function flow(graph, names, choose) {
   const { places, starts, top } = layout(graph.nodes, names.length);
-  const [width, height] = [LEFT + CELL * starts.at(-1) + 20, TOP + ROW * (top + 1) + 90];
+  const [width, height] = [LEFT + CELL * starts.at(-1) + 20, TOP + ROW * (top + 1) + 98];
   const most = Math.max(...graph.edges.map((edge) => Math.abs(edge[2])), 1e-9);
   const largest = Math.max(...graph.nodes.filter((node) => node.kind !== "T").map((node) => Math.abs(node.effect)), 1e-9);
   const sign = (value) => (value >= 0 ? "for" : "against");
@@ -64,7 +64,7 @@ function flow(graph, names, choose) {
     }, svg("path", { d: SHAPES[node.kind](node.kind === "T" ? 9 : size) }), svg("title", {}, describe(node)));
   });
   const axis = names.map((name, at) => svg("text", {
-    transform: `translate(${LEFT + CELL * (starts[at + 1] + starts[at + 2]) / 2} ${height - 82}) rotate(40)`, class: "axis",
+    transform: `translate(${LEFT + CELL * (starts[at + 1] + starts[at + 2]) / 2} ${height - 80}) rotate(40)`, class: "axis",
   }, `${at} ${name}`));
   for (let layer = 0; layer < top; layer += 5) {
     axis.push(svg("text", { x: 4, y: TOP + ROW * (top - layer) + 4, class: "axis" }, `L${layer}`));
@@ -111,5 +111,8 @@ function flow(graph, names, choose) {
     }
   });
   roving(picture, () => nodes, () => {});
-  return { element: el("div", {}, el("div", { class: "flow" }, picture), text), light };
+  const frame = el("div", { class: "flow" }, picture);
+  // Where the picture is wider than the page, the target is to be seen first: parts stand above and before it.
+  requestAnimationFrame(() => { frame.scrollLeft = places.get(graph.nodes[0].name)[0] - 0.8 * frame.clientWidth; });
+  return { element: el("div", {}, frame, text), light };
 }

@@ -56,7 +56,7 @@ class PatternPanel {
     const levels = pattern.levels();
     this.pattern = { ...pattern, levels, level: (row, column) => levels[row * pattern.columns + column] };
     this.pinned = null;
-    this.size = Math.max(1, Math.min(28, Math.floor(560 / Math.max(pattern.rows, pattern.columns))));
+    this.size = Math.max(1, Math.min(28, Math.floor(Math.min(560, this.element.clientWidth - 2) / Math.max(pattern.rows, pattern.columns))));
     this.strip();
     this.draw();
   }

@@ -6,10 +6,17 @@ const plotly = {
   modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]], // leaves out "Share chart"
 };
 
+/** On a phone a title is small and begins at the edge, and a legend stands below. */
+function narrow(layout) {
+  Object.assign(layout.title, { xref: "container", x: 0.02, font: { size: 12 } });
+  layout.legend = { orientation: "h", x: 0, y: -0.25 };
+}
+
 function plotView(root, { figure, views }) {
   const select = document.querySelector(`[data-plot="${root.id}"] select`);
   const draw = async () => {
     figure.layout.font.color = colour("--ink");
+    if (root.clientWidth < 640) narrow(figure.layout);
     if (views.length) {
       const view = views[Number(select.value)];
       const { title, z, ...rest } = view;

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import allheads as ah
 from allheads_labs import zoo
-from allheads_labs.physics.probing import documentation
+from allheads_labs.kit.text import documentation
 
 #: Enough for tiny models.
 TEXTS = [text[:4000] for text in documentation()[:12]]
