@@ -38,5 +38,5 @@ def test_what_is_not_recovered_is_found_out(writers, tmp_path, monkeypatch):
     for module in (disk, kills.ah.store.load, kills.ah.store.folder):
         monkeypatch.setattr(module, "recover", lambda folder: None)
     faults = kills.survivors(writers["twin"], tmp_path, True)
-    assert any("Check the path" in fault or "existing model" in fault for fault in faults)
+    assert any("a saved twin, to load" in fault for fault in faults)  # nothing is there
     assert any(": left" in fault for fault in faults)

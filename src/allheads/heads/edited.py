@@ -36,7 +36,8 @@ class EditedHeads(nn.Module):
         super().__init__()
         trained = shared.W_Q.requires_grad
         for name, tensor in self.layout(shared).items():
-            self.register_parameter(name, nn.Parameter(tensor.detach().clone(), requires_grad=trained))
+            copied = tensor.detach().clone(memory_format=torch.contiguous_format)
+            self.register_parameter(name, nn.Parameter(copied, requires_grad=trained))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EditedHeads:
         """Move with the model, and keep the gates' coefficients in float64 when the model is cast."""

@@ -90,8 +90,9 @@ def named_components(bridge: nn.Module, prefix: str = "") -> Iterator[tuple[str,
 def without_ends(component: nn.Module) -> Iterator[None]:
     """Let a bridge component compute without the hook points at its beginning and end, for a while."""
     modules: dict[str, nn.Module | None] = component._modules
-    ends = {name: modules[name] for name in ("hook_in", "hook_out") if name in modules}
-    modules.update({name: nn.Identity() for name in ends})
+    ends: dict[str, nn.Module | None] = {name: modules[name] for name in ("hook_in", "hook_out") if name in modules}
+    for name in ends:
+        modules[name] = nn.Identity()
     try:
         yield
     finally:

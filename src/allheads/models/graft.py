@@ -26,7 +26,13 @@ from allheads.models.mlps import ReplacedMLP, activation_of, projection_views
 
 def _of_heads(name: str) -> Any:
     """An attribute of a component that is its bank's."""
-    return property(lambda component: getattr(component.heads, name))
+
+    def read(component: Any) -> Tensor | None:
+        if name == "b_gate" and isinstance(component.heads, HeadBank) and component.heads.edited is not None:
+            raise AttributeError(name)  # TransformerLens looks at this one when it looks for hook points
+        return getattr(component.heads, name)
+
+    return property(read)
 
 
 class HeadBankBridge(GeneralizedComponent):

@@ -19,7 +19,7 @@ def left_out(network: nn.Module, known: Mapping[str, Tensor]) -> Iterator[tuple[
     """
     memory = {tensor.data_ptr() for tensor in known.values()}
     wanted = {id(parameter) for _, bank in _banks(network) for parameter in bank.everything()}
-    for name, parameter in network.state_dict(keep_vars=True).items():
+    for name, parameter in network.named_parameters():
         if id(parameter) in wanted and parameter.data_ptr() not in memory:
             yield network_path(name), parameter
 

@@ -90,7 +90,8 @@ def hooked(twin: TwinBridge, replaced: Sequence[ReplacedMLP]) -> list[str]:
     points = [point for layer in twin.layers for point in hook_points(layer.bank.hooks)]
     for unit in replaced:
         component = called(twin.original_model, unit.reads)
-        points += [*hook_points(component), *component.begins, *component.written, *component.ends]
+        if isinstance(component, HeadBankBridge):
+            points += [*hook_points(component), *component.begins, *component.written, *component.ends]
     found = {id(point): f"{point.name}: {hooks(point)} hooks in the twin" for point in points if hooks(point)}
     return list(found.values())
 
