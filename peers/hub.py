@@ -200,7 +200,9 @@ def _with_vocabulary(kind: str, changes: Mapping[str, Any], tokenizer: PreTraine
     """The zoo's settings for a class, the tokenizer's ids, and then a model's own settings."""
     default = getattr(transformers, kind).config_class()
     if "text_config" in vars(default):
-        text = CHANGES.get(kind, {}).get("text_config", {}) | {"vocab_size": len(tokenizer)}
+        words = ("vocab_size", "vocab_size_per_layer_input")
+        text = CHANGES.get(kind, {}).get("text_config", {})
+        text |= {name: len(tokenizer) for name in words if hasattr(default.text_config, name)}
         return CHANGES.get(kind, {}) | {"text_config": text} | dict(changes)
     given = {
         "vocab_size": len(tokenizer),
