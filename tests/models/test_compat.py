@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 from torch import nn
+from transformer_lens.model_bridge.sources.transformers import helpers
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import allheads as ah
@@ -128,3 +132,14 @@ def test_tensors_count_their_writes():
 
 def test_leaves_of_nested_arguments():
     assert compat.tree_leaves(([1, {"a": 2}], 3)) == [1, 2, 3], "torch.utils._pytree no longer has tree_leaves."
+
+
+def test_nothing_is_installed_while_a_model_is_read(monkeypatch):
+    monkeypatch.setenv("UV_OFFLINE", "0")
+    monkeypatch.delenv("PIP_NO_INDEX", raising=False)
+    with compat.offline():
+        assert os.environ["PIP_NO_INDEX"] == os.environ["UV_OFFLINE"] == "1"
+        assert huggingface_hub.constants.HF_HUB_OFFLINE
+    assert os.environ["UV_OFFLINE"] == "0" and "PIP_NO_INDEX" not in os.environ
+    source = inspect.getsource(helpers)
+    assert '"pip", "install"' in source, "TransformerLens installs nothing any more: compat.offline need not forbid it."

@@ -6,6 +6,7 @@ those libraries took away.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -147,13 +148,21 @@ def make_network(network_class: Any, config: Any, **options: Any) -> Any:
 
 @contextmanager
 def offline(really: bool = True) -> Iterator[None]:
-    """Let the Hugging Face libraries refuse the network, whatever a file that they read names."""
+    """Let the Hugging Face libraries refuse the network, whatever a file that they read names.
+
+    And let pip and uv: TransformerLens installs torchvision for processors of images, and with it another torch.
+    """
     before = huggingface_hub.constants.HF_HUB_OFFLINE
+    installers = {name: os.environ.get(name) for name in ("PIP_NO_INDEX", "UV_OFFLINE")}
     huggingface_hub.constants.HF_HUB_OFFLINE = before or really
+    os.environ |= dict.fromkeys(installers, "1") if really else {}
     try:
         yield
     finally:
         huggingface_hub.constants.HF_HUB_OFFLINE = before
+        for name, value in installers.items():
+            os.environ.pop(name, None)
+            os.environ |= {} if value is None else {name: value}
 
 
 def forget_quantisation(model: Any) -> None:
