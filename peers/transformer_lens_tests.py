@@ -97,9 +97,6 @@ def _pytest(folder: Path, tests: list[str], *, twins: bool, results: Path | None
         "PIP_NO_INDEX": "1",
         "UV_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
-        # A test installs torchvision where it is missing, and with it another torch.
-        "PIP_NO_INDEX": "1",
-        "PIP_FIND_LINKS": os.devnull,
         "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "ALLHEADS_PEERS_TWINS": str(int(twins)),
         "ALLHEADS_PEERS_RESULTS": str(results or os.devnull),
