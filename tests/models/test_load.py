@@ -15,6 +15,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertModel,
+    BertTokenizerFast,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -24,6 +26,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+import allheads as ah
 from allheads.errors import AllHeadsError
 from allheads.models.pretrained import load
 from allheads.models.reading import require_finite
@@ -474,3 +477,23 @@ def test_unnamed_architectures_are_read_as_language_models(folder):
 def test_models_that_transformer_lens_cannot_wrap(tmp_path):
     tiny_llama().model.save_pretrained(tmp_path)
     refused("TransformerLens can wrap", tmp_path)
+
+
+def test_an_encoder_without_a_head_comes_with_its_tokenizer_and_is_compared_by_what_it_gives(tmp_path):
+    """As in folders of sentence embeddings, where other libraries keep lists as JSON."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "on", "mat"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
+    tokenizer.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=32, **sizes)).save_pretrained(tmp_path)
+    (tmp_path / "data_config.json").write_text("[]")
+    source = ah.load(tmp_path)
+    assert source.to_tokens("the cat sat")[0].tolist() == tokenizer("the cat sat").input_ids == [2, 5, 6, 7, 3]
+    twin = ah.convert(source)
+    report = ah.verify(source, twin, ["the cat sat on the mat"])
+    assert report.passed and report.output == "last hidden state"
+    with twin.banks[1].edit() as heads:
+        heads.W_O[3] += 1.0
+    assert not ah.verify(source, twin, ["the cat sat on the mat"]).passed

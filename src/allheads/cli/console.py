@@ -24,10 +24,10 @@ WIDE = 160
 
 
 def printable(text: str) -> str:
-    """Text in which whatever is no letter, sign or space is escaped: names and tokens may move cursors, or be halves.
+    r"""Text in which whatever is no letter, sign or space is escaped: names and tokens may move cursors, or be halves.
 
     >>> print(printable("[bold] \x1b[2J \ud800"))
-    [bold] \\x1b[2J \\ud800
+    [bold] \x1b[2J \ud800
     """
     return "".join(
         letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode()

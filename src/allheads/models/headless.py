@@ -37,7 +37,8 @@ def _headless(adapter: Any, outer: str) -> Any:
     return type(f"Headless{adapter.__name__}", (adapter,), {"__init__": init, "prepare_model": prepare_model})
 
 
-_ADAPTERS = {
+#: Networks without a head that can be bridged.
+HEADLESS = {
     "BertModel": _headless(BertArchitectureAdapter, "bert"),
     "RobertaModel": _headless(RobertaArchitectureAdapter, "roberta"),
 }
@@ -45,5 +46,5 @@ _ADAPTERS = {
 
 def register_headless() -> None:
     """Let TransformerLens know these adapters; again does no harm."""
-    for name, adapter in _ADAPTERS.items():
+    for name, adapter in HEADLESS.items():
         ArchitectureAdapterFactory.register_adapter(name, adapter)

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from allheads.disk import named_path
 from allheads.errors import AllHeadsError
 from allheads.models.compat import offline
-from allheads.models.headless import register_headless
+from allheads.models.headless import HEADLESS, register_headless
 from allheads.models.origin import mark_loaded
 from allheads.models.reading import explained, no_progress_bars, read_model, require_finite
 from allheads.models.sources import PACKAGED, fetched, find_source
@@ -106,15 +106,17 @@ def _bridge(
 ) -> TransformerBridge:
     register_headless()
     with explained("a model that TransformerLens can wrap", "Its documentation lists the architectures."):
-        if tokenizer is None:  # token ids still work
-            bridge = build_bridge_from_module(model, type(model).__name__, hf_config=model.config)
+        # Asked of the original: TransformerLens swaps in a tokenizer that always adds the token, and
+        # removes it again where the default says so.
+        adds_bos = tokenizer is not None and _adds_bos(tokenizer)
+        kind = type(model).__name__
+        if tokenizer is None or kind in HEADLESS:  # token ids still work; of a headless model the class is believed
+            bridge = build_bridge_from_module(model, kind, hf_config=model.config, tokenizer=tokenizer)
         else:
-            # Asked of the original: TransformerLens swaps in a tokenizer that always adds the token, and
-            # removes it again where the default says so.
-            adds_bos = _adds_bos(tokenizer)
             bridge = TransformerBridge.boot_transformers(
                 str(folder), hf_model=model, tokenizer=tokenizer, device=model.device, dtype=dtype
             )
+        if tokenizer is not None:
             bridge.cfg.default_prepend_bos = adds_bos
     return bridge
 

@@ -29,8 +29,8 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _INDEX = ".safetensors.index.json"
 #: Files that a model of the Hub is made of.
 _WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
-#: Ends of the names of the files that transformers reads as JSON.
-_CONFIGS = (_INDEX, "config.json", "special_tokens_map.json")
+#: Files that transformers reads as JSON, beside indices; other libraries keep lists in theirs.
+_CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,9 @@ def _check_files(path: Path, names: list[str]) -> None:
     # The Hugging Face cache has its files beside the folders that show them.
     homes = [folder, folder.parents[1] / "blobs"] if folder.parent.name == "snapshots" else [folder]
     try:
-        configs = {name: read_json(path / name, dict[str, Any]) for name in names if name.endswith(_CONFIGS)}
+        configs = {
+            name: read_json(path / name, dict[str, Any]) for name in names if name in _CONFIGS or name.endswith(_INDEX)
+        }
         indices = [content.get("weight_map") for name, content in configs.items() if name.endswith(_INDEX)]
         shards = {shard for index in indices for shard in fitted(index, dict[str, str]).values()}
         if pickles := sorted(shard for shard in shards if not shard.endswith(".safetensors")):

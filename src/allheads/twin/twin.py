@@ -105,11 +105,11 @@ class TwinBridge(TransformerBridge):
         Raises `AllHeadsError`.
         """
         names = [layer.location.name for layer in self.layers]
-        if names != [f"blocks.{layer}.mlp" for layer in range(len(names))]:
+        if not names or names != [f"blocks.{layer}.mlp" for layer in range(len(names))]:
             stems = ", ".join(dict.fromkeys(layer.location.stem for layer in self.layers))
             raise AllHeadsError(
                 f"one stack of layers with one MLP each, to {what}",
-                f"banks at {stems}"[:200],
+                f"banks at {stems}"[:200] if names else "attention alone",
                 "Look at single heads with twin.heads() and ah.plots.attention.",
             )
 

@@ -87,11 +87,8 @@ def verify(
     layers = _prove_layers(twin, reading, seen, accumulated)
     apart = [*differences(source, twin, units), *hooked(twin, units)]
     noise = noise_floor(reading.body, network_inputs(source, runs[0]))
-    certified = max(layer.certified for layer in layers)
-    limits = Thresholds.default(source.cfg.dtype, certified)
-    if not any(layer.edited for layer in layers):  # edited heads cannot be collapsed
-        closed = closed_limit(noise, max(largest), len(layers), source.cfg.dtype)
-        limits = replace(limits, max_logit_error_closed=min(closed, limits.max_logit_error))
+    certified = max((layer.certified for layer in layers), default=0.0)
+    limits = _limits(source, layers, noise, max(largest))
     kl = torch.cat([gap.kl for gap in gaps])
     loss_source, loss_twin = torch.cat(losses, 1).mean(1).tolist()
     return Report(
@@ -117,6 +114,16 @@ def verify(
         differences=apart,
         unreached=unreached(source, runs, layers, not apart),
     )
+
+
+def _limits(source: TransformerBridge, layers: Sequence[LayerProof], noise: float | None, largest: float) -> Thresholds:
+    """The thresholds of figures: those of the dtype and the certificates, and, for `closed`, of rounding."""
+    certified = max((layer.certified for layer in layers), default=0.0)
+    limits = Thresholds.default(source.cfg.dtype, certified)
+    if any(layer.edited for layer in layers):  # edited heads cannot be collapsed
+        return limits
+    closed = closed_limit(noise, largest, len(layers), source.cfg.dtype)
+    return replace(limits, max_logit_error_closed=min(closed, limits.max_logit_error))
 
 
 def _as_processed(source: TransformerBridge, twin: TwinBridge) -> TransformerBridge:
@@ -160,7 +167,8 @@ def _compared(
             closed_out = run_bridge(twin, inputs)
     gap = logit_gap if output_kind(source) == "logits" else hidden_gap
     ids = inputs.get("input")
-    causal = ids is not None and out.shape[:-1] == ids.shape and source.adapter.supports_causal_loss
+    words = output_kind(source) == "logits" and source.adapter.supports_causal_loss
+    causal = words and ids is not None and out.shape[:-1] == ids.shape
     losses = torch.stack([token_losses(each, ids) if causal else each.new_zeros(0) for each in (out, twin_out)])
     accumulated = [_accumulated(unit, mine, theirs) for unit in units]
     largest = float(torch.nan_to_num(out, nan=0.0, posinf=0.0, neginf=0.0).abs().max())
