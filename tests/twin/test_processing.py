@@ -84,3 +84,18 @@ def test_what_reads_a_twin_reads_it_in_compatibility_mode(tiny, tokens, options)
     mine, theirs = (ah.corpus.sweep(model, ids, SweepSettings(context=17)) for model in (twin, processed))
     assert torch.equal(mine.statistics.open, theirs.statistics.open)
     assert torch.allclose(mine.statistics.squares, theirs.statistics.squares, rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", ["blocks.1.mlp.hook_patern", "blocks.0.mlp.hook_pst"])
+def test_a_name_that_is_no_hook_point_comes_with_names_that_are_like_it(tiny, tokens, wrong):
+    twin = ah.convert(tiny("gpt2"))
+    calls = [
+        lambda: twin.run_with_cache(tokens, names_filter=wrong),
+        lambda: twin.run_with_cache(tokens, names_filter=[wrong]),
+        lambda: twin.run_with_hooks(tokens, fwd_hooks=[(wrong, lambda value, hook: value)]),
+    ]
+    right = {"blocks.1.mlp.hook_patern": "blocks.1.mlp.hook_pattern", "blocks.0.mlp.hook_pst": "blocks.0.mlp.hook_post"}
+    for call in calls:
+        with pytest.raises(KeyError) as caught:
+            call()
+        assert f"Names like {wrong}: {right[wrong]}," in caught.value.__notes__[0]

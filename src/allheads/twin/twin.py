@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -193,7 +195,25 @@ class TwinBridge(TransformerBridge):
             large = {id(getattr(bank.hooks, name)) for bank in self.banks for name in HeadHooks.ON_REQUEST}
             with points_hidden(self, large):
                 return super().run_with_cache(input, return_cache_object, remove_batch_dim, **kwargs)
-        return super().run_with_cache(input, return_cache_object, remove_batch_dim, names_filter=names_filter, **kwargs)
+        kwargs["names_filter"] = names_filter
+        with self._close_matches():
+            return super().run_with_cache(input, return_cache_object, remove_batch_dim, **kwargs)
+
+    def run_with_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        """As in TransformerLens; the `KeyError` for a name that is no hook point has names that are like it."""
+        with self._close_matches():
+            return super().run_with_hooks(*args, **kwargs)
+
+    @contextmanager
+    def _close_matches(self) -> Iterator[None]:
+        try:
+            yield
+        except KeyError as error:
+            # TransformerLens quotes the name, or a list of names.
+            for name in re.findall(r"'([^']+)'", str(error.args[0])):
+                if close := difflib.get_close_matches(name, self.hook_dict, 3):
+                    error.add_note(f"Names like {name}: {', '.join(close)}. twin.hook_dict has all.")
+            raise
 
 
 def require_twin(model: Any) -> TwinBridge:
