@@ -6,6 +6,8 @@ import copy
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 import allheads as ah
 from allheads.heads.bank import HeadBank
@@ -187,3 +189,43 @@ def test_the_cache_takes_its_filter_by_position(pair, tokens):
     _, twin = pair
     _, cache = twin.run_with_cache(tokens, True, False, ["blocks.0.mlp.hook_z"])
     assert list(cache) == ["blocks.0.mlp.hook_z"]
+
+
+def _wide(tiny, factor):
+    """A Llama with gated GELUs, whose preactivations reach as far as the gains of its norms."""
+    source = tiny("llama", hidden_act="gelu_pytorch_tanh")
+    with torch.no_grad():
+        source.blocks[1].ln2.original_component.weight *= factor
+    return source
+
+
+def test_the_tolerance_is_the_tightest_that_a_wide_domain_allows(tiny, tokens):
+    source = _wide(tiny, 20.0)
+    with pytest.warns(UserWarning, match=r"of this twin is 5\.41e-07.*best for gelu_tanh on the domain of L1"):
+        twin = ah.convert(source)
+    assert twin.layers[1].domain.limit > 256.0 > twin.layers[0].domain.limit
+    assert twin.tolerance == twin.banks[1].gates.max_error > ah.gates.approximate("gelu_tanh", gated=True).max_error
+    assert ah.verify(source, twin, tokens).passed
+    with pytest.raises(ah.AllHeadsError, match=r"Pass tolerance=5\.41e-07: the best here is 5\.41e-07"):
+        ah.convert(source, tolerance=5e-7)
+    assert ah.convert(source, tolerance=5.41e-7).tolerance == 5.41e-7
+
+
+def test_a_domain_beyond_the_table_is_refused(tiny):
+    with pytest.raises(ah.AllHeadsError, match=r"domain \d+.*The largest domain for these sizes is 4096"):
+        ah.convert(_wide(tiny, 1000.0))
+
+
+def test_a_tokenizer_in_memory_stays_with_the_twin(tiny):
+    source = tiny("gpt2")
+    vocabulary = {"[BOS]": 0, "[UNK]": 1, "a": 2, "b": 3}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    source.tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="[BOS]", unk_token="[UNK]", pad_token="[UNK]"
+    )
+    source.tokenizer.init_kwargs.pop("name_or_path", None)
+    d_vocab = source.cfg.d_vocab
+    twin = ah.convert(source)
+    assert twin.tokenizer is source.tokenizer and twin.cfg.d_vocab == d_vocab
+    assert torch.equal(twin.to_tokens("a b a"), source.to_tokens("a b a"))
