@@ -51,7 +51,7 @@ def gradient_gap(seed: int = 0) -> float:
     for form in ("mlp", "tied"):
         model = ByteTransformer(seed).double().with_hidden(form, "none")
         model.loss(windows).backward()
-        gradients.append({name.replace("bank.", ""): p.grad for name, p in model.named_parameters()})
+        gradients.append({name.replace("bank.stored.", ""): p.grad for name, p in model.named_parameters()})
     size = max(float(grad.abs().max()) for grad in gradients[0].values() if grad is not None)
     assert gradients[0].keys() == gradients[1].keys()
     pairs = [(gradients[0][name], gradients[1][name]) for name in gradients[0]]

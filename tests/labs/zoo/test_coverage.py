@@ -125,7 +125,7 @@ def test_a_hidden_factor_is_noticed():
 
 
 def test_a_bank_that_is_not_put_in_place_is_noticed(monkeypatch):
-    monkeypatch.setattr(graft, "_replace_in_network", lambda *_: None)
+    monkeypatch.setattr(graft, "_becomes", lambda *_: None)
     with pytest.raises(ah.AllHeadsError, match=r"read by its heads only|that the output depends on"):
         ah.convert(zoo.build("LlamaForCausalLM").bridge)
 
