@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 # In the environment, the constraints hold for the packages that builds need, too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: help demo test check static suite fits coverage bench peers docs clean
+.PHONY: help demo test check static suite fits coverage bench peers docs adversary clean
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -53,6 +53,12 @@ bench: $(VENV)/.dev ## Speed and memory of twin and source, side by side, as JSO
 peers: $(VENV)/.dev ## TransformerLens' own tests, and five tools for interpretability, with twins (30 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python peers/tools.py
 	OMP_NUM_THREADS=1 $(BIN)/python peers/transformer_lens_tests.py
+
+adversary: $(VENV)/.dev ## Mutated twins, damaged files, killed writers, questions: attempts and failures by kind (an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.adversary.mutations --count 2000 --seed 0
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.adversary.files --count 5000 --seed 0
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.adversary.kills
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.adversary.attributions --count 500 --seed 0
 
 clean: ## Remove the environment and what the tools wrote
 	rm -rf $(VENV) allheads-report.html explore.html .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

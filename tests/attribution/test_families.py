@@ -4,48 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.adversary.attributions import CURVED, LINEAR, faults
 
 import allheads as ah
+from allheads.heads.frozen import FrozenGates
 from allheads_labs import zoo
 
-#: The end of these is curved: an activation in the head, or a cap of the logits.
-CURVED = ["BertForMaskedLM", "Gemma2ForCausalLM", "ModernBertDecoderForCausalLM", "NanoChatForCausalLM"]
-LINEAR = [
-    "ArceeForCausalLM",
-    "BloomForCausalLM",
-    "CodeGenForCausalLM",
-    "Cohere2ForCausalLM",
-    "Ernie4_5ForCausalLM",
-    "Exaone4ForCausalLM",
-    "FalconForCausalLM",
-    "GPT2LMHeadModel",
-    "GPTBigCodeForCausalLM",
-    "GPTJForCausalLM",
-    "GPTNeoForCausalLM",
-    "GPTNeoXForCausalLM",
-    "Gemma3ForCausalLM",
-    "Gemma4UnifiedForConditionalGeneration",
-    "GemmaForCausalLM",
-    "Glm4ForCausalLM",
-    "GraniteForCausalLM",
-    "HunYuanDenseV1ForCausalLM",
-    "Jais2ForCausalLM",
-    "LlamaForCausalLM",
-    "MinGPTForCausalLM",
-    "MptForCausalLM",
-    "NemotronForCausalLM",
-    "OPTForCausalLM",
-    "Olmo2ForCausalLM",
-    "OlmoForCausalLM",
-    "Phi3ForCausalLM",
-    "PhiForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-    "SmolLM3ForCausalLM",
-    "StableLmForCausalLM",
-    "Starcoder2ForCausalLM",
-    "TransformerLensNative",
-]
 #: What attribution cannot read is refused, in these words.
 REFUSED = {
     "Gemma4ForConditionalGeneration": "with 4 heads and 96 neurons in layer",
@@ -57,35 +21,14 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", LINEAR + CURVED)
 def test_random_questions(name):
-    twin = ah.convert(zoo.build(name, seed=2, dtype=torch.float64).bridge)
-    draw = torch.Generator().manual_seed(len(name))
-    ids = torch.randint(3, 64, (1, 9), generator=draw)
-    weights = torch.randn(twin.cfg.d_vocab_out, generator=draw, dtype=torch.float64)
-    at, rule = int(torch.randint(9, (), generator=draw)), ("half", "value", "gate")[len(name) % 3]
+    assert list(faults(name, seed=2)) == []
 
-    def target():
-        with torch.no_grad():
-            return float(twin(ids)[0, at] @ weights)
 
-    own, found = target(), ah.attribute(twin, ids, weights, position=at, rule=rule)
-    close = 1e-11 * max(1.0, abs(own), float(found.embeddings.abs().sum()))
-    assert abs(found.target_value - own) < close
-    assert abs(found.total - own) < close
-    assert found.completeness_error < 1e-12
-    assert (found.intercept != 0.0) == (name in CURVED)
-    for incomplete in ("live", "gradient"):
-        assert abs(ah.attribute(twin, ids, weights, position=at, rule=incomplete).target_value - own) < close
-    with ah.frozen(twin, ids, rule=rule):
-        assert abs(target() - own) < close
-        for table, point in ((found.heads, "attn.hook_z"), (found.neurons.transpose(1, 2), "mlp.hook_post")):
-            layer, index = (int(torch.randint(size, (), generator=draw)) for size in table.shape[:2])
-            taken = -3.0 * float(table[layer, index].sum())
-
-            def change(value, hook, index=index):
-                return value.index_copy(2, torch.tensor([index]), -2.0 * value[:, :, index : index + 1])
-
-            with twin.hooks(fwd_hooks=[(f"blocks.{layer}.{point}", change)]):
-                assert name in CURVED or abs(target() - own - taken) < 10 * close, point
+def test_a_wrong_answer_is_seen(monkeypatch):
+    """The heads of neurons write a thousandth too much while they are frozen."""
+    honest = FrozenGates.output
+    monkeypatch.setattr(FrozenGates, "output", lambda self, *args: 1.001 * honest(self, *args))
+    assert list(faults("GPT2LMHeadModel", seed=2))
 
 
 @pytest.mark.parametrize("name", REFUSED)

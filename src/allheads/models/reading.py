@@ -117,6 +117,9 @@ def require_plausible(config: Mapping[str, Any], tensors: int, weights: int) -> 
                 raise ValueError(f"{name} of {_short(number)}, with at most {tensors} tensors")
             if _SIZE.search(name) and number > max(_NUMBERS, weights):
                 raise ValueError(f"{name} of {_short(number)}, with {weights:,} bytes of weights")
+            # Some switch a size off with -1.
+            if ("layer" in name or _SIZE.search(name)) and number < (0 if "vocab" in name else -1):
+                raise ValueError(f"{name} of {_short(number)}")
 
 
 def _short(number: int) -> str:
