@@ -59,7 +59,7 @@ def _shared(name: str) -> Any:
                 f"Write `bank.{name}[...] = ...`, which changes the source's weights too, or edit heads.",
             )
 
-    return property(read, write)
+    return property(read, write, doc=f"``{name}`` of the MLP, which the neurons share; refused for edited heads.")
 
 
 class HeadBank(nn.Module):
