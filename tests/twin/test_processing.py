@@ -99,3 +99,22 @@ def test_a_name_that_is_no_hook_point_comes_with_names_that_are_like_it(tiny, to
         with pytest.raises(KeyError) as caught:
             call()
         assert f"Names like {wrong}: {right[wrong]}," in caught.value.__notes__[0]
+
+
+def test_processing_again_changes_nothing(tiny, tokens):
+    source = tiny("gpt2")
+    twin = ah.convert(source)
+    twin.enable_compatibility_mode(disable_warnings=True, center_unembed=False)
+    options, before = twin.processing, twin(tokens)
+    twin.enable_compatibility_mode(disable_warnings=True)
+    assert twin.processing == options
+    assert torch.equal(twin(tokens), before)
+    assert ah.verify(source, twin, tokens).passed
+
+
+def test_hooks_of_the_source_do_not_see_the_conversion(tiny, tokens):
+    source = tiny("llama")
+    source.add_hook("blocks.1.hook_resid_pre", lambda value, hook: 0 * value)
+    twin = ah.convert(source)
+    source.reset_hooks()
+    assert ah.verify(source, twin, tokens).passed

@@ -137,3 +137,12 @@ def test_optimisers_train_neurons_and_edits(tiny, tokens):
     assert losses[-1] < losses[0]
     assert twin.banks[0].edited.W_O.grad.abs().max() > 0
     assert twin.blocks[1].mlp.gate.weight.grad.abs().max() > 0
+
+
+def test_what_neurons_share_is_changed_in_place_or_not_at_all(tiny):
+    bank = ah.convert(tiny("gpt2")).banks[0]
+    with torch.no_grad():
+        bank.W_out *= 2.0
+        for other in (bank.W_out.clone(), bank.W_out[:3]):
+            with pytest.raises(ah.AllHeadsError, match="an assignment to W_out"):
+                bank.W_out = other

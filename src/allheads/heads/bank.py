@@ -52,7 +52,8 @@ def _shared(name: str) -> Any:
 
     def write(bank: HeadBank, value: Tensor) -> None:
         # What `bank.W_out *= 2` assigns has been written already.
-        if (shared := read(bank)) is None or value.data_ptr() != shared.data_ptr():
+        shared = read(bank)
+        if shared is None or (value.data_ptr(), value.shape) != (shared.data_ptr(), shared.shape):
             raise AllHeadsError(
                 "a change in place of what neurons share",
                 f"an assignment to {name}",

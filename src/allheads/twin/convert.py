@@ -108,8 +108,10 @@ def read(source: TransformerBridge) -> Reading:
     replaced = read_mlps(source, body)
     inputs = probe_inputs(body, source.cfg)
     paths = [*(path for path, _ in norm_modules(body)), *(group.reads for group in replaced)]
-    # What runs is the bridged network: some families cannot run without.
-    activations = observe(source.original_model, inputs, paths)
+    try:
+        activations = observe(body, inputs, paths)
+    except RuntimeError:  # some networks cannot run without their bridge, whose hooks then see the run
+        activations = observe(source.original_model, inputs, paths)
     return Reading(source, body, replaced, inputs, activations)
 
 

@@ -19,7 +19,7 @@ from allheads.heads.evaluate import Evaluation
 from allheads.heads.hooks import HeadHooks
 from allheads.models.attention import attention_layers
 from allheads.models.bridge import TransformerBridge, give_memory
-from allheads.models.compat import points_hidden
+from allheads.models.compat import points_hidden, weights_processed
 from allheads.models.locations import Location
 from allheads.models.origin import Origin, origin_of
 from allheads.models.read_mlps import untouched_modules
@@ -138,6 +138,8 @@ class TwinBridge(TransformerBridge):
         Neurons keep their preactivations, so gates and domains hold as before. Raises `AllHeadsError` for edited heads.
         """
         self._require_shared_banks()
+        if weights_processed(self):  # TransformerLens warns, and leaves them as they are
+            return super().process_weights(*args, **kwargs)
         give_memory(self)  # some foldings write in place
         super().process_weights(*args, **kwargs)
         options = inspect.signature(super().process_weights).bind(*args, **kwargs).arguments

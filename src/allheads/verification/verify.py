@@ -88,7 +88,8 @@ def verify(
     apart = [*differences(source, twin, units), *hooked(twin, units)]
     noise = noise_floor(reading.body, network_inputs(source, runs[0]))
     certified = max((layer.certified for layer in layers), default=0.0)
-    limits = _limits(source, layers, noise, max(largest))
+    closed = closed_limit(noise, max(largest), len(layers), source.cfg.dtype)
+    limits = _limits(layers, certified, closed, source.cfg.dtype)
     kl = torch.cat([gap.kl for gap in gaps])
     loss_source, loss_twin = torch.cat(losses, 1).mean(1).tolist()
     return Report(
@@ -116,13 +117,11 @@ def verify(
     )
 
 
-def _limits(source: TransformerBridge, layers: Sequence[LayerProof], noise: float | None, largest: float) -> Thresholds:
+def _limits(layers: Sequence[LayerProof], certified: float, closed: float, dtype: torch.dtype) -> Thresholds:
     """The thresholds of figures: those of the dtype and the certificates, and, for `closed`, of rounding."""
-    certified = max((layer.certified for layer in layers), default=0.0)
-    limits = Thresholds.default(source.cfg.dtype, certified)
+    limits = Thresholds.default(dtype, certified)
     if any(layer.edited for layer in layers):  # edited heads cannot be collapsed
         return limits
-    closed = closed_limit(noise, largest, len(layers), source.cfg.dtype)
     return replace(limits, max_logit_error_closed=min(closed, limits.max_logit_error))
 
 
