@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from allheads.attribution.attribution import Attribution
 from allheads.attribution.constants import constants, layers_of
@@ -26,13 +28,15 @@ from allheads.attribution.question import Question
 from allheads.attribution.rules import DEFAULT, Rule
 from allheads.corpus.averages import Means
 from allheads.errors import AllHeadsError
+from allheads.models.observe import Inputs
 from allheads.twin.capture import EMBEDDINGS
 from allheads.twin.prompt import Texts
+from allheads.twin.sites import sites
 from allheads.twin.twin import TwinBridge
 
 
 def attribute(
-    twin: TwinBridge, tokens: Texts, target: Target, *, rule: str | Rule = DEFAULT, position: int = -1
+    twin: TwinBridge, tokens: Texts | Inputs, target: Target, *, rule: str | Rule = DEFAULT, position: int = -1
 ) -> Attribution:
     r"""How much every embedding, head and neuron contributes to a target, at every position.
 
@@ -41,9 +45,10 @@ def attribute(
 
     Args:
         twin: from `ah.convert`.
-        tokens: a prompt, or its ids ``[pos]``.
-        target: a token (text or id), a pair (for, against), weights ``[d_vocab]``, or a function of the logits
-            ``[d_vocab]``. Where that, or the end of the network (a soft cap), is not linear, the result has an
+        tokens: a prompt, or its ids ``[pos]``; or arguments of the twin by name: ``{"input": ids, "decoder_input":
+            ids}`` for an encoder-decoder, ``{"input": image}`` for a model that sees.
+        target: a token (text or id) or a class, a pair (for, against), weights over the outputs, or a function of these
+            at one position: logits ``[d_vocab]``, or a hidden state ``[d_model]`` where there is no head. Where that, or the end of the network (a soft cap), is not linear, the result has an
             ``intercept``: what linear contributions cannot reach.
         rule: a name out of `allheads.attribution.rules`.
         position: where the target's logits are read; the last by default.
@@ -76,12 +81,12 @@ def answers(questions: Sequence[Question], means: Means | None = None) -> Iterat
     The twin is frozen until the last answer is taken.
     """
     first = questions[0]
-    twin, ids, rule = first.twin, first.ids, first.rule
+    twin, rule = first.twin, first.rule
     points = tuple(dict.fromkeys(point for question in questions for point in question.metric.hook_points))
     with differentiable(first) as parts:
         cache = ForwardCache(twin, points)
         with cache.recording():
-            logits = twin(ids)
+            logits = first.run()
         values = [question.metric.of(logits, cache.activations) for question in questions]
         direct = _direct_effects(cache, questions, values, means)
         for question, value, straight in zip(questions, values, direct, strict=True):
@@ -95,17 +100,17 @@ def by_source(question: Question) -> Tensor:
 
     Raises `AllHeadsError` where heads do not write ``pattern @ v``.
     """
-    twin, layers = question.twin, range(len(question.twin.layers))
-    patterns, values = ([f"blocks.{layer}.attn.hook_{name}" for layer in layers] for name in ("pattern", "v"))
+    written = [site for site in sites(question.twin) if site.kind == "A"]
+    patterns, values = ([f"{site.location.prefix}hook_{name}" for site in written] for name in ("pattern", "v"))
     points = (*question.metric.hook_points, *patterns, *values)
     with differentiable(question):
-        cache = ForwardCache(twin, points)
+        cache = ForwardCache(question.twin, points)
         with cache.recording():
-            value = question.metric.of(twin(question.ids), cache.activations)
-        gradients = torch.autograd.grad(value, [cache.activations[name] for name in cache.heads])
+            value = question.metric.of(question.run(), cache.activations)
+        gradients = torch.autograd.grad(value, [cache.activations[site.point] for site in written])
     shares = []
-    for gradient, *names in zip(gradients, cache.heads, patterns, values, strict=True):
-        z, pattern, v = (cache.activations[name].detach()[0] for name in names)
+    for gradient, site, *names in zip(gradients, written, patterns, values, strict=True):
+        z, pattern, v = (cache.activations[name].detach()[0] for name in (site.point, *names))
         v = v.repeat_interleave(max(1, z.shape[1] // v.shape[1]), 1)
         # Patterns may be shown in float32.
         carried = (
@@ -113,11 +118,13 @@ def by_source(question: Question) -> Tensor:
         )
         if not (carried - z).norm() <= ULPS * torch.finfo(pattern.dtype).eps * z.norm():
             raise AllHeadsError(
-                f"heads that write their pattern times {names[2]}",
-                f"{twin.cfg.architecture}, whose {names[0]} is something else",
+                f"heads that write their pattern times {names[1]}",
+                f"{question.twin.cfg.architecture}, whose {names[0]} is something else",
                 "What it carried cannot be split by source.",
             )
         shares.append(pattern.to(v) * torch.einsum("dhe,she->hds", gradient[0], v))
+    if len({share.shape for share in shares}) != 1 or len(cache.stacks) > 1:
+        raise AllHeadsError("one stack of equal layers", ", ".join(cache.stacks), "Split heads by source there.")
     return torch.stack(shares)
 
 
@@ -126,8 +133,8 @@ def _effects(
 ) -> dict[str, Any]:
     """Gradient times what is written, everywhere: embeddings, the stream, heads, neurons, constants."""
     fixed = constants(parts)
-    streams = cache.streams if metric.layer is None else cache.streams[: metric.layer + 1]
-    names = [*cache.embeddings, *streams, *cache.heads, *cache.neurons]
+    streams = cache.cuts(metric.stream)
+    names = [*dict.fromkeys([*cache.embeddings, *streams, *(site.point for site in cache.sites)])]
     tensors = [cache.activations[name] for name in names] + [tensor for _, tensor in fixed.values()]
     gradients = torch.autograd.grad(value, tensors, retain_graph=True, allow_unused=True)
     gradient = dict(zip([*names, *fixed], gradients, strict=True))
@@ -137,21 +144,27 @@ def _effects(
         return torch.zeros_like(written) if found is None else found.detach()[0] * written
 
     absolute = {name: effect(name, cache.activations[name].detach()[0]) for name in (*cache.embeddings, *streams)}
-    relative = {name: effect(name, _written(cache, name, means)) for name in names if name not in streams}
-    layers = layers_of(cache, {name: pair for name, pair in fixed.items() if gradient[name] is not None})
+    begins = {name: effect(name, _written(cache, name, means)) for name in cache.embeddings}
+    reached = {name: pair for name, pair in fixed.items() if gradient[name] is not None}
+    layers = layers_of(cache, reached, streams)
     values = {name: (float((gradient[name] * fixed[name][1].detach()).sum()), layer) for name, layer in layers.items()}
-    if EMBEDDINGS[2] in cache.embeddings:
-        values[EMBEDDINGS[2]] = (float(relative[EMBEDDINGS[2]].sum()), -1)
-    of_means = sum(float(absolute[name].sum()) - float(relative[name].sum()) for name in cache.embeddings)
+    if EMBEDDINGS[2] in begins:
+        values[EMBEDDINGS[2]] = (float(begins.pop(EMBEDDINGS[2]).sum()), -1)
+    of_means = sum(float(absolute[name].sum()) - float(begins[name].sum()) for name in begins)
+    effects = {site.name: effect(site.point, _written(cache, site.point, means)) for site in cache.sites}
     return {
-        "embeddings": relative[EMBEDDINGS[0]].sum(-1),
-        "positions": relative[EMBEDDINGS[1]].sum(-1) if EMBEDDINGS[1] in cache.embeddings else None,
+        "begins": {name.removesuffix(".hook_out"): written.sum(-1) for name, written in begins.items()},
         "constants": values,
-        "heads": torch.stack([relative[name].sum(-1).T for name in cache.heads]),
-        "neurons": torch.stack([relative[name] for name in cache.neurons]),
-        "stream": torch.stack([absolute[name].sum(-1) for name in streams]),
+        "effects": {s.name: effects[s.name].sum(-1).T if s.kind != "N" else effects[s.name] for s in cache.sites},
+        "stream": _stacked([absolute[name].sum(-1) for name in streams]),
         "baseline": of_means if means else 0.0,
     }
+
+
+def _stacked(streams: list[Tensor]) -> Tensor:
+    """Streams of two stacks may have different lengths: the shorter ends with zeros."""
+    length = max(len(stream) for stream in streams)
+    return torch.stack([functional.pad(stream, (0, length - len(stream))) for stream in streams])
 
 
 def _written(cache: ForwardCache, name: str, means: Means | None) -> Tensor:
@@ -176,53 +189,70 @@ def _direct_effects(
 
     Where every layer adds to the stream, the gradient at its end is that at the end of each layer, and is carried back
     through what the layer adds: for targets at different positions in one go, because nothing on this way leaves its
-    position. Norms after the sum change that, and so do targets inside the network: then it runs once more, with
-    everything that heads and neurons write cut off from what they read.
+    position. Norms after the sum change that, and so do targets inside the network, and more than one stack: then it
+    runs once more, with everything that heads and neurons write cut off from what they read.
     """
     metrics = [question.metric for question in questions]
-    if len({metric.position for metric in metrics}) < len(metrics):
+    if len(questions) > 1 and not _apart(cache, metrics):
         pairs = zip(questions, values, strict=True)
         return [_direct_effects(cache, [question], [value], means)[0] for question, value in pairs]
-    names, source = [*cache.heads, *cache.neurons], cache
-    if all(metric.layer is None and _adds_up(cache, metric.position) for metric in metrics):
+    points, source = [site.point for site in cache.sites], cache
+    if all(metric.stream is None and _adds_up(cache, metric.position) for metric in metrics):
         ends = [torch.autograd.grad(value, [cache.activations[cache.end]], retain_graph=True)[0] for value in values]
-        end = torch.stack(ends).sum(0)
-        gradients: list[Tensor | None] = [
-            _carried_back(cache, name, added, end) for name, added in zip(names, cache.added, strict=True)
-        ]
+        gradients = _carried_back(cache, torch.stack(ends).sum(0))
     else:
-        source = ForwardCache(cache.twin, cache.extra, cut=True)
+        source = ForwardCache(cache.twin, cache.extra, cut=True, begins=tuple(cache.embeddings))
         with source.recording():
-            logits = cache.twin(questions[0].ids)
+            logits = questions[0].run()
         total = torch.stack([metric.of(logits, source.activations) for metric in metrics]).sum()
-        gradients = list(torch.autograd.grad(total, [source.leaves[name] for name in names], allow_unused=True))
-    return [_at_position(source, dict(zip(names, gradients, strict=True)), m.position, means) for m in metrics]
+        leaves = [source.leaves[name] for name in points]
+        found = torch.autograd.grad(total, leaves, allow_unused=True) if total.requires_grad else [None] * len(leaves)
+        gradients = dict(zip(points, found, strict=True))
+    at = [metric.position for metric in metrics] if len(questions) > 1 else [None]
+    return [{"direct": _at_position(source, gradients, position, means)} for position in at]
+
+
+def _apart(cache: ForwardCache, metrics: Sequence[Metric]) -> bool:
+    """Do targets read the end of one stream at different positions?"""
+    return len(cache.stacks) == 1 and len({metric.position for metric in metrics}) == len(metrics)
 
 
 def _at_position(
-    cache: ForwardCache, gradients: dict[str, Tensor | None], position: int, means: Means | None
-) -> dict[str, Any]:
-    """Gradient times what is written, at one position: heads, then neurons."""
-    parts = []
-    for name, gradient in gradients.items():
-        written = _written(cache, name, means)[position]
-        parts.append(torch.zeros_like(written) if gradient is None else gradient[0, position] * written)
-    count = len(cache.heads)
-    heads = torch.stack([part.sum(-1) for part in parts[:count]])
-    return {"heads_direct": heads.detach(), "neurons_direct": torch.stack(parts[count:]).detach()}
+    cache: ForwardCache, gradients: dict[str, Tensor | None], position: int | None, means: Means | None
+) -> dict[str, Tensor]:
+    """Gradient times what is written by heads and neurons, at one position if several are in question."""
+    direct = {}
+    for site in cache.sites:
+        written, gradient = _written(cache, site.point, means), gradients[site.point]
+        part = torch.zeros_like(written) if gradient is None else gradient.detach()[0] * written
+        if position is not None:
+            part = part * (torch.arange(len(part), device=part.device) == position).view(-1, *[1] * (part.ndim - 1))
+        direct[site.name] = part.sum(-1).T if site.kind != "N" else part
+    return direct
 
 
-def _carried_back(cache: ForwardCache, name: str, added: str, gradient: Tensor) -> Tensor:
-    """The gradient at the end of the stream, carried back through what one layer's heads or neurons add."""
-    tensors = cache.activations
-    (carried,) = torch.autograd.grad(tensors[added], [tensors[name]], grad_outputs=gradient, retain_graph=True)
-    return carried
+def _carried_back(cache: ForwardCache, gradient: Tensor) -> dict[str, Tensor | None]:
+    """The gradient at the end of the stream, carried back through what each layer's heads or neurons add."""
+    tensors, found = cache.activations, {}
+    by_added = groupby(sorted(cache.sites, key=cache.added), cache.added)
+    for added, written in by_added:
+        points = [site.point for site in written]
+        carried = torch.autograd.grad(
+            tensors[added], [tensors[p] for p in points], gradient, retain_graph=True, allow_unused=True
+        )
+        found |= dict(zip(points, carried, strict=True))
+    return found
 
 
 def _adds_up(cache: ForwardCache, position: int) -> bool:
     """Is the end of the stream its beginning plus what attention and MLPs add?"""
-    first, end = (cache.activations[name][0, position].detach() for name in (cache.streams[0], cache.end))
-    added = [cache.activations[name][0, position].detach() for name in cache.added]
+    names = list(dict.fromkeys(cache.added(site) for site in cache.sites))
+    if not cache.whole or not all(name in cache.activations for name in names):
+        return False
+    first, end = (cache.activations[name][0, position].detach() for name in (cache.cuts()[0], cache.end))
+    if any(cache.activations[name].shape != cache.activations[cache.end].shape for name in names):
+        return False
+    added = [cache.activations[name][0, position].detach() for name in names]
     size = sum(float(part.abs().max()) for part in added)
     return bool((sum(added, first) - end).abs().max() <= ULPS * torch.finfo(end.dtype).eps * size)
 
@@ -238,10 +268,11 @@ def _checked(result: Attribution, dtype: torch.dtype) -> Attribution:
     if abs(gap) > close * max(abs(result.target_value), float(result.stream[last].abs().sum())):
         result = replace(result, intercept=gap)
     if result.completeness_error > close and dtype in (torch.float32, torch.float64):
+        twin = result.question.twin
+        others = f": perhaps {', '.join(twin.untouched)}" if twin.untouched else ""
         raise AllHeadsError(
             f"a network that is linear under rule {result.rule.name!r}",
-            f"{result.question.twin.cfg.architecture}, whose parts miss the whole by {result.completeness_error:.0e}"
-            " of their size",
-            "Something in its layers is not frozen: use rule='gradient'.",
+            f"{twin.cfg.architecture}, whose parts miss the whole by {result.completeness_error:.0e} of their size",
+            f"Something in its layers is not frozen{others}; use rule='gradient'.",
         )
     return result

@@ -18,7 +18,7 @@ from torch import Tensor
 from allheads.attribution.attribute import answer
 from allheads.attribution.attribution import Attribution
 from allheads.attribution.freezing import live
-from allheads.attribution.metric import Metric
+from allheads.attribution.metric import NOTHING, Metric
 from allheads.attribution.question import Question
 from allheads.attribution.rules import DEFAULT, Rule
 from allheads.corpus.averages import Means
@@ -93,7 +93,7 @@ def attribute_pattern(
     name, _, at = head.partition("@")
     if at and not at.lstrip("-").isdigit():
         raise AllHeadsError("a head and a position, such as L3.A5@7", repr(head), "Leave out @ for the last position.")
-    question = Question.of(twin, tokens, _nothing, rule, int(at) if at else -1)
+    question = Question.of(twin, tokens, NOTHING, rule, int(at) if at else -1)
     if not question.rule.complete:
         raise AllHeadsError("a rule that freezes everything", repr(question.rule.name), "Use value, gate or half.")
     heads = twin.index.heads(name)
@@ -102,11 +102,6 @@ def attribute_pattern(
         raise AllHeadsError("a neuron without a source", f"{source}", "It attends to its own token.")
     with live(twin):
         return _of_neuron(question, name, heads) if of_neuron else _of_head(question, heads[0], source)
-
-
-def _nothing(logits: Tensor) -> Tensor:
-    """The metric of a question whose own metrics come later."""
-    return logits.new_zeros(())
 
 
 def _of_neuron(question: Question, name: str, heads: list[Head]) -> PatternAttribution:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from allheads.attribution.question import Question
 from allheads.attribution.rules import Rule
 from allheads.corpus.averages import Means
 from allheads.errors import AllHeadsError
-from allheads.twin.labels import Kind, Label
+from allheads.twin.labels import Label
 
 if TYPE_CHECKING:
     import pandas
@@ -49,20 +49,69 @@ class Attribution:
     #: The target in the twin, and what the rule does not attribute; 0 for a linear target under a complete rule.
     target_value: float
     intercept: float
-    embeddings: Float[Tensor, " pos"]
-    positions: Float[Tensor, " pos"] | None
+    #: What every stream begins with, by position: ``embed``, ``pos_embed``, ``decoder_embed`` ..., or the first stream
+    #: of a stack that reads no tokens.
+    begins: dict[str, Float[Tensor, " pos"]]
     #: By name, in the order of the network; the second number is the layer, -1 before the first and n_layers after.
+    #: With several stacks, 1 is after all layers.
     constants: dict[str, tuple[float, int]]
-    heads: Float[Tensor, "layer head pos"]
-    neurons: Float[Tensor, "layer pos d_mlp"]
-    #: At the target's position; nothing is written into its logits from elsewhere.
-    heads_direct: Float[Tensor, "layer head"]
-    neurons_direct: Float[Tensor, "layer d_mlp"]
-    #: Contribution of the stream before each layer up to the one that reads the target, and after the last.
+    #: Of every sublayer that ran, ``[head pos]`` or ``[pos d_mlp]``: ``L3.A``, ``L3.N``, ``L3.M2.N``, ``DL3.X``.
+    effects: dict[str, Float[Tensor, "_ _"]]
+    #: The same for what goes straight into the target.
+    direct: dict[str, Float[Tensor, "_ _"]]
+    #: Contribution of the stream before each layer up to the one that reads the target, and after the last. With
+    #: several stacks, the last row is the end of the last.
     stream: Float[Tensor, "cut pos"]
     #: What contributions are relative to, and what the mean embeddings contribute.
     means: Means | None = None
     baseline: float = 0.0
+
+    @property
+    def embeddings(self) -> Float[Tensor, " pos"]:
+        """What the tokens contribute by themselves: those that the decoder has written, beside an encoder."""
+        return self.begins[self._own(("decoder_embed", "decoder_blocks.0.hook_resid_pre", "embed"))]
+
+    @property
+    def positions(self) -> Float[Tensor, " pos"] | None:
+        """What learned positions contribute, where the stream begins with them, too."""
+        return self.begins.get("decoder_pos_embed" if "decoder_embed" in self.begins else "pos_embed")
+
+    def _own(self, names: tuple[str, ...]) -> str:
+        return next((name for name in names if name in self.begins), next(iter(self.begins)))
+
+    @cached_property
+    def heads(self) -> Float[Tensor, "layer head pos"]:
+        """Effects of ordinary heads in a stack of equal layers.
+
+        Raises `AllHeadsError` for any other network: see `effects`.
+        """
+        return self._table(self.effects, "A")
+
+    @cached_property
+    def neurons(self) -> Float[Tensor, "layer pos d_mlp"]:
+        """Effects of neurons in a stack of equal layers. Raises `AllHeadsError` as `heads` does."""
+        return self._table(self.effects, "N")
+
+    @cached_property
+    def heads_direct(self) -> Float[Tensor, "layer head"]:
+        """What heads write straight into the target. Raises `AllHeadsError` as `heads` does."""
+        return self._table(self.direct, "A").sum(2)
+
+    @cached_property
+    def neurons_direct(self) -> Float[Tensor, "layer d_mlp"]:
+        """What neurons write straight into the target. Raises `AllHeadsError` as `heads` does."""
+        return self._table(self.direct, "N").sum(1)
+
+    def _table(self, effects: dict[str, Tensor], kind: str) -> Tensor:
+        names = [name for name in effects if name.endswith(f".{kind}")]
+        shapes = {effects[name].shape for name in names}
+        if len(shapes) != 1 or names != [f"L{layer}.{kind}" for layer in range(len(names))]:
+            raise AllHeadsError(
+                "one stack of layers with the same heads and neurons in each",
+                ", ".join(f"{name} {tuple(effects[name].shape)}" for name in names)[:200] or f"none at .{kind}",
+                "Read found.effects and found.direct, by sublayer, or found.top().",
+            )
+        return torch.stack([effects[name] for name in names])
 
     @property
     def rule(self) -> Rule:
@@ -135,7 +184,7 @@ class Attribution:
         if not 0 <= layer < len(self.stream):
             raise AllHeadsError(f"a cut from 0 to {len(self.stream) - 1}", str(layer), "Cuts are before layers.")
         if layer == 0:
-            stream = float(self.embeddings.sum()) + (0.0 if self.positions is None else float(self.positions.sum()))
+            stream = sum(float(begin.sum()) for begin in self.begins.values())
             return stream + sum(value for value, _ in self.constants.values()) + self.intercept + self.baseline
         after = sum(value for value, at in self.constants.values() if at >= layer)
         return float(self.stream[layer].sum()) + after + self.intercept
@@ -147,8 +196,7 @@ class Attribution:
         for layer in range(len(self.stream)):
             size = float(self.stream[layer].abs().sum())
             if layer == 0:
-                size = float(self.embeddings.abs().sum())
-                size += abs(self.baseline) + (0.0 if self.positions is None else float(self.positions.abs().sum()))
+                size = abs(self.baseline) + sum(float(begin.abs().sum()) for begin in self.begins.values())
             size += sum(abs(value) for value, at in self.constants.values() if at >= layer or layer == 0)
             gaps.append(abs(self.cut(layer) - self.target_value) / max(size, abs(self.target_value), 1e-300))
         return max(gaps)
@@ -156,32 +204,31 @@ class Attribution:
     def of(self, label: str) -> list[Contribution]:
         """The contributions of one head or neuron, at every position. Raises `AllHeadsError` for an unknown label."""
         wanted = Label.parse(label)
-        table = self.heads if wanted.kind == "A" else self.neurons.transpose(1, 2)
-        layers, count, length = table.shape
-        known = wanted.kind != "X" and wanted.part is None and wanted.stem == f"L{wanted.layer}"
-        if not known or wanted.layer >= layers or wanted.index >= count:
-            last = f"L{layers - 1}.{'A' if wanted.kind == 'A' else 'N'}{count - 1}"
+        name = f"{wanted.stem}.{wanted.kind}"
+        table = self._by_part(name) if name in self.effects else None
+        if table is None or wanted.part is not None or wanted.index >= len(table):
+            kinds = [known for known in self.effects if (wanted.kind == "N") == known.endswith("N")]
+            last = f"{kinds[-1]}{len(self._by_part(kinds[-1])) - 1}" if kinds else "none"
             raise AllHeadsError(f"a label up to {last}", label, "Neurons are whole here: L3.N812.")
-        return [self._contribution(wanted.kind, wanted.layer, wanted.index, position) for position in range(length)]
+        return [self._contribution(name, wanted.index, position) for position in range(table.shape[1])]
 
     def top(
         self, k: int = 10, *, by: str = "size", kind: str | None = None, skip_first: bool = False
     ) -> list[Contribution]:
         """The k largest contributions of heads and neurons at positions, by ``size``, or by ``sign``: most for first.
 
-        ``kind`` is ``"A"`` for ordinary heads only, ``"N"`` for neurons only. ``skip_first`` leaves out the first
-        position, where many models rest.
+        ``kind`` is ``"A"`` for ordinary heads only, ``"X"`` for those that attend to an encoder, ``"N"`` for neurons
+        only. ``skip_first`` leaves out the first position, where many models rest.
         """
-        if by not in ("size", "sign") or kind not in (None, "A", "N"):
-            raise AllHeadsError("by='size' or 'sign', and kind 'A', 'N' or None", f"{by!r}, {kind!r}", "Change it.")
-        tables = {"A": self.heads, "N": self.neurons.transpose(1, 2)}
-        chosen = [name for name in tables if kind in (None, name)]
-        ranks = [tables[name].abs() if by == "size" else tables[name].clone() for name in chosen]
+        if by not in ("size", "sign") or kind not in (None, "A", "X", "N"):
+            raise AllHeadsError("by='size' or 'sign', and kind 'A', 'X', 'N' or None", f"{by!r}, {kind!r}", "Change it.")
+        names = [name for name in self._order if kind in (None, name[-1])]
+        ranks = [table.abs() if by == "size" else table.clone() for table in map(self._by_part, names)]
         for rank in ranks:
-            rank[..., : int(skip_first)] = -torch.inf
-        rank = torch.cat([table.flatten() for table in ranks])
+            rank[:, : int(skip_first)] = -torch.inf
+        rank = torch.cat([table.flatten() for table in ranks]) if ranks else torch.zeros(0)
         order = rank.topk(min(k, int((rank > -torch.inf).sum()))).indices.tolist()
-        return [self._at(number, chosen) for number in order]
+        return [self._at(number, names) for number in order]
 
     def by_layer(self) -> dict[str, Float[Tensor, " layer"]]:
         """Direct contributions summed over each layer: ``heads`` and ``neurons``."""
@@ -199,29 +246,34 @@ class Attribution:
 
     def __iter__(self) -> Iterator[Contribution]:
         """Every head and neuron at every position, heads first."""
-        kinds = ["A", "N"]
-        return (self._at(number, kinds) for number in range(self.heads.numel() + self.neurons.numel()))
+        total = sum(table.numel() for table in self.effects.values())
+        return (self._at(number, self._order) for number in range(total))
 
-    def _at(self, number: int, kinds: list[str]) -> Contribution:
-        """The contribution with this number among all of these kinds, one after the other."""
-        for kind in kinds:
-            layers, count, length = (self.heads if kind == "A" else self.neurons.transpose(1, 2)).shape
-            if number < layers * count * length:
-                break
-            number -= layers * count * length
-        layer, rest = divmod(number, count * length)
-        return self._contribution(kind, layer, *divmod(rest, length))
+    @cached_property
+    def _order(self) -> list[str]:
+        """Sublayers, heads before neurons."""
+        return sorted(self.effects, key=lambda name: name.endswith("N"))
 
-    def _contribution(self, kind: str, layer: int, index: int, position: int) -> Contribution:
-        label = str(Label(f"L{layer}", cast(Kind, kind), index))
-        ordinary = kind == "A"
-        effect = self.heads[layer, index, position] if ordinary else self.neurons[layer, position, index]
-        direct = (self.heads_direct if ordinary else self.neurons_direct)[layer, index]
-        return Contribution(label, position, float(effect), float(direct) if position == self.target.position else 0.0)
+    def _by_part(self, name: str) -> Float[Tensor, "part pos"]:
+        return self.effects[name].T if name.endswith("N") else self.effects[name]
+
+    def _at(self, number: int, names: list[str]) -> Contribution:
+        """The contribution with this number among all of these sublayers, one after the other."""
+        for name in names:
+            parts, length = self._by_part(name).shape
+            if number < parts * length:
+                return self._contribution(name, *divmod(number, length))
+            number -= parts * length
+        raise IndexError(number)
+
+    def _contribution(self, name: str, index: int, position: int) -> Contribution:
+        at = (position, index) if name.endswith("N") else (index, position)
+        return Contribution(f"{name}{index}", position, float(self.effects[name][at]), float(self.direct[name][at]))
 
     def _row(self, part: Contribution) -> dict[str, Any]:
         label = Label.parse(part.label)
-        token = self.tokens[part.position]
+        length = self._by_part(f"{label.stem}.{label.kind}").shape[1]
+        token = self.question.tokens_at(label, length)[part.position]
         return {
             "label": part.label,
             "layer": label.layer,

@@ -96,7 +96,7 @@ def confirm(question: Question, parts: Sequence[Part], target_value: float) -> C
     Raises `AllHeadsError` if there are no parts, if the target is inside the network, or if the twin has changed since:
     its target is not ``target_value`` any more.
     """
-    if question.metric.layer is not None:
+    if question.metric.stream is not None:
         raise AllHeadsError("a target made of the logits", question.metric.name, "Confirm ah.attribute's results.")
     if not parts:
         raise AllHeadsError("a result with heads or neurons", "none", "Give the graph a larger budget.")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from allheads.attribution.forward_cache import ForwardCache
 from allheads.attribution.frozen_twin import FrozenParts
-from allheads.models.compat import network_path
+from allheads.models.compat import network_module, network_path
 from allheads.twin.twin import TwinBridge
 
 
@@ -20,22 +20,28 @@ def constants(parts: FrozenParts) -> dict[str, tuple[nn.Module, Tensor]]:
     return found | {name: (module, bias) for name, module, bias in _biases(parts.twin, set(parts.norms))}
 
 
-def layers_of(cache: ForwardCache, found: dict[str, tuple[nn.Module, Tensor]]) -> dict[str, int]:
-    """The layer of every constant: -1 if the stream begins with it, n_layers if it comes after the last layer."""
-    inside = {
-        id(module): layer for layer in cache.layers for module in cache.twin.blocks[layer].original_component.modules()
-    }
-    known = {name: inside[id(module)] for name, (module, _) in found.items() if id(module) in inside}
-    outside = [name for name in found if name not in known]
-    if outside:
-        first = cache.activations[cache.streams[0]]
-        reach = torch.autograd.grad(
-            first.sum(), [found[name][1] for name in outside], retain_graph=True, allow_unused=True
-        )
-        known |= {
-            name: len(cache.layers) if gradient is None else -1 for name, gradient in zip(outside, reach, strict=True)
+def layers_of(cache: ForwardCache, found: dict[str, tuple[nn.Module, Tensor]], cuts: list[str]) -> dict[str, int]:
+    """The cut that every constant comes after: the layer that adds it, -1 before the first, n_layers after the last.
+
+    Where not every layer is a cut, 1 is what comes after the last of ``cuts``, and -1 all the rest.
+    """
+    known: dict[str, int] = {}
+    if cache.whole:
+        blocks = cache.twin.get_submodule(cache.stacks[-1])
+        inside = {
+            id(module): layer
+            for layer in cache.layers
+            for module in network_module(blocks.get_submodule(str(layer))).modules()
         }
-    return known
+        known = {name: inside[id(module)] for name, (module, _) in found.items() if id(module) in inside}
+    outside = [name for name in found if name not in known]
+    if outside and (cache.whole or len(cuts) > 1):
+        stream, after = (cuts[0], len(cache.layers)) if cache.whole else (cuts[-1], 1)
+        reach = torch.autograd.grad(
+            cache.activations[stream].sum(), [found[name][1] for name in outside], retain_graph=True, allow_unused=True
+        )
+        known |= {name: after if gradient is None else -1 for name, gradient in zip(outside, reach, strict=True)}
+    return {name: known.get(name, -1) for name in found}
 
 
 @contextmanager

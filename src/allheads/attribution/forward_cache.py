@@ -5,107 +5,161 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 
 import torch
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
 from allheads.twin.capture import EMBEDDINGS
+from allheads.twin.sites import Site, sites
 from allheads.twin.twin import TwinBridge
+
+#: What the unembedding reads.
+UNEMBEDDED = "unembed.hook_in"
 
 
 @dataclass
 class ForwardCache:
     """The tensors of one forward pass, by hook point: ``activations``.
 
-    Embeddings are leaves of its graph. Where it is ``cut``, heads and neurons are too: what they write is a leaf, and
-    what they would have written, as a function of the leaves before them, is among ``uncut``. A gradient then knows
-    direct paths only: along the stream, through no other head or neuron. Where it is ``empty``, leaves are zero.
+    Embeddings are leaves of its graph, and so is the beginning of every stack of layers that no embedding reaches: the
+    patches of an image, the frames of a sound. Where it is ``cut``, heads and neurons are too: what they write is a
+    leaf, and what they would have written, as a function of the leaves before them, is among ``uncut``. A gradient then
+    knows direct paths only: along the stream, through no other head or neuron. Where it is ``empty``, leaves are zero.
     """
 
     twin: TwinBridge
     extra: tuple[str, ...] = ()
     cut: bool = False
     empty: bool = False
+    #: Where stacks begin that no embedding reaches, once another pass has found them.
+    begins: tuple[str, ...] | None = None
     leaves: dict[str, Tensor] = field(default_factory=dict)
     uncut: dict[str, Tensor] = field(default_factory=dict)
     activations: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def layers(self) -> range:
-        """Numbers of the layers."""
-        return range(len(self.twin.layers))
+    #: The sublayers that ran. Towers do not where a prompt has nothing for them to see or hear.
+    sites: list[Site] = field(default_factory=list)
+    _layers: dict[str, int] = field(default_factory=dict)
+    _points: set[str] = field(default_factory=set)
 
     @property
     def embeddings(self) -> dict[str, Tensor]:
-        """What the stream begins with, ``[1 pos d_model]`` each."""
-        width = self.leaves[EMBEDDINGS[0]].shape
-        return {
-            name: self.leaves[name] for name in EMBEDDINGS if name in self.leaves and self.leaves[name].shape == width
-        }
+        """What streams begin with, ``[1 pos d_model]`` each, by hook point."""
+        return {name: leaf for name, leaf in self.leaves.items() if name not in self._points}
 
     @property
-    def heads(self) -> list[str]:
-        """Where ordinary heads write, ``[1 pos head d_head]``, layer by layer."""
-        return [f"blocks.{layer}.attn.hook_z" for layer in self.layers]
+    def heads(self) -> list[Site]:
+        """The sublayers of ordinary heads."""
+        return [site for site in self.sites if site.kind != "N"]
 
     @property
-    def neurons(self) -> list[str]:
-        """Where neurons write, ``[1 pos d_mlp]``, layer by layer."""
-        return [f"blocks.{layer}.mlp.hook_post" for layer in self.layers]
+    def neurons(self) -> list[Site]:
+        """The sublayers of neurons; each expert is one."""
+        return [site for site in self.sites if site.kind == "N"]
 
     @property
-    def streams(self) -> list[str]:
-        """The stream before each layer, and after the last."""
-        return [f"blocks.{layer}.hook_resid_pre" for layer in self.layers] + [self.end]
+    def stacks(self) -> list[str]:
+        """The stacks of layers that ran, in the order in which they ended."""
+        return list(dict.fromkeys(site.stack for site in reversed(self.sites)))[::-1]
+
+    @property
+    def layers(self) -> range:
+        """Numbers of the layers of the last stack."""
+        return range(self._layers[self.stacks[-1]])
+
+    @property
+    def whole(self) -> bool:
+        """Is there one stack, which shows its stream before every layer?"""
+        return len(self.stacks) == 1 and self.end != UNEMBEDDED and all(name in self.activations for name in self._before)
 
     @property
     def end(self) -> str:
-        """The stream after the last layer."""
-        return f"blocks.{self.layers[-1]}.hook_resid_post"
+        """The stream after the last layer of the last stack; or what the unembedding reads, where that is not shown."""
+        name = f"{self.stacks[-1]}.{len(self.layers) - 1}.hook_resid_post"
+        return name if name in self.activations else UNEMBEDDED
+
+    def cuts(self, stream: str | None = None) -> list[str]:
+        """Hook points of the stream before each layer, up to ``stream``, or to the end.
+
+        Where several stacks run, or layers do not show their stream, there are two: a beginning, and that one. All of
+        what comes before flows through each of them but the first.
+        """
+        stream = stream or self.end
+        if stream not in self.activations:
+            raise self._unread(f"where nothing passes {stream}")
+        if not self.whole:
+            return [next(iter(self.embeddings)), stream]
+        names = [*self._before, self.end]
+        return names[: names.index(stream) + 1]
 
     @property
-    def added(self) -> list[str]:
-        """What attention and MLPs add to the stream: as many as `heads` and `neurons` together, in their order."""
-        return [f"blocks.{layer}.hook_{part}_out" for part in ("attn", "mlp") for layer in self.layers]
+    def _before(self) -> list[str]:
+        return [f"{self.stacks[-1]}.{layer}.hook_resid_pre" for layer in self.layers]
+
+    def added(self, site: Site) -> str:
+        """What attention, or all neurons of its layer, add to the stream beside which a sublayer stands."""
+        return f"{site.stack}.{site.location.layer}.hook_{'mlp' if site.kind == 'N' else 'attn'}_out"
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Keep what passes the hook points.
+        """Keep what passes the hook points of one run.
 
-        Raises `AllHeadsError` for a network without one of them in every layer, or where layers differ.
+        Raises `AllHeadsError` for parts that are not shown one by one, naming the first.
         """
-        known = self.twin.hook_dict
-        needed = [*self.streams, *self.heads, *self.neurons, *self.added, *self.extra]
-        missing = [name for name in (EMBEDDINGS[0], *needed) if name not in known]
-        if missing:
+        known, everything = self.twin.hook_dict, sites(self.twin)
+        if missing := [name for name in self.extra if name not in known]:
             raise self._unread(f"without {missing[0]}")
-        names = dict.fromkeys([*(name for name in EMBEDDINGS if name in known), *needed])
-        with self.twin.hooks(fwd_hooks=[(name, self._recorder(name)) for name in names]):
+        stacks = dict.fromkeys(site.stack for site in everything)
+        self._layers = {s: next(n for n in count() if f"{s}.{n}.hook_resid_pre" not in known) for s in stacks}
+        self._points = {site.point for site in everything}
+        shown = [
+            f"{stack}.{layer}.hook_{name}"
+            for stack, layers in self._layers.items()
+            for layer in range(layers)
+            for name in ("resid_pre", "resid_post", "attn_out", "mlp_out")
+        ]
+        names = dict.fromkeys([*EMBEDDINGS, *shown, *(site.point for site in everything), UNEMBEDDED, *self.extra])
+        with self.twin.hooks(fwd_hooks=[(name, self._recorder(name)) for name in names if name in known]):
             yield
-        silent = [name for name in needed if name not in self.activations]
-        if silent:
+        if silent := [name for name in self.extra if name not in self.activations]:
             raise self._unread(f"where nothing passes {silent[0]}")
-        for layer, (head, neuron) in enumerate(zip(self.heads, self.neurons, strict=True)):
-            counts = tuple(self.activations[name].shape[2] for name in (head, neuron))
-            if counts != tuple(self.activations[name].shape[2] for name in (self.heads[0], self.neurons[0])):
-                raise self._unread(f"with {counts[0]} heads and {counts[1]} neurons in layer {layer} alone")
-            attention = self.twin.index.attention.get((f"L{layer}", "A"))
-            if attention is not None and counts[0] != attention.n_heads:
-                raise self._unread(f"whose {attention.n_heads} heads are shown as {counts[0]} at {head}")
+        ran = {point: site for site in everything if (point := site.point) in self.activations}
+        self.sites = [ran[name] for name in self.activations if name in ran]
+        if not self.sites or not self.leaves:
+            raise self._unread("whose heads and embeddings do not show what they write")
+        for site in everything:
+            self._check(site)
+
+    def _check(self, site: Site) -> None:
+        """Refuse parts that ran and were not seen, or seen as something else."""
+        ran = {other.stack for other in self.sites}
+        if site.point not in self.activations:
+            if site.stack in ran:
+                raise self._unread(f"where nothing passes {site.point}")
+            return
+        shape = self.activations[site.point].shape
+        length = self.activations.get(f"{site.stack}.{site.location.layer}.hook_resid_pre")
+        if shape[2] != site.count:
+            what = "neurons" if site.kind == "N" else "heads"
+            raise self._unread(f"whose {site.count} {what} are shown as {shape[2]} at {site.point}")
+        if length is not None and shape[:2] != length.shape[:2]:
+            raise self._unread(f"where {shape[1]} of {length.shape[1]} positions pass {site.point}")
 
     def _unread(self, how: str) -> AllHeadsError:
         return AllHeadsError(
-            "a decoder or encoder with the same heads and neurons in every layer",
+            "heads and neurons that show what they write at every position",
             f"{self.twin.cfg.architecture} {how}",
-            "Its layers are of another kind: attribution does not read them yet.",
+            "Attribution does not read this part yet.",
         )
 
     def _recorder(self, name: str) -> Callable[..., Tensor]:
-        leaf = name in EMBEDDINGS or (self.cut and name in (*self.heads, *self.neurons))
-
         def record(value: Tensor, hook: object) -> Tensor:
-            if leaf and value.is_floating_point():
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                return value
+            if name in self._points and name in self.activations:
+                raise self._unread(f"that runs {name} more than once")
+            if self._begins(name, value) or (self.cut and name in self._points):
                 self.uncut[name] = value
                 value = torch.zeros_like(value) if self.empty else value.detach().requires_grad_()
                 self.leaves[name] = value
@@ -113,3 +167,20 @@ class ForwardCache:
             return value
 
         return record
+
+    def _begins(self, name: str, value: Tensor) -> bool:
+        """Does a stream begin here?"""
+        if name in EMBEDDINGS:
+            beside = self.leaves.get(EMBEDDINGS[3 if name.startswith("decoder_") else 0])
+            return name in (EMBEDDINGS[0], EMBEDDINGS[3]) or (beside is not None and beside.shape == value.shape)
+        if not name.endswith(".0.hook_resid_pre"):
+            return False
+        return not self._reached(value) if self.begins is None else name in self.begins
+
+    def _reached(self, value: Tensor) -> bool:
+        """Does any leaf flow into this?"""
+        if not self.leaves or not value.requires_grad:
+            return False
+        leaves = list(self.leaves.values())
+        found = torch.autograd.grad(value, leaves, torch.ones_like(value), retain_graph=True, allow_unused=True)
+        return any(gradient is not None for gradient in found)

@@ -20,13 +20,16 @@ import torch
 from torch import Tensor
 
 from allheads.attribution.constants import only_biases_differ
+from allheads.attribution.forward_cache import ForwardCache
 from allheads.attribution.frozen_twin import FrozenParts, entered
+from allheads.attribution.metric import NOTHING
 from allheads.attribution.question import Question
 from allheads.attribution.rules import DEFAULT, RULES, Rule, rule_named
 from allheads.errors import AllHeadsError
-from allheads.twin.capture import EMBEDDINGS, capturing
-from allheads.twin.prompt import Texts, prompt_ids
-from allheads.twin.twin import TwinBridge
+from allheads.models.observe import Inputs
+from allheads.twin.capture import capturing
+from allheads.twin.prompt import Texts, one_prompt
+from allheads.twin.twin import TwinBridge, require_twin
 
 #: What rounding may do in a forward pass, relative to the size of what is summed, in units of the last place.
 ULPS = 2.0**10
@@ -67,7 +70,7 @@ def live(twin: TwinBridge) -> Iterator[None]:
 
 
 @contextmanager
-def frozen(twin: TwinBridge, tokens: Texts, *, rule: str | Rule = DEFAULT) -> Iterator[TwinBridge]:
+def frozen(twin: TwinBridge, tokens: Texts | Inputs, *, rule: str | Rule = DEFAULT) -> Iterator[TwinBridge]:
     r"""The twin as the linear network it is on ``tokens``, under a rule that freezes everything.
 
     Inside, for any change d of its embeddings (or of anything a head or neuron writes)
@@ -81,7 +84,7 @@ def frozen(twin: TwinBridge, tokens: Texts, *, rule: str | Rule = DEFAULT) -> It
     twin is there again when they are done.
 
     Raises `AllHeadsError` for a rule that does not make the twin linear, for a twin that it does not make linear, for
-    tokens it cannot read, for a twin with more than one stack, and where another thread has frozen the twin; inside,
+    tokens it cannot read, and where another thread has frozen the twin; inside,
     for a prompt of another length, and for hooks on the heads of a neuron, which are frozen together.
 
     >>> import allheads as ah
@@ -93,38 +96,38 @@ def frozen(twin: TwinBridge, tokens: Texts, *, rule: str | Rule = DEFAULT) -> It
         raise AllHeadsError(
             "a rule under which the twin is linear", repr(chosen.name), "Use value, gate or half, or ah.attribute."
         )
-    ids = prompt_ids(twin, tokens)
+    question = Question(require_twin(twin), one_prompt(twin, tokens), NOTHING, chosen)
     with freezing(twin, chosen):
-        _require_linear(twin, ids, chosen)
+        _require_linear(question)
         yield twin
 
 
-def _require_linear(twin: TwinBridge, ids: Tensor, rule: Rule) -> None:
+def _require_linear(question: Question) -> None:
     """Run the prompt, none of its embeddings, and -2 times these: the stream has to follow along a line.
 
     The end of the network may be curved, so the stream is compared before it, where that is shown.
     """
-    point = f"blocks.{len(twin.layers) - 1}.hook_resid_post"
-    whole, none, mirrored = (_stream(twin, ids, point, factor) for factor in (1.0, 0.0, -2.0))
+    cache = ForwardCache(question.twin)
+    with torch.enable_grad(), cache.recording():  # with gradients, it sees where streams begin
+        question.run()
+    begins, end = list(cache.embeddings), cache.cuts()[-1]
+    whole, none, mirrored = (_stream(question, begins, end, factor) for factor in (1.0, 0.0, -2.0))
     gap = float((mirrored - (3.0 * none - 2.0 * whole)).abs().max())
     size = max(float(stream.abs().max()) for stream in (whole, none, mirrored))
     if not gap <= ULPS * torch.finfo(whole.dtype).eps * size:
+        others = f": perhaps {', '.join(question.twin.untouched)}" if question.twin.untouched else ""
         raise AllHeadsError(
-            f"a twin that is linear under rule {rule.name!r}",
-            f"{twin.cfg.architecture}, off a line by {gap / size:.0e} of its stream",
-            "Something in its layers is not frozen, a mixer or a clamp: ah.attribute with rule='gradient' reads it.",
+            f"a twin that is linear under rule {question.rule.name!r}",
+            f"{question.twin.cfg.architecture}, off a line by {gap / size:.0e} of its stream",
+            f"Something in its layers is not frozen{others}; ah.attribute with rule='gradient' reads it.",
         )
 
 
 @torch.no_grad()
-def _stream(twin: TwinBridge, ids: Tensor, point: str, factor: float) -> Tensor:
-    """The end of the stream with embeddings times a factor; logits where it is not shown."""
-
-    def scale(value: Tensor, hook: object) -> Tensor:
-        return factor * value if value.is_floating_point() else value
-
-    known = twin.hook_dict
-    hooks: list[tuple[str, Callable[..., Tensor]]] = [(name, scale) for name in EMBEDDINGS if name in known]
-    with twin.hooks(fwd_hooks=hooks), capturing(twin, [point] if point in known else []) as activations:
-        logits = twin(ids)
-    return activations.get(point, logits)
+def _stream(question: Question, begins: list[str], end: str, factor: float) -> Tensor:
+    """The end of the stream, with what streams begin with times a factor."""
+    twin = question.twin
+    hooks: list[tuple[str, Callable[..., Tensor]]] = [(name, lambda value, hook: factor * value) for name in begins]
+    with twin.hooks(fwd_hooks=hooks), capturing(twin, [end]) as activations:
+        question.run()
+    return activations[end]

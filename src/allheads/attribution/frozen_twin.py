@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from allheads.attribution.rules import Rule
@@ -15,7 +16,10 @@ from allheads.errors import AllHeadsError
 from allheads.heads.bank import HeadBank
 from allheads.heads.frozen import FrozenGates
 from allheads.heads.hooks import HeadHooks
+from allheads.models.compat import tree_map
 from allheads.models.frozen_norms import FrozenCall, FrozenNorm, frozen_norms, other_length, refusing_other_norms
+from allheads.models.read_mlps import routers
+from allheads.twin.sites import sites
 from allheads.twin.twin import TwinBridge
 
 
@@ -28,6 +32,8 @@ class FrozenParts:
     norms: dict[str, list[FrozenCall]] = field(default_factory=dict)
     queries_and_keys: dict[str, list[Tensor]] = field(default_factory=dict)
     gates: list[FrozenGates | None] = field(default_factory=list)
+    #: By router: the rows that it read, and what it said of them.
+    routes: dict[str, tuple[torch.Size, Any]] = field(default_factory=dict)
     recorded: bool = False
 
     def constants(self) -> Iterator[tuple[str, nn.Module, Tensor]]:
@@ -66,11 +72,19 @@ class FrozenTwin:
             self.contexts.append(parts)
             self._follow()
             if parts.rule.patterns:
-                points = (name for name in self.twin.hook_dict if name.endswith((".attn.hook_q", ".attn.hook_k")))
-                hooks = [(name, self._keeper(name, parts)) for name in points if name not in unfrozen]
+                prefixes = (layer.location.prefix for layer in self.twin.index.attention.values())
+                points = [f"{prefix}hook_{side}" for prefix in prefixes for side in "qk"]
+                known = self.twin.hook_dict
+                hooks = [(name, self._keeper(name, parts)) for name in points if name in known and name not in unfrozen]
                 stack.enter_context(self.twin.hooks(fwd_hooks=hooks))
+            if parts.rule.gates:
+                for path, module in routers(self.twin):
+                    handle = module.register_forward_hook(self._route_keeper(path, parts), with_kwargs=True)
+                    stack.callback(handle.remove)
             if parts.rule.norms:
-                stack.enter_context(refusing_other_norms(self.twin.original_model))
+                # Outside of the layers, what comes before a stream is not read.
+                for name in dict.fromkeys(site.stack for site in sites(self.twin)):
+                    stack.enter_context(refusing_other_norms(self.twin.get_submodule(name)))
             return stack.pop_all()
 
     def require_thread(self) -> None:
@@ -124,6 +138,7 @@ class FrozenTwin:
         if parts.recorded:
             return
         parts.queries_and_keys.clear()
+        parts.routes.clear()
         for calls in parts.norms.values():
             calls.clear()
         if parts.rule.gates:
@@ -150,7 +165,7 @@ class FrozenTwin:
         value, rows = bank.frozen.value, inputs[0]
         if value is not None and not parts.recorded:
             raise AllHeadsError("banks that run once in a forward pass", "one that runs twice", "Use rule='gradient'.")
-        if value is not None and value.shape[1] != rows.shape[1]:
+        if value is not None and bank.frozen.by_prompt(rows).shape[1] != value.shape[1]:
             raise other_length(value.shape[1], tuple(rows.shape))
 
     def _keeper(self, name: str, parts: FrozenParts) -> Callable[..., Tensor | None]:
@@ -170,6 +185,42 @@ class FrozenTwin:
             return kept.expand_as(value)
 
         return keep
+
+    def _route_keeper(self, path: str, parts: FrozenParts) -> Callable[..., Any]:
+        """Let a router say what is recorded, for every prompt again, whatever it has read."""
+
+        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            self.require_thread()
+            if parts is not self.contexts[-1]:
+                return None
+            rows = (*args, *kwargs.values())[0].shape[:-1]
+            if not parts.recorded:
+                if path in parts.routes:
+                    raise AllHeadsError("routers that run once in a forward pass", f"{path} twice", "Not supported.")
+                parts.routes[path] = (rows, tree_map(_detached, output))
+            shape, kept = parts.routes[path]
+            return kept if rows == shape else tree_map(lambda part: _repeated(part, shape, rows), kept)
+
+        return keep
+
+
+def _detached(part: Any) -> Any:
+    return part.detach() if isinstance(part, Tensor) else part
+
+
+def _repeated(part: Any, shape: torch.Size, rows: torch.Size) -> Any:
+    """What was said of the rows of one prompt, said of each of several: laid end to end, or side by side."""
+    if isinstance(part, Tensor) and len(shape) == 1 and part.shape[:1] == shape and rows.numel() % shape[0] == 0:
+        return part.repeat(rows.numel() // shape[0], *[1] * (part.ndim - 1))
+    if isinstance(part, Tensor) and part.shape[: len(shape)] == shape and shape[1:] == rows[1:]:
+        return part.expand(*rows, *part.shape[len(shape) :])
+    if isinstance(part, Tensor) and part.shape[:1] == (shape.numel(),) and rows.numel() % shape.numel() == 0:
+        return part.repeat(rows.numel() // shape.numel(), *[1] * (part.ndim - 1))
+    raise AllHeadsError(
+        f"the prompt of {shape.numel()} tokens on which the router was frozen, one at a time",
+        f"activations of shape {tuple(rows)}",
+        "Run rows one by one.",
+    )
 
 
 _LOCK = threading.Lock()

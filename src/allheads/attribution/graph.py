@@ -52,7 +52,7 @@ def grow(question: Question, budget: int, coverage: float = 1.0) -> AttributionG
     """The graph of a question; see `graph` and `Attribution.graph`."""
     if not isinstance(budget, int) or budget < 1 or not 0.0 < coverage <= 1.0:
         raise AllHeadsError("a budget from 1, a coverage in (0, 1]", f"{budget!r}, {coverage!r}", "Try budget=100.")
-    if question.metric.layer is not None:
+    if question.metric.stream is not None:
         raise AllHeadsError("a target made of the logits", question.metric.name, "Graph ah.attribute's results.")
     with edges(question) as flows:
         builder = GraphBuilder(flows)

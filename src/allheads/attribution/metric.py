@@ -1,10 +1,10 @@
-"""What is explained: a number made of the logits at one position, or of what passes hook points inside a layer."""
+"""What is explained: a number made of the outputs at one position, or of what passes hook points inside a layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -19,63 +19,97 @@ Function: TypeAlias = "Callable[[Tensor, Mapping[str, Tensor]], Tensor]"
 
 @dataclass(frozen=True)
 class Metric:
-    """A number at one ``position``: ``function(logits, activations)``.
+    """A number: ``function(outputs, activations)``.
 
-    It is read out of the logits ``[1 pos d_vocab]`` (``layer`` is None), or inside a layer, out of the activations at
-    ``hook_points``.
+    It is read out of the network's outputs ``[1 pos out]`` at one ``position``, or inside a layer, out of the
+    activations at ``hook_points``: then ``stream`` is the hook point of the stream which that reads.
     """
 
     name: str
     position: int
     function: Function
-    layer: int | None = None
+    stream: str | None = None
     hook_points: tuple[str, ...] = ()
 
-    def of(self, logits: Float[Tensor, "1 pos d_vocab"], activations: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+    def of(self, outputs: Float[Tensor, "1 pos out"], activations: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         """Its value. Raises `AllHeadsError` if the function gives something else than one number."""
-        value = self.function(logits, activations)
+        value = self.function(outputs, activations)
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise AllHeadsError("a target that is one number", described(value), "Return a scalar tensor.")
         return value.reshape(())
 
     @classmethod
-    def of_logits(cls, name: str, position: int, weights: Float[Tensor, " d_vocab"]) -> Metric:
-        """A linear one: ``weights @ logits`` at a position."""
-        return cls(name, position, lambda logits, _: logits[0, position] @ weights.to(logits))
+    def of_outputs(cls, name: str, position: int, weights: Float[Tensor, " out"]) -> Metric:
+        """A linear one: ``weights @ outputs`` at a position."""
+        return cls(name, position, lambda outputs, _: outputs[0, position] @ weights.to(outputs))
 
 
-#: A token, a pair (for, against), weights over the vocabulary, a function of the logits at one position, or a `Metric`
-#: with a name and a position of its own.
+#: The metric of a question whose own metrics come later.
+NOTHING = Metric("nothing", 0, lambda outputs, _: outputs.new_zeros(()))
+
+
+@dataclass(frozen=True)
+class OutputShape:
+    """What a network gives: ``tokens`` (logits over the vocabulary), ``classes``, or a hidden state's ``dimensions``."""
+
+    kind: Literal["tokens", "classes", "dimensions"]
+    length: int
+    width: int
+
+
+#: A token or a class, a pair (for, against), weights over all outputs, a function of the outputs at one position, or a
+#: `Metric` with a name and a position of its own.
 Target: TypeAlias = "str | int | tuple[str | int, str | int] | Tensor | Callable[[Tensor], Tensor] | Metric"
 
 
-def metric_of(twin: TwinBridge, target: Target, position: int, length: int) -> Metric:
-    """The metric that a target names, at a position of a prompt of this length.
+def metric_of(twin: TwinBridge, target: Target, position: int, outputs: OutputShape) -> Metric:
+    """The metric that a target names, at a position of the outputs.
 
-    Raises `AllHeadsError` for text that is not one token, ids outside the vocabulary, a pair of one and the same, and
-    positions outside the prompt.
+    Raises `AllHeadsError` for text that is not one token, ids outside the vocabulary, a pair of one and the same,
+    targets of another kind than the outputs, and positions outside them.
     """
     if isinstance(target, Metric):
-        position_in(length, target.position)
+        position_in(outputs.length, target.position)
         return target
-    at = position_in(length, position)
+    at = position_in(outputs.length, position)
     if isinstance(target, Tensor):
-        if target.shape != (twin.cfg.d_vocab_out,) or not target.is_floating_point():
-            raise AllHeadsError(f"weights [{twin.cfg.d_vocab_out}]", described(target), "One weight for each token.")
-        return Metric.of_logits("weights", at, target)
+        if target.shape != (outputs.width,) or not target.is_floating_point():
+            remedy = f"One weight for each of the {outputs.kind}."
+            raise AllHeadsError(f"weights [{outputs.width}]", described(target), remedy)
+        return Metric.of_outputs("weights", at, target)
     if isinstance(target, tuple) and len(target) == 2:
-        (plus, plus_name), (minus, minus_name) = (one_token(twin, token) for token in target)
+        (plus, plus_name), (minus, minus_name) = (_entry(twin, entry, outputs) for entry in target)
         if plus == minus:
-            raise AllHeadsError("two different tokens", f"{plus_name} twice", "Name one for and one against.")
-        return Metric.of_logits(f"{plus_name} - {minus_name}", at, _weights(twin, {plus: 1.0, minus: -1.0}))
+            raise AllHeadsError(f"two different {outputs.kind}", f"{plus_name} twice", "Name one for and one against.")
+        weights = _weights(twin, outputs.width, {plus: 1.0, minus: -1.0})
+        return Metric.of_outputs(f"{plus_name} - {minus_name}", at, weights)
     if callable(target):
-        return Metric(getattr(target, "__name__", "function"), at, lambda logits, _: target(logits[0, at]))
-    token, name = one_token(twin, target)
-    return Metric.of_logits(name, at, _weights(twin, {token: 1.0}))
+        return Metric(getattr(target, "__name__", "function"), at, lambda outputs, _: target(outputs[0, at]))
+    entry, name = _entry(twin, target, outputs)
+    return Metric.of_outputs(name, at, _weights(twin, outputs.width, {entry: 1.0}))
 
 
-def _weights(twin: TwinBridge, entries: dict[int, float]) -> Tensor:
-    weights = torch.zeros(twin.cfg.d_vocab_out, dtype=torch.float64, device=twin.cfg.device)
-    for token, weight in entries.items():
-        weights[token] = weight
+def _entry(twin: TwinBridge, target: object, outputs: OutputShape) -> tuple[int, str]:
+    """The number of a token or class, and its name in a sentence."""
+    if outputs.kind == "tokens":
+        return one_token(twin, target)
+    if outputs.kind == "dimensions":
+        raise AllHeadsError(
+            f"a direction [{outputs.width}] or a function of the last hidden state, which is all this model gives",
+            described(target),
+            "There are no tokens or classes to name.",
+        )
+    names: dict[int, str] = getattr(getattr(twin.original_model, "config", None), "id2label", None) or {}
+    numbers = {name: number for number, name in names.items()}
+    number = numbers.get(target, -1) if isinstance(target, str) else target
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < outputs.width:
+        some = ", ".join(repr(name) for name in list(numbers)[:3])
+        raise AllHeadsError(f"a class from 0 to {outputs.width - 1}", described(target), f"By name: {some} ...")
+    return number, repr(names.get(number, str(number)))
+
+
+def _weights(twin: TwinBridge, width: int, entries: dict[int, float]) -> Tensor:
+    weights = torch.zeros(width, dtype=torch.float64, device=twin.cfg.device)
+    for entry, weight in entries.items():
+        weights[entry] = weight
     return weights

@@ -2,41 +2,84 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from allheads.attribution.metric import Metric, Target, metric_of
+from allheads.attribution.metric import Metric, OutputShape, Target, metric_of
 from allheads.attribution.rules import Rule, rule_named
-from allheads.twin.prompt import Texts, prompt_ids, token_texts
-from allheads.twin.twin import TwinBridge
+from allheads.errors import AllHeadsError
+from allheads.models.observe import Inputs, output_kind, run_bridge
+from allheads.twin.labels import Label
+from allheads.twin.prompt import Texts, one_prompt, token_texts
+from allheads.twin.twin import TwinBridge, require_twin
 
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """Why is ``metric`` what it is, on these ``ids``, in this twin, under this rule?
+    """Why is ``metric`` what it is, on these ``inputs``, in this twin, under this rule?
 
-    ``unfrozen`` are hook points of queries or keys that keep their gradient whatever the rule holds fixed.
+    ``inputs`` are arguments of the twin by name. ``unfrozen`` are hook points of queries or keys that keep their
+    gradient whatever the rule holds fixed.
     """
 
     twin: TwinBridge = field(repr=False)
-    ids: Int[Tensor, "1 pos"]
+    inputs: Mapping[str, Tensor]
     metric: Metric
     rule: Rule
     unfrozen: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, twin: TwinBridge, tokens: Texts, target: Target, rule: str | Rule, position: int) -> Question:
+    def of(cls, twin: TwinBridge, tokens: Texts | Inputs, target: Target, rule: str | Rule, position: int) -> Question:
         """A question as users ask it. Raises `AllHeadsError` for a prompt, target, rule or position that is none."""
-        chosen, ids = rule_named(rule), prompt_ids(twin, tokens)
-        return cls(twin, ids, metric_of(twin, target, position, ids.shape[1]), chosen)
+        chosen, inputs = rule_named(rule), one_prompt(require_twin(twin), tokens)
+        metric = metric_of(twin, target, position, _output_shape(twin, inputs))
+        return cls(twin, inputs, metric, chosen)
+
+    @property
+    def ids(self) -> Int[Tensor, "1 pos"]:
+        """The ids of the prompt: those that the decoder has written, beside an encoder.
+
+        Raises `AllHeadsError` for a prompt that is no text.
+        """
+        ids = self.inputs.get("decoder_input", self.inputs.get("input"))
+        if ids is None or ids.is_floating_point():
+            raise AllHeadsError("a prompt of tokens", "an image or a sound", "Use the inputs of the question.")
+        return ids
 
     @property
     def tokens(self) -> list[str]:
-        """What the tokens of the prompt say."""
+        """What the tokens of the prompt say: those that the decoder has written, beside an encoder."""
         return token_texts(self.twin, self.ids)
+
+    def tokens_at(self, label: Label, length: int) -> list[str]:
+        """What stands at the positions of a head or neuron: tokens, or the numbers of patches and frames."""
+        stack = self.twin.index.location(label).stack
+        ids = self.inputs.get("decoder_input" if stack == "decoder_blocks" else "input")
+        if ids is None or ids.is_floating_point() or ids.shape[-1] != length:
+            return [f"#{position}" for position in range(length)]
+        return token_texts(self.twin, ids)
+
+    def run(self, rows: int = 1) -> Float[Tensor, "rows pos out"]:
+        """What the twin gives for so many equal rows of the prompt; classes are outputs at one position."""
+        inputs = {name: value.expand(rows, *value.shape[1:]) for name, value in self.inputs.items()}
+        out = run_bridge(self.twin, inputs)
+        return out[:, None] if out.ndim == 2 else out
 
     def about(self, metric: Metric, unfrozen: tuple[str, ...] = ()) -> Question:
         """The same question about another metric."""
         return replace(self, metric=metric, unfrozen=unfrozen)
+
+
+def _output_shape(twin: TwinBridge, inputs: Mapping[str, Tensor]) -> OutputShape:
+    hidden = output_kind(twin) != "logits"
+    ids = inputs.get("decoder_input", inputs.get("input"))
+    if not hidden and ids is not None and not ids.is_floating_point():
+        return OutputShape("tokens", ids.shape[-1], twin.cfg.d_vocab_out)
+    # What comes of images and sounds is known when it is there.
+    with torch.no_grad():
+        out = run_bridge(twin, inputs)
+    return OutputShape("dimensions" if hidden else "classes", out.shape[1] if out.ndim == 3 else 1, out.shape[-1])

@@ -163,14 +163,15 @@ class HeadBank(nn.Module):
         """The MLP's output, by the chosen evaluation, or by ``slots`` where a hook needs the heads one by one.
 
         While the bank is frozen it is a linear map, see `allheads.heads.frozen`.
-        ``scale`` multiplies all values, see `allheads.heads.evaluate`. Raises `AllHeadsError` for a frozen bank's.
+        ``scale`` multiplies all values, see `allheads.heads.evaluate`.
         """
         if x.ndim != 3:
             raise AllHeadsError("a residual stream [batch pos d_model]", f"shape {tuple(x.shape)}", "Add a batch axis.")
         if self.frozen is not None:
-            if scale is not None:
-                raise AllHeadsError("frozen gates without a scale", "a scale for each row", "Unfreeze the bank first.")
-            return self.frozen.output(self.weights(), x, self.hooks, self.evaluation == "closed")
+            rows = self.frozen.by_prompt(x)
+            scale = None if scale is None else scale.view(rows.shape[:2])
+            out = self.frozen.output(self.weights(), rows, self.hooks, self.evaluation == "closed", scale)
+            return out.view(x.shape)
         if self.evaluation == "closed" and self.edited is None and not self.hooks.watched(*HeadHooks.PER_HEAD):
             return evaluate.closed(self.weights(), x, self.hooks, self.gates.activation, scale)
         pattern_dtype = self._pattern_dtype(x.dtype)

@@ -39,9 +39,17 @@ class FrozenGates:
     gate: Float[Tensor, "batch pos d_mlp"] | None = None
 
     def output(
-        self, heads: HeadWeights, x: Float[Tensor, "batch pos d_model"], at: HeadHooks, closed: bool
+        self,
+        heads: HeadWeights,
+        x: Float[Tensor, "batch pos d_model"],
+        at: HeadHooks,
+        closed: bool,
+        scale: Float[Tensor, "batch pos"] | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The bank's output; where ``closed``, it is that of the activation itself at the first input."""
+        """The bank's output; where ``closed``, it is that of the activation itself at the first input.
+
+        ``scale`` multiplies what neurons write, and the layer's bias: a router's weight.
+        """
         t, u = (projected[..., 0, :] for projected in projections(heads, x, at))
         if self.value is None:
             self._record(heads, t.detach(), u.detach(), closed)
@@ -56,7 +64,14 @@ class FrozenGates:
             post = self.gate * t
         else:
             post = (1.0 - self.gate_share) * (value * u) + self.gate_share * (self.gate * t)
-        return written(heads, at.hook_post(post.to(x.dtype)), None)
+        post = post if scale is None else post * scale[..., None]
+        return written(heads, at.hook_post(post.to(x.dtype)), scale)
+
+    def by_prompt(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """Rows that a layer has laid end to end, prompt by prompt again, once a run has shown its length."""
+        length = None if self.value is None else self.value.shape[1]
+        fits = length is not None and len(x) == 1 and x.shape[1] % length == 0
+        return x.view(-1, length, x.shape[2]) if fits and length else x
 
     @torch.no_grad()
     def _record(self, heads: HeadWeights, t: Tensor, u: Tensor, closed: bool) -> None:

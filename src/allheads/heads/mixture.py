@@ -2,7 +2,7 @@
 
 Expert e's neuron heads write ``r_e`` times what they would alone, ``r_e`` the router's weight for the token: each
 value is scaled by it, and by zero where the token is not routed to e. Rows that an expert does not get are not
-computed, unless a hook looks: then every expert sees every row, and hook tensors have the usual shapes.
+computed, unless a hook looks or patterns are frozen: then every expert sees every row, and hook tensors have the usual shapes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class MixtureBank(nn.ModuleList):
         for number, bank in enumerate(self):
             chosen = index == number
             routed = chosen.any(-1).nonzero()[:, 0]
-            if bank.hooks.any_watched:
+            if bank.hooks.any_watched or bank.frozen is not None:
                 scale = torch.where(chosen, weights, 0).sum(-1)
                 out = out + bank(rows[None], scale[None])[0]
             elif len(routed):

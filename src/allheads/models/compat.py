@@ -14,7 +14,7 @@ from typing import Any
 import huggingface_hub.constants
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.initialization import no_init_weights
 
@@ -31,6 +31,7 @@ __all__ = [
     "points_hidden",
     "scan_hooks",
     "tree_leaves",
+    "tree_map",
     "use_attention_kernel",
     "version",
     "weights_processed",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from allheads.errors import AllHeadsError
+from allheads.heads.mixture import MixtureBank
 from allheads.models.attention import attention_layers, is_attention
 from allheads.models.compat import network_module
 from allheads.models.experts import read_experts
@@ -45,19 +48,32 @@ def untouched_modules(model: TransformerBridge) -> list[str]:
 
     In a twin that is what stays as it is: routers, mixers of another kind, gates that are no MLP's.
     """
-    attention = {id(component.module.original_component) for component in attention_layers(model)}
-    found: dict[str, None] = {}
+    return list(dict.fromkeys(name for name, _ in _untouched(model)))
 
-    def visit(module: nn.Module, name: str | None) -> None:
+
+def routers(twin: TransformerBridge) -> Iterator[tuple[str, nn.Module]]:
+    """What weighs the experts of a twin, by path: modules beside a stack of experts that are no heads."""
+    others = {id(module) for _, module in _untouched(twin)}
+    for path, module in twin.original_model.named_modules():
+        children = {name: network_module(child) for name, child in network_module(module).named_children()}
+        if any(isinstance(child._modules.get("heads"), MixtureBank) for child in children.values()):
+            for name, child in children.items():
+                if any(id(part) in others for part in child.modules()):
+                    yield f"{path}.{name}", child
+
+
+def _untouched(model: TransformerBridge) -> Iterator[tuple[str, nn.Module]]:
+    attention = {id(component.module.original_component) for component in attention_layers(model)}
+
+    def visit(module: nn.Module, name: str | None) -> Iterator[tuple[str, nn.Module]]:
         heads = isinstance(module, (HeadBankBridge, PassingBridge))
         module = network_module(module)
         if heads or id(module) in attention or is_attention(module):
             return
         if name and any(p.ndim >= 2 for p in module.parameters(recurse=False)):
-            found.setdefault(name)
+            yield name, module
         for part, child in module.named_children():
             inner = None if name is None else f"{name}.{part}".lstrip(".")
-            visit(child, "" if isinstance(module, nn.ModuleList) else inner)
+            yield from visit(child, "" if isinstance(module, nn.ModuleList) else inner)
 
-    visit(model.original_model, None)
-    return list(found)
+    yield from visit(model.original_model, None)

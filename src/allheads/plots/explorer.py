@@ -126,7 +126,7 @@ def _above_mean(twin: TwinBridge, token: NextToken, position: int) -> Metric:
     """A token's logit, less the mean over the vocabulary."""
     weights = torch.full((twin.cfg.d_vocab_out,), -1.0 / twin.cfg.d_vocab_out, dtype=torch.float64)
     weights[token[0]] += 1.0
-    return Metric.of_logits(visible(token[1]), position, weights.to(twin.cfg.device))
+    return Metric.of_outputs(visible(token[1]), position, weights.to(twin.cfg.device))
 
 
 def _attributions(

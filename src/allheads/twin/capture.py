@@ -12,8 +12,14 @@ from torch import Tensor
 from allheads.errors import AllHeadsError
 from allheads.models.bridge import TransformerBridge
 
-#: Where the stream begins: tokens, learned positions, types of segments.
-EMBEDDINGS = ("embed.hook_out", "pos_embed.hook_out", "token_type_embed.hook_out")
+#: Where a stream begins: tokens, learned positions, types of segments; and those of a decoder beside an encoder.
+EMBEDDINGS = (
+    "embed.hook_out",
+    "pos_embed.hook_out",
+    "token_type_embed.hook_out",
+    "decoder_embed.hook_out",
+    "decoder_pos_embed.hook_out",
+)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import Tensor
 from allheads.errors import AllHeadsError
 from allheads.heads.bank import HeadBank
 from allheads.models.attention import AttentionLayer
+from allheads.models.locations import Location
 from allheads.twin.labels import Label
 
 if TYPE_CHECKING:
@@ -97,6 +98,13 @@ class HeadIndex:
         """The ordinary heads alone."""
         for attention in self.attention.values():
             yield from _ordinary(attention)
+
+    def location(self, label: Label) -> Location:
+        """Where the sublayer of a label is. Raises `AllHeadsError` for one that this twin does not have."""
+        layer = self.neurons.get(label.stem) if label.kind == "N" else self.attention.get((label.stem, label.kind))
+        if layer is None:
+            raise self._outside(label)
+        return layer.location
 
     def head(self, label: str | Label) -> Head:
         """One head; see `TwinBridge.head`."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
 from allheads.models.bridge import TransformerBridge
+from allheads.models.observe import Inputs
 from allheads.twin.twin import TwinBridge, require_twin
 
 #: Texts, or token ids ``[pos]`` or ``[batch pos]``.
@@ -41,9 +43,39 @@ def one_row(model: TransformerBridge, text: Texts) -> Int[Tensor, "1 pos"]:
 
 
 def prompt_ids(twin: TwinBridge, text: Texts) -> Int[Tensor, "1 pos"]:
-    """`one_row` for a twin of one stack of layers, which is what attribution reads."""
+    """`one_row` for a twin of one stack of layers with one MLP each."""
     require_twin(twin).require_one_stack("read it linearly")
     return one_row(twin, text)
+
+
+def one_prompt(model: TransformerBridge, given: Texts | Inputs) -> dict[str, Tensor]:
+    """The arguments of one run of a bridge, by name: ``input``, and ``decoder_input`` beside an encoder.
+
+    Raises `AllHeadsError` as `one_row` and `named_inputs` do.
+    """
+    if isinstance(given, Mapping):
+        return named_inputs(model, given)
+    if (reads := getattr(model.original_model, "main_input_name", "input_ids")) != "input_ids":
+        example = "arguments by name, as in {'input': tensor}"
+        raise AllHeadsError(example, type(given).__name__, f"This model reads {reads}, not text.")
+    return named_inputs(model, {"input": one_row(model, given)})
+
+
+def named_inputs(model: TransformerBridge, given: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Arguments by name, checked; texts among them become ids.
+
+    Raises `AllHeadsError` for an encoder-decoder that is given no decoder input, and as `token_rows` does.
+    """
+    encoder_decoder = getattr(getattr(model.original_model, "config", None), "is_encoder_decoder", False)
+    if encoder_decoder and "decoder_input" not in given and "decoder_input_ids" not in given:
+        remedy = "Pass {'input': ids, 'decoder_input': ids}."
+        raise AllHeadsError("input for the decoder beside that of the encoder", "none", remedy)
+    made = dict(given)
+    for name in ("input", "decoder_input"):
+        if name in made and not (isinstance(made[name], Tensor) and made[name].is_floating_point()):
+            rows = token_rows(model, made[name])
+            made[name] = torch.cat(rows) if len({row.shape for row in rows}) == 1 else rows[0]
+    return made
 
 
 def token_texts(model: TransformerBridge, ids: Int[Tensor, "1 pos"]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from allheads.errors import AllHeadsError
 from allheads.models.bridge import TransformerBridge
 from allheads.models.compat import network_path
 from allheads.models.observe import Inputs
-from allheads.twin.prompt import Texts, token_rows
+from allheads.twin.prompt import Texts, named_inputs, one_prompt, token_rows
 
 #: Texts, or the arguments of one run by name, or a list of these.
 Runs = Texts | Inputs | Sequence[Inputs]
@@ -26,13 +26,8 @@ def input_runs(model: TransformerBridge, given: Runs) -> list[Inputs]:
     """
     named = _named(given)
     if named:
-        return [_arguments(model, item) for item in named]
-    reads = getattr(model.original_model, "main_input_name", "input_ids")
-    if reads != "input_ids":
-        example = f"arguments by name, as in {{'{reads}': tensor}}"
-        raise AllHeadsError(example, type(given).__name__, "This model does not read text.")
-    _decoder_given(model, {})
-    return [{"input": row} for row in token_rows(model, cast(Texts, given))]
+        return [named_inputs(model, item) for item in named]
+    return [one_prompt(model, item) for item in _texts(model, cast(Texts, given))]
 
 
 def _named(given: Runs) -> list[Inputs]:
@@ -40,21 +35,10 @@ def _named(given: Runs) -> list[Inputs]:
     return [item for item in items if isinstance(item, Mapping)]
 
 
-def _arguments(model: TransformerBridge, given: Inputs) -> Inputs:
-    _decoder_given(model, given)
-    made = dict(given)
-    for name in ("input", "decoder_input"):
-        if name in made and not made[name].is_floating_point():
-            rows = token_rows(model, made[name])
-            made[name] = torch.cat(rows) if len({row.shape for row in rows}) == 1 else rows[0]
-    return made
-
-
-def _decoder_given(model: TransformerBridge, given: Inputs) -> None:
-    encoder_decoder = getattr(getattr(model.original_model, "config", None), "is_encoder_decoder", False)
-    if encoder_decoder and "decoder_input" not in given and "decoder_input_ids" not in given:
-        remedy = "Pass {'input': ids, 'decoder_input': ids}."
-        raise AllHeadsError("input for the decoder beside that of the encoder", "none", remedy)
+def _texts(model: TransformerBridge, given: Texts) -> Sequence[Any]:
+    """One text, or row of ids, at a time; for a model that reads something else, whatever it was given."""
+    reads = getattr(model.original_model, "main_input_name", "input_ids")
+    return token_rows(model, given) if reads == "input_ids" else [given]
 
 
 def check_pair(source: TransformerBridge, twin: TransformerBridge) -> None:

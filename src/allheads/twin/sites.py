@@ -1,0 +1,54 @@
+"""Where heads and neurons write: a hook point for every sublayer, in whatever stack of the network it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from allheads.models.locations import Location
+from allheads.twin.labels import Kind, Label
+from allheads.twin.twin import TwinBridge
+
+
+@dataclass(frozen=True)
+class Site:
+    """The ``count`` heads, or neurons, of one sublayer, which write side by side: ``A``, ``X`` or ``N`` by `kind`.
+
+    What they write passes ``point``: ``[batch pos head d_head]``, or ``[batch pos d_mlp]``.
+    """
+
+    location: Location
+    kind: Kind
+    count: int
+
+    @property
+    def name(self) -> str:
+        """What its labels begin with: ``L3.A``, ``L3.M2.N``, ``DL3.X``."""
+        return f"{self.location.stem}.{self.kind}"
+
+    @property
+    def point(self) -> str:
+        """Where it writes."""
+        return f"{self.location.prefix}{'hook_post' if self.kind == 'N' else 'hook_z'}"
+
+    @property
+    def stack(self) -> str:
+        """The stack of layers whose stream it writes into."""
+        return self.location.stack
+
+    def label(self, index: int) -> Label:
+        """The label of one of them."""
+        return Label(self.location.stem, self.kind, index)
+
+
+def sites(twin: TwinBridge) -> list[Site]:
+    """Every sublayer of heads or neurons, layer by layer: attention first, then neurons."""
+    return list(_sites(twin))
+
+
+def _sites(twin: TwinBridge) -> Iterator[Site]:
+    attention = [Site(layer.location, layer.kind, layer.n_heads) for layer in twin.index.attention.values()]
+    neurons = [Site(layer.location, "N", layer.bank.d_mlp) for layer in twin.layers]
+    order = dict.fromkeys((site.stack, site.location.layer) for site in (*attention, *neurons))
+    for stack, layer in order:
+        yield from (s for s in (*attention, *neurons) if (s.stack, s.location.layer) == (stack, layer))
