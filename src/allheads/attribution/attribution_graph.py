@@ -17,8 +17,8 @@ from allheads.extras import extra
 if TYPE_CHECKING:
     import networkx
 
-#: Ordinary head, neuron.
-PartKind = Literal["A", "N"]
+#: Ordinary head, head that attends to an encoder, neuron.
+PartKind = Literal["A", "X", "N"]
 #: ``E`` token with its position, ``C`` constants, ``T`` target.
 NodeKind = Literal[PartKind, "E", "C", "T"]
 
@@ -105,7 +105,7 @@ class AttributionGraph:
     @property
     def parts(self) -> list[Node]:
         """The nodes that are heads or neurons, largest effect first."""
-        return sorted((node for node in self.nodes if node.kind in "AN"), key=lambda node: -abs(node.effect))
+        return sorted((node for node in self.nodes if node.kind in "AXN"), key=lambda node: -abs(node.effect))
 
     def into(self, name: str) -> list[Edge]:
         """Edges into a node, largest first."""

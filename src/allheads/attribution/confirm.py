@@ -16,6 +16,7 @@ from allheads.attribution.question import Question
 from allheads.errors import AllHeadsError
 from allheads.progress import bar
 from allheads.twin.labels import Label
+from allheads.twin.sites import by_head
 from allheads.twin.twin import TwinBridge
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def confirm(question: Question, parts: Sequence[Part], target_value: float) -> C
 
 
 def _confirmed(question: Question, parts: Sequence[Part], target_value: float) -> Confirmation:
-    now = float(_values(question, question.ids)[0])
+    now = float(_values(question)[0])
     if abs(now - target_value) > 1e-3 * max(1.0, abs(now)):
         raise AllHeadsError(
             f"a twin whose {question.metric.name} is {target_value:.4f}, as when it was asked",
@@ -117,7 +118,7 @@ def _confirmed(question: Question, parts: Sequence[Part], target_value: float) -
     after = None
     if question.rule.complete:
         with freezing(question.twin, question.rule):
-            _values(question, question.ids)
+            _values(question)
             after = _measured(question, parts, factors)
     names = [f"{label}@{position}" for label, position, _ in parts]
     return Confirmation(names, predicted, after, _measured(question, parts, torch.ones_like(factors)))
@@ -125,15 +126,16 @@ def _confirmed(question: Question, parts: Sequence[Part], target_value: float) -
 
 def _measured(question: Question, parts: Sequence[Part], factors: Tensor) -> Tensor:
     """What the target loses for each part when ``factor`` times what it writes is taken away, divided by ``factor``."""
-    twin, ids = question.twin, question.ids
-    rows = max(1, _ENTRIES // (ids.shape[1] * twin.cfg.d_vocab_out))
-    whole = _values(question, ids)[0]
+    twin = question.twin
+    with torch.no_grad():
+        outputs = question.run()
+    rows, whole = max(1, _ENTRIES // outputs.numel()), question.metric.of(outputs, {}).double().cpu()
     losses = []
     with bar("Interventions", total=len(parts)) as progress:
         for start in range(0, len(parts), rows):
             chunk, factor = parts[start : start + rows], factors[start : start + rows]
             with twin.hooks(fwd_hooks=list(_changes(twin, chunk, factor))):
-                losses.append((whole - _values(question, ids.expand(len(chunk), -1))) / factor)
+                losses.append((whole - _values(question, len(chunk))) / factor)
             progress.update(len(chunk))
     return torch.cat(losses)
 
@@ -141,24 +143,28 @@ def _measured(question: Question, parts: Sequence[Part], factors: Tensor) -> Ten
 def _changes(twin: TwinBridge, parts: Sequence[Part], factors: Tensor) -> Iterator[tuple[str, Callable[..., Tensor]]]:
     """Hooks under which each row has another part changed."""
     entries: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
+    counts: dict[str, int] = {}
     for row, (name, position, _) in enumerate(parts):
         label = Label.parse(name)
-        prefix = twin.index.heads(label)[0].hook_prefix
-        point = "hook_z" if label.kind == "A" else "hook_post"
-        entries[prefix + point].append((row, position, label.index))
+        head = twin.index.heads(label)[0]
+        point = f"{head.hook_prefix}{'hook_post' if label.kind == 'N' else 'hook_z'}"
+        counts[point] = 0 if label.kind == "N" else twin.index.attention[label.stem, label.kind].n_heads
+        entries[point].append((row, position, label.index))
     for point, columns in entries.items():
         at = tuple(torch.tensor(column) for column in zip(*columns, strict=True))
 
-        def change(value: Tensor, hook: object, at: tuple[Tensor, ...] = at) -> Tensor:
-            value = value.clone()
+        def change(value: Tensor, hook: object, at: tuple[Tensor, ...] = at, count: int = counts[point]) -> Tensor:
+            shape = value.shape
+            # Some layers run all rows in one.
+            value = by_head(value, count).clone().reshape(len(parts), -1, *by_head(value, count).shape[2:])
             factor = factors[at[0]].to(value)
             value[at] *= (1.0 - factor).reshape(-1, *[1] * (value.ndim - 3))
-            return value
+            return value.view(shape)
 
         yield point, change
 
 
-def _values(question: Question, ids: Tensor) -> Tensor:
+def _values(question: Question, rows: int = 1) -> Tensor:
     with torch.no_grad():
-        logits = question.twin(ids)
-    return torch.stack([question.metric.of(row[None], {}) for row in logits]).double().cpu()
+        outputs = question.run(rows)
+    return torch.stack([question.metric.of(row[None], {}) for row in outputs]).double().cpu()

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,8 @@ from allheads.attribution.forward_cache import ForwardCache
 from allheads.attribution.freezing import differentiable
 from allheads.attribution.question import Question
 from allheads.errors import AllHeadsError
+from allheads.twin.capture import EMBEDDINGS
+from allheads.twin.sites import Site
 
 #: Through values, or where patterns are not frozen also through queries and keys.
 Side = Literal["V", "Q", "K"]
@@ -36,16 +38,21 @@ _ENTRIES = 2**24
 class IncomingEdges:
     """Edges into one part through one side: ``V``, or ``Q`` and ``K`` where patterns are not frozen.
 
-    ``from`` positions that begin with ``first``: neurons read at one only.
+    From every sublayer, ``[head from]`` or ``[from d_mlp]``, and from what streams begin with, ``[from]``. ``at`` are
+    the positions they are from: in one stack, a neuron reads at its own only.
     """
 
     side: Side
     total: float
-    heads: Float[Tensor, "layer head from"]
-    neurons: Float[Tensor, "layer from d_mlp"]
-    embeddings: Float[Tensor, " from"]
+    parts: dict[str, Tensor]
+    embeddings: dict[str, Float[Tensor, " from"]]
     constants: float
-    first: int = 0
+    at: slice = field(default_factory=lambda: slice(None))
+
+    def size(self) -> float:
+        """The sum of their absolute weights."""
+        tensors = (*self.parts.values(), *self.embeddings.values())
+        return sum(float(tensor.abs().sum()) for tensor in tensors) + abs(self.constants)
 
 
 @dataclass
@@ -57,25 +64,27 @@ class Edges:
     zero: ForwardCache
     gradients: dict[str, Tensor]
     value: Tensor
-    #: What embeddings at each position and all constants contribute over all paths.
-    embeddings: Float[Tensor, " pos"]
+    #: What streams begin with, at each position, and all constants contribute over all paths.
+    embeddings: dict[str, Float[Tensor, " pos"]]
     constants: float
 
     def into_target(self) -> IncomingEdges:
         """What is written straight into the target; its constants are what remains of it."""
-        parts = self._parts(self.value, torch.ones_like(self.value)[None])
-        heads, neurons, embeddings = (part[0] for part in parts)
+        parts, begins = self._parts(self.value, torch.ones_like(self.value)[None])
+        parts, begins = ({name: part[0] for name, part in found.items()} for found in (parts, begins))
         total = float(self.value.detach())
-        rest = total - sum(float(part.sum()) for part in (heads, neurons, embeddings))
-        return IncomingEdges("V", total, heads, neurons, embeddings, rest)
+        rest = total - sum(float(part.sum()) for part in (*parts.values(), *begins.values()))
+        return IncomingEdges("V", total, parts, begins, rest)
 
-    def into_heads(self, layer: int, entries: Sequence[Entry]) -> Iterator[tuple[Entry, list[IncomingEdges]]]:
-        """Edges into heads ``(head, position)`` of a layer, side by side."""
-        name = self.cut.heads[layer]
-        read, gradient = self.cut.uncut[name], self.gradients[name]
+    def into(self, site: Site, entries: Sequence[Entry]) -> Iterator[tuple[Entry, list[IncomingEdges]]]:
+        """Edges into heads or neurons ``(index, position)`` of a sublayer, side by side."""
+        return self._into_neurons(site, entries) if site.kind == "N" else self._into_heads(site, entries)
+
+    def _into_heads(self, site: Site, entries: Sequence[Entry]) -> Iterator[tuple[Entry, list[IncomingEdges]]]:
+        read, gradient = self.cut.uncut[site.point], self.gradients[site.point]
         sides: tuple[Side, ...] = ("V",) if self.question.rule.patterns else ("V", "Q", "K")
-        tensors = [self.cut.activations[f"blocks.{layer}.attn.hook_{side.lower()}"] for side in sides]
-        zeros = [self.zero.activations[f"blocks.{layer}.attn.hook_{side.lower()}"] for side in sides]
+        points = [f"{site.location.prefix}hook_{side.lower()}" for side in sides]
+        tensors, zeros = ([cache.activations[point] for point in points] for cache in (self.cut, self.zero))
         for chunk in _chunks(entries, self._rows):
             seeds = torch.zeros(len(chunk), *read.shape, dtype=read.dtype, device=read.device)
             for row, (head, position) in enumerate(chunk):
@@ -84,55 +93,64 @@ class Edges:
             flows = [self._sums(*side) for side in zip(sides, tensors, backs, zeros, strict=True)]
             yield from ((entry, [side[row] for side in flows]) for row, entry in enumerate(chunk))
 
-    def into_neurons(self, layer: int, entries: Sequence[Entry]) -> Iterator[tuple[Entry, list[IncomingEdges]]]:
-        """Edges into neurons ``(neuron, position)`` of a layer. Neurons at several positions share a row."""
-        name = self.cut.neurons[layer]
-        read, gradient, zero = self.cut.uncut[name], self.gradients[name], self.zero.uncut[name]
-        for chunk in _rows_of_positions(entries, self._rows):
+    def _into_neurons(self, site: Site, entries: Sequence[Entry]) -> Iterator[tuple[Entry, list[IncomingEdges]]]:
+        """Neurons of one stack at several positions share a row: each reads at its own."""
+        read, gradient, zero = self.cut.uncut[site.point], self.gradients[site.point], self.zero.uncut[site.point]
+        alone = len(self.cut.stacks) == 1
+        rows = _rows_of_positions(entries, self._rows) if alone else _chunks([[entry] for entry in entries], self._rows)
+        for chunk in rows:
             seeds = torch.zeros(len(chunk), *read.shape, dtype=read.dtype, device=read.device)
             for row, members in enumerate(chunk):
                 for neuron, position in members:
                     seeds[row, 0, position, neuron] = gradient[0, position, neuron]
-            heads, neurons, embeddings = self._parts(read, seeds)
+            parts, begins = self._parts(read, seeds)
             for row, members in enumerate(chunk):
                 for neuron, position in members:
-                    at, slope = slice(position, position + 1), gradient[0, position, neuron]
+                    at, slope = slice(position, position + 1) if alone else slice(None), gradient[0, position, neuron]
                     total, constant = (float(slope * value[0, position, neuron].detach()) for value in (read, zero))
-                    here = (heads[row, ..., at], neurons[row, :, at], embeddings[row, at])
-                    yield (neuron, position), [IncomingEdges("V", total, *here, constant, position)]
+                    here = {name: part[row][at if name.endswith("N") else (..., at)] for name, part in parts.items()}
+                    there = {name: part[row, at] for name, part in begins.items()}
+                    yield (neuron, position), [IncomingEdges("V", total, here, there, constant, at)]
 
     @property
     def _rows(self) -> int:
-        return max(1, _ENTRIES // sum(self.cut.leaves[name].numel() for name in self.cut.neurons))
+        return max(1, _ENTRIES // sum(self.cut.leaves[site.point].numel() for site in self.cut.neurons))
 
     def _sums(self, side: Side, tensor: Tensor, back: Tensor, zero: Tensor) -> list[IncomingEdges]:
-        heads, neurons, embeddings = self._parts(tensor, back)
+        parts, begins = self._parts(tensor, back)
         totals, constants = ((back * read.detach()).flatten(1).sum(1).tolist() for read in (tensor, zero))
-        rows = zip(totals, heads, neurons, embeddings, constants, strict=True)
-        return [IncomingEdges(side, *row) for row in rows]
+        found = []
+        for row, (total, constant) in enumerate(zip(totals, constants, strict=True)):
+            here, there = ({name: part[row] for name, part in some.items()} for some in (parts, begins))
+            found.append(IncomingEdges(side, total, here, there, constant))
+        return found
 
-    def _parts(self, read: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _parts(self, read: Tensor, seeds: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """``seeds . J_i a_i`` for each row of seeds and every head, neuron and embedding i at each position."""
-        cut = self.cut
-        names = [*cut.heads, *cut.neurons, *cut.embeddings]
-        grads = torch.autograd.grad(
-            read,
-            [cut.leaves[name] for name in names],
-            seeds,
-            is_grads_batched=True,
-            retain_graph=True,
-            allow_unused=True,
-        )
-        parts = [
-            cut.leaves[name].detach().new_zeros(len(seeds), *cut.leaves[name].shape[1:])
-            if grad is None
-            else grad[:, 0] * cut.leaves[name].detach()[0]
-            for name, grad in zip(names, grads, strict=True)
-        ]
-        layers = len(cut.layers)
-        heads = torch.stack([part.sum(-1).transpose(1, 2) for part in parts[:layers]], 1)
-        neurons = torch.stack(parts[layers : 2 * layers], 1)
-        return heads, neurons, torch.stack([part.sum(-1) for part in parts[2 * layers :]]).sum(0)
+        leaves = self.cut.leaves
+        grads: Sequence[Tensor | None] = [None] * len(leaves)
+        if read.requires_grad:
+            grads = torch.autograd.grad(
+                read, list(leaves.values()), seeds, is_grads_batched=True, retain_graph=True, allow_unused=True
+            )
+        found = {
+            name: grad[:, 0] * leaf.detach()[0]
+            for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
+            if grad is not None
+        }
+        parts = {site.name: found[site.point] for site in self.cut.sites if site.point in found}
+        parts = {name: part if name.endswith("N") else part.sum(-1).transpose(1, 2) for name, part in parts.items()}
+        return parts, _by_begin({name: found[name].sum(-1) for name in self.cut.embeddings if name in found})
+
+
+def _by_begin(embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What streams begin with, tokens and their learned positions together: ``embed``, ``decoder_embed`` ..."""
+    found: dict[str, Tensor] = {}
+    for name, value in embeddings.items():
+        stack = name.removesuffix(".0.hook_resid_pre")
+        begin = "decoder_embed" if name.startswith("decoder_") else "embed" if name in EMBEDDINGS else stack
+        found[begin] = found[begin] + value if begin in found else value
+    return found
 
 
 @contextmanager
@@ -141,16 +159,15 @@ def edges(question: Question) -> Iterator[Edges]:
 
     Raises `AllHeadsError` for a rule that does not freeze norms and gates.
     """
-    twin, ids, metric, rule = question.twin, question.ids, question.metric, question.rule
+    twin, metric, rule = question.twin, question.metric, question.rule
     if not (rule.norms and rule.gates):
         raise AllHeadsError("a rule that freezes norms and gates", repr(rule.name), "Use value, half, live or relp.")
-    sides = tuple(f"blocks.{layer}.attn.hook_{side}" for layer in range(len(twin.layers)) for side in "qkv")
-    points = (*metric.hook_points, *sides)
     with differentiable(question) as frozen:
         whole = ForwardCache(twin, metric.hook_points)
         with whole.recording():
-            value = metric.of(twin(ids), whole.activations)
-        tensors = {name: whole.activations[name] for name in (*whole.heads, *whole.neurons, *whole.embeddings)}
+            value = metric.of(question.run(), whole.activations)
+        begins = tuple(whole.embeddings)
+        tensors = {name: whole.activations[name] for name in (*begins, *(site.point for site in whole.sites))}
         tensors |= {name: tensor for name, (_, tensor) in constants(frozen).items()}
         found = torch.autograd.grad(value, list(tensors.values()), allow_unused=True)
         gradients = {
@@ -158,18 +175,20 @@ def edges(question: Question) -> Iterator[Edges]:
             for (name, tensor), gradient in zip(tensors.items(), found, strict=True)
         }
         effects = {name: (gradients[name] * tensor).detach() for name, tensor in tensors.items()}
-        zero = ForwardCache(twin, points, cut=True, empty=True)
+        read = "v" if rule.patterns else "vqk"
+        points = (*metric.hook_points, *(f"{s.location.prefix}hook_{side}" for s in whole.heads for side in read))
+        zero = ForwardCache(twin, points, cut=True, empty=True, begins=begins)
         with torch.no_grad(), zero.recording():
-            twin(ids)
-        cut = ForwardCache(twin, points, cut=True)
+            question.run()
+        cut = ForwardCache(twin, points, cut=True, begins=begins)
         with cut.recording():
-            value = metric.of(twin(ids), cut.activations)
-        embeddings = torch.stack([effects[name][0].sum(-1) for name in whole.embeddings]).sum(0)
+            value = metric.of(question.run(), cut.activations)
+        embeddings = _by_begin({name: effects[name][0].sum(-1) for name in begins})
         fixed = sum(float(effects[name].sum()) for name in constants(frozen))
         yield Edges(question, cut, zero, gradients, value, embeddings, fixed)
 
 
-def _chunks(entries: Sequence[Entry], rows: int) -> Iterator[Sequence[Entry]]:
+def _chunks(entries: Sequence[Any], rows: int) -> Iterator[Sequence[Any]]:
     return (entries[start : start + rows] for start in range(0, len(entries), rows))
 
 

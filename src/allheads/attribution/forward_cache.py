@@ -12,7 +12,7 @@ from torch import Tensor
 
 from allheads.errors import AllHeadsError
 from allheads.twin.capture import EMBEDDINGS
-from allheads.twin.sites import Site, sites
+from allheads.twin.sites import Site, by_head, sites
 from allheads.twin.twin import TwinBridge
 
 #: What the unembedding reads.
@@ -41,7 +41,7 @@ class ForwardCache:
     #: The sublayers that ran. Towers do not where a prompt has nothing for them to see or hear.
     sites: list[Site] = field(default_factory=list)
     _layers: dict[str, int] = field(default_factory=dict)
-    _points: set[str] = field(default_factory=set)
+    _points: dict[str, int] = field(default_factory=dict)
 
     @property
     def embeddings(self) -> dict[str, Tensor]:
@@ -112,7 +112,7 @@ class ForwardCache:
             raise self._unread(f"without {missing[0]}")
         stacks = dict.fromkeys(site.stack for site in everything)
         self._layers = {s: next(n for n in count() if f"{s}.{n}.hook_resid_pre" not in known) for s in stacks}
-        self._points = {site.point for site in everything}
+        self._points = {site.point: site.count for site in everything}
         shown = [
             f"{stack}.{layer}.hook_{name}"
             for stack, layers in self._layers.items()
@@ -159,12 +159,16 @@ class ForwardCache:
                 return value
             if name in self._points and name in self.activations:
                 raise self._unread(f"that runs {name} more than once")
+            if name in EMBEDDINGS and value.ndim == 2:  # positions, for every row
+                value = value[None]
+            shape = value.shape
+            value = by_head(value, self._points.get(name, 0))
             if self._begins(name, value) or (self.cut and name in self._points):
                 self.uncut[name] = value
                 value = torch.zeros_like(value) if self.empty else value.detach().requires_grad_()
                 self.leaves[name] = value
             self.activations[name] = value
-            return value
+            return value.view(shape) if value.ndim == 4 else value
 
         return record
 

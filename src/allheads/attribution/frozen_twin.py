@@ -73,7 +73,8 @@ class FrozenTwin:
             self._follow()
             if parts.rule.patterns:
                 prefixes = (layer.location.prefix for layer in self.twin.index.attention.values())
-                points = [f"{prefix}hook_{side}" for prefix in prefixes for side in "qk"]
+                sides = ("hook_q", "hook_k", "gate.hook_out")  # some multiply what a head carries by a gate
+                points = [f"{prefix}{side}" for prefix in prefixes for side in sides]
                 known = self.twin.hook_dict
                 hooks = [(name, self._keeper(name, parts)) for name in points if name in known and name not in unfrozen]
                 stack.enter_context(self.twin.hooks(fwd_hooks=hooks))

@@ -11,8 +11,8 @@ from allheads.attribution.metric import Target
 from allheads.attribution.question import Question
 from allheads.attribution.rules import DEFAULT, Rule
 from allheads.errors import AllHeadsError
+from allheads.models.observe import Inputs
 from allheads.progress import bar
-from allheads.twin.labels import Label
 from allheads.twin.prompt import Texts
 from allheads.twin.twin import TwinBridge
 
@@ -21,7 +21,7 @@ _ROUND = 32
 
 
 def graph(
-    twin: TwinBridge, tokens: Texts, target: Target, *, rule: str | Rule = DEFAULT, budget: int = 100
+    twin: TwinBridge, tokens: Texts | Inputs, target: Target, *, rule: str | Rule = DEFAULT, budget: int = 100
 ) -> AttributionGraph:
     r"""Which parts write into which, as far as the target is concerned.
 
@@ -67,14 +67,17 @@ def grow(question: Question, budget: int, coverage: float = 1.0) -> AttributionG
 
 
 def _finished(builder: GraphBuilder, question: Question) -> AttributionGraph:
-    metric, tokens = question.metric, question.tokens
-    flows, last = builder.flows, len(builder.flows.cut.layers)
+    metric, flows = question.metric, builder.flows
+    last = len(flows.cut.layers)
+    tokens = question.output_tokens
     nodes: dict[int | None, Node] = {}
-    nodes[None] = Node("target", "T", metric.name, last, metric.position, tokens[metric.position], 0.0, {})
+    nodes[None] = Node("target", "T", metric.name, last, metric.position, _at(tokens, metric.position), 0.0, {})
     for part in builder.order:
-        kind, layer, index, position = builder.entry_of(part)
-        label = str(Label(f"L{layer}", kind, index))
-        nodes[part] = Node(f"{label}@{position}", kind, label, layer, position, tokens[position], 0.0, {})
+        site, index, position = builder.entry_of(part)
+        label = site.label(index)
+        token = question.tokens_at(label, flows.cut.leaves[site.point].shape[1])[position]
+        layer = site.location.layer
+        nodes[part] = Node(f"{label}@{position}", site.kind, str(label), layer, position, token, 0.0, {})
     shown: list[Edge] = []
     for record in builder.records:
         node, flow = nodes[record.node], record.inflow
@@ -87,8 +90,9 @@ def _finished(builder: GraphBuilder, question: Question) -> AttributionGraph:
         if flow.side == "V":
             nodes[record.node] = replace(node, effect=flow.total)
     ends = [
-        Node(f"embed@{position}", "E", "embed", -1, position, tokens[position], float(effect), {})
-        for position, effect in enumerate(flows.embeddings)
+        Node(f"{begin}@{position}", "E", begin, -1, position, question.token_of(begin, position, len(effects)), effect, {})
+        for begin, effects in flows.embeddings.items()
+        for position, effect in enumerate(effects.tolist())
     ]
     if any(edge.source == "constants" for edge in shown):
         ends.append(Node("constants", "C", "constants", -1, -1, "", flows.constants, {}))
@@ -104,7 +108,13 @@ def _edges(builder: GraphBuilder, record: LargestEdges, nodes: dict[int | None, 
     kept = builder.kept[record.parts]
     parts = zip(record.parts[kept].tolist(), record.weights[kept].tolist(), strict=True)
     found = [Edge(nodes[part].name, end, weight, flow.side) for part, weight in parts]
-    embeddings = enumerate(flow.embeddings.tolist(), flow.first)
-    found += [Edge(f"embed@{position}", end, weight, flow.side) for position, weight in embeddings]
+    for begin, weights in flow.embeddings.items():
+        embeddings = enumerate(weights.tolist(), flow.at.start or 0)
+        found += [Edge(f"{begin}@{position}", end, weight, flow.side) for position, weight in embeddings]
     found.append(Edge("constants", end, flow.constants, flow.side))
     return [edge for edge in found if edge.weight != 0.0]
+
+
+def _at(tokens: list[str], position: int) -> str:
+    """The token at a position, where outputs stand at tokens."""
+    return tokens[position] if position < len(tokens) else ""

@@ -45,8 +45,8 @@ class Question:
 
         Raises `AllHeadsError` for a prompt that is no text.
         """
-        ids = self.inputs.get("decoder_input", self.inputs.get("input"))
-        if ids is None or ids.is_floating_point():
+        ids = self._ids("decoder_input" if "decoder_input" in self.inputs else "input")
+        if ids is None:
             raise AllHeadsError("a prompt of tokens", "an image or a sound", "Use the inputs of the question.")
         return ids
 
@@ -55,13 +55,28 @@ class Question:
         """What the tokens of the prompt say: those that the decoder has written, beside an encoder."""
         return token_texts(self.twin, self.ids)
 
+    @property
+    def output_tokens(self) -> list[str]:
+        """The same, or nothing where the prompt is no text."""
+        return [] if self._ids("input") is None else self.tokens
+
     def tokens_at(self, label: Label, length: int) -> list[str]:
         """What stands at the positions of a head or neuron: tokens, or the numbers of patches and frames."""
-        stack = self.twin.index.location(label).stack
-        ids = self.inputs.get("decoder_input" if stack == "decoder_blocks" else "input")
-        if ids is None or ids.is_floating_point() or ids.shape[-1] != length:
+        return self._texts(self.twin.index.location(label).stack, length)
+
+    def token_of(self, begin: str, position: int, length: int) -> str:
+        """What stands where a stream begins."""
+        return self._texts("decoder_blocks" if begin.startswith("decoder_") else begin, length)[position]
+
+    def _texts(self, stack: str, length: int) -> list[str]:
+        ids = self._ids("decoder_input" if stack == "decoder_blocks" else "input")
+        if ids is None or ids.shape[-1] != length:
             return [f"#{position}" for position in range(length)]
         return token_texts(self.twin, ids)
+
+    def _ids(self, name: str) -> Tensor | None:
+        ids = self.inputs.get(name)
+        return None if ids is None or ids.is_floating_point() else ids
 
     def run(self, rows: int = 1) -> Float[Tensor, "rows pos out"]:
         """What the twin gives for so many equal rows of the prompt; classes are outputs at one position."""

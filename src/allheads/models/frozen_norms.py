@@ -51,7 +51,8 @@ class FrozenCall:
         if not fits:
             raise other_length(positions[0], tuple(x.shape))
         wide = x.reshape(-1, *positions, width).to(self.scale.dtype)
-        return (self.scale * self.norm.direction(wide) + self.shift).to(self.dtype).reshape(x.shape)
+        written = (self.scale * self.norm.direction(wide) + self.shift).to(self.dtype)
+        return written.reshape(x.shape).contiguous()  # as norms write, whatever they read
 
 
 def other_length(length: int, shape: tuple[int, ...]) -> AllHeadsError:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from allheads.models.locations import Location
 from allheads.twin.labels import Kind, Label
 from allheads.twin.twin import TwinBridge
@@ -39,6 +42,19 @@ class Site:
     def label(self, index: int) -> Label:
         """The label of one of them."""
         return Label(self.location.stem, self.kind, index)
+
+
+def by_head(written: Tensor, count: int) -> Tensor:
+    """What ``count`` heads write, ``[batch pos head d_head]``, where the bridge may show it in other pieces.
+
+    Columns stand head by head. Anything else is returned as it is.
+
+    >>> by_head(torch.zeros(1, 3, 8, 4), 4).shape
+    torch.Size([1, 3, 4, 8])
+    """
+    if written.ndim != 4 or count == 0 or written.shape[2:].numel() % count:
+        return written
+    return written.reshape(*written.shape[:2], count, -1)
 
 
 def sites(twin: TwinBridge) -> list[Site]:
