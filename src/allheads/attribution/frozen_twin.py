@@ -18,7 +18,8 @@ from allheads.heads.frozen import FrozenGates
 from allheads.heads.hooks import HeadHooks
 from allheads.models.compat import tree_map
 from allheads.models.frozen_norms import FrozenCall, FrozenNorm, frozen_norms, other_length, refusing_other_norms
-from allheads.models.read_mlps import routers
+from allheads.models.observe import first_tensor
+from allheads.models.read_mlps import mixers, routers
 from allheads.twin.sites import sites
 from allheads.twin.twin import TwinBridge
 
@@ -32,8 +33,10 @@ class FrozenParts:
     norms: dict[str, list[FrozenCall]] = field(default_factory=dict)
     queries_and_keys: dict[str, list[Tensor]] = field(default_factory=dict)
     gates: list[FrozenGates | None] = field(default_factory=list)
-    #: By router: the rows that it read, and what it said of them.
-    routes: dict[str, tuple[torch.Size, Any]] = field(default_factory=dict)
+    #: By router and mixer: the rows that it read, and what it gave for them.
+    outputs: dict[str, tuple[torch.Size, Any]] = field(default_factory=dict)
+    #: What mixers add: they are held as a whole.
+    mixed: dict[str, tuple[nn.Module, Tensor]] = field(default_factory=dict)
     recorded: bool = False
 
     def constants(self) -> Iterator[tuple[str, nn.Module, Tensor]]:
@@ -46,6 +49,8 @@ class FrozenParts:
         for layer, gates in zip(self.twin.layers, self.gates, strict=False):
             if gates is not None and gates.constant is not None:
                 yield f"{layer.location.prefix}constant", layer.bank, gates.constant
+        for path, (module, written) in self.mixed.items():
+            yield f"{path}.held", module, written
 
 
 class FrozenTwin:
@@ -62,6 +67,8 @@ class FrozenTwin:
         self._fired: dict[str, int] = {}
         self._before = [layer.bank.frozen for layer in twin.layers]
         self._installed = ExitStack()
+        self._mixers = list(mixers(twin))
+        self._mixed = {id(part) for _, module in self._mixers for part in module.modules()}
 
     def enter(self, parts: FrozenParts, unfrozen: tuple[str, ...]) -> ExitStack:
         """Let a context count until what is returned is closed, but for queries or keys at these hook points."""
@@ -78,14 +85,15 @@ class FrozenTwin:
                 known = self.twin.hook_dict
                 hooks = [(name, self._keeper(name, parts)) for name in points if name in known and name not in unfrozen]
                 stack.enter_context(self.twin.hooks(fwd_hooks=hooks))
-            if parts.rule.gates:
-                for path, module in routers(self.twin):
-                    handle = module.register_forward_hook(self._route_keeper(path, parts), with_kwargs=True)
-                    stack.callback(handle.remove)
+            kept = [*(routers(self.twin) if parts.rule.gates else ()), *(self._mixers if parts.rule.patterns else ())]
+            for path, module in kept:
+                handle = module.register_forward_hook(self._output_keeper(path, parts), with_kwargs=True)
+                stack.callback(handle.remove)
             if parts.rule.norms:
                 # Outside of the layers, what comes before a stream is not read.
                 for name in dict.fromkeys(site.stack for site in sites(self.twin)):
-                    stack.enter_context(refusing_other_norms(self.twin.get_submodule(name)))
+                    besides = self._mixed if parts.rule.patterns else ()
+                    stack.enter_context(refusing_other_norms(self.twin.get_submodule(name), besides))
             return stack.pop_all()
 
     def require_thread(self) -> None:
@@ -121,7 +129,8 @@ class FrozenTwin:
         """Let norms and banks be as the innermost context says."""
         parts = self.contexts[-1]
         for path, norm in self._norms.items():
-            norm.calls = parts.norms.setdefault(path, []) if parts.rule.norms else None
+            held = parts.rule.patterns and id(norm.module) in self._mixed
+            norm.calls = parts.norms.setdefault(path, []) if parts.rule.norms and not held else None
             norm.recording = not parts.recorded
         self._set_gates(parts.gates or self._before)
 
@@ -139,7 +148,8 @@ class FrozenTwin:
         if parts.recorded:
             return
         parts.queries_and_keys.clear()
-        parts.routes.clear()
+        parts.outputs.clear()
+        parts.mixed.clear()
         for calls in parts.norms.values():
             calls.clear()
         if parts.rule.gates:
@@ -187,8 +197,9 @@ class FrozenTwin:
 
         return keep
 
-    def _route_keeper(self, path: str, parts: FrozenParts) -> Callable[..., Any]:
-        """Let a router say what is recorded, for every prompt again, whatever it has read."""
+    def _output_keeper(self, path: str, parts: FrozenParts) -> Callable[..., Any]:
+        """Let a router, or a mixer, give what is recorded, for every prompt again, whatever it has read."""
+        constant = any(path == other for other, _ in self._mixers)
 
         def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             self.require_thread()
@@ -196,10 +207,13 @@ class FrozenTwin:
                 return None
             rows = (*args, *kwargs.values())[0].shape[:-1]
             if not parts.recorded:
-                if path in parts.routes:
-                    raise AllHeadsError("routers that run once in a forward pass", f"{path} twice", "Not supported.")
-                parts.routes[path] = (rows, tree_map(_detached, output))
-            shape, kept = parts.routes[path]
+                if path in parts.outputs:
+                    raise AllHeadsError("parts that run once in a forward pass", f"{path} twice", "Not supported.")
+                kept = tree_map(_detached, output)
+                if constant and torch.is_grad_enabled():
+                    parts.mixed[path] = module, first_tensor(kept).requires_grad_()
+                parts.outputs[path] = (rows, kept)
+            shape, kept = parts.outputs[path]
             return kept if rows == shape else tree_map(lambda part: _repeated(part, shape, rows), kept)
 
         return keep

@@ -8,7 +8,7 @@ path that computes what the model does, a change there does not reach the output
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -189,8 +189,10 @@ def frozen_norms(body: nn.Module, guard: Callable[[], None]) -> Iterator[dict[st
 
 
 @contextmanager
-def refusing_other_norms(body: nn.Module) -> Iterator[None]:
+def refusing_other_norms(body: nn.Module, besides: Container[int] = ()) -> Iterator[None]:
     """Refuse norms that read more than a stream, such as a gate, for a while: nothing here can freeze them.
+
+    Those with an ``id`` in ``besides`` may.
 
     Raises `AllHeadsError` when one is called.
     """
@@ -207,6 +209,8 @@ def refusing_other_norms(body: nn.Module) -> Iterator[None]:
 
     with ExitStack() as stack:
         for path, module in unreadable_modules(body):
+            if id(module) in besides:
+                continue
             handle = module.register_forward_pre_hook(check(path, module), with_kwargs=True)
             stack.callback(handle.remove)
         yield

@@ -62,6 +62,25 @@ def routers(twin: TransformerBridge) -> Iterator[tuple[str, nn.Module]]:
                     yield f"{path}.{name}", child
 
 
+def mixers(twin: TransformerBridge) -> Iterator[tuple[str, nn.Module]]:
+    """What is neither attention nor heads in the layers of a twin, and does not weigh experts, by path.
+
+    State spaces, convolutions, recurrences: what a layer calls beside attention and neurons.
+    """
+    others = {id(module) for _, module in _untouched(twin)}
+    known = {id(layer.module.original_component) for layer in attention_layers(twin)}
+    known |= {id(module) for _, module in routers(twin)}
+    for path, layers in twin.original_model.named_modules():
+        if not isinstance(layers, nn.ModuleList):
+            continue
+        for number, layer in layers.named_children():
+            for name, child in network_module(layer).named_children():
+                parts = [network_module(child), *network_module(child).modules()]
+                mixes = any(id(part) in others for part in parts)
+                if mixes and not any(id(p) in known or is_attention(p) or "heads" in p._modules for p in parts):
+                    yield f"{path}.{number}.{name}", network_module(child)
+
+
 def _untouched(model: TransformerBridge) -> Iterator[tuple[str, nn.Module]]:
     attention = {id(component.module.original_component) for component in attention_layers(model)}
 
