@@ -233,7 +233,8 @@ def _at_position(
 
 def _carried_back(cache: ForwardCache, gradient: Tensor) -> dict[str, Tensor | None]:
     """The gradient at the end of the stream, carried back through what each layer's heads or neurons add."""
-    tensors, found = cache.activations, {}
+    tensors = cache.activations
+    found: dict[str, Tensor | None] = {}
     by_added = groupby(sorted(cache.sites, key=cache.added), cache.added)
     for added, written in by_added:
         points = [site.point for site in written]

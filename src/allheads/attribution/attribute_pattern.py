@@ -8,7 +8,7 @@ the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,14 +20,19 @@ from allheads.attribution.attribution import Attribution
 from allheads.attribution.freezing import live
 from allheads.attribution.metric import NOTHING, Metric
 from allheads.attribution.question import Question
-from allheads.attribution.rules import DEFAULT, Rule
+from allheads.attribution.rules import DEFAULT, Rule, rule_named
 from allheads.corpus.averages import Means
 from allheads.errors import AllHeadsError
-from allheads.twin.capture import captured
+from allheads.models.locations import Location
+from allheads.models.observe import Inputs
+from allheads.twin.capture import capturing
 from allheads.twin.heads import Head
-from allheads.twin.labels import Label
-from allheads.twin.prompt import Texts, position_in
-from allheads.twin.twin import TwinBridge
+from allheads.twin.prompt import Texts, one_prompt, position_in
+from allheads.twin.sites import sites
+from allheads.twin.twin import TwinBridge, require_twin
+
+#: The stack that heads of a decoder attend to.
+_ENCODER = "encoder_blocks"
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class PatternAttribution:
 
 def attribute_pattern(
     twin: TwinBridge,
-    tokens: Texts,
+    tokens: Texts | Inputs,
     head: str,
     source: int | tuple[int | None, int] | None = None,
     *,
@@ -93,7 +98,7 @@ def attribute_pattern(
     name, _, at = head.partition("@")
     if at and not at.lstrip("-").isdigit():
         raise AllHeadsError("a head and a position, such as L3.A5@7", repr(head), "Leave out @ for the last position.")
-    question = Question.of(twin, tokens, NOTHING, rule, int(at) if at else -1)
+    question = Question(require_twin(twin), one_prompt(twin, tokens), NOTHING, rule_named(rule))
     if not question.rule.complete:
         raise AllHeadsError("a rule that freezes everything", repr(question.rule.name), "Use value, gate or half.")
     heads = twin.index.heads(name)
@@ -101,27 +106,37 @@ def attribute_pattern(
     if of_neuron and source is not None:
         raise AllHeadsError("a neuron without a source", f"{source}", "It attends to its own token.")
     with live(twin):
-        return _of_neuron(question, name, heads) if of_neuron else _of_head(question, heads[0], source)
+        answered = _of_neuron if of_neuron else _of_head
+        return answered(question, heads, int(at) if at else -1, source)
 
 
-def _of_neuron(question: Question, name: str, heads: list[Head]) -> PatternAttribution:
-    label, prefix, at = heads[0].label, heads[0].hook_prefix, question.metric.position
+def _of_neuron(question: Question, heads: list[Head], position: int, _: object) -> PatternAttribution:
+    label, prefix, name = heads[0].label, heads[0].hook_prefix, str(heads[0].label.neuron)
     point, gate = f"{prefix}hook_pre", f"{prefix}hook_pattern_self"
+    seen = _seen(question, [gate])[gate]
+    at = position_in(seen.shape[2], position)
 
     def preactivation(logits: Tensor, activations: Mapping[str, Tensor]) -> Tensor:
         return activations[point][0, at, label.index]
 
-    result = answer(question.about(Metric(f"preactivation of {name}", at, preactivation, label.layer, (point,))))
-    gates = captured(question.twin, question.ids, [gate])[gate][0, [head.number for head in heads], at]
-    return PatternAttribution(str(Label.parse(name)), at, at, None, result.target_value, gates, result)
+    stream = _read_by_neurons(question.twin, heads[0])
+    result = answer(question.about(Metric(f"preactivation of {name}", at, preactivation, stream, (point, stream))))
+    gates = seen[0, [head.number for head in heads], at]
+    return PatternAttribution(name, at, at, None, result.target_value, gates, result)
 
 
-def _of_head(question: Question, head: Head, source: int | tuple[int | None, int] | None) -> PatternAttribution:
-    at, length = question.metric.position, question.ids.shape[1]
+def _of_head(
+    question: Question, heads: list[Head], position: int, source: int | tuple[int | None, int] | None
+) -> PatternAttribution:
+    head, twin = heads[0], question.twin
     points = {name: f"{head.hook_prefix}hook_{name}" for name in ("pattern", "attn_scores", "q", "k")}
-    activations = captured(question.twin, question.ids, points.values())
-    pattern = activations[points["pattern"]][0, head.number, at]
-    scores = _scores_of(question, head, activations)
+    activations = _seen(question, points.values())
+    pattern = activations[points["pattern"]][0, head.number]
+    at, length = position_in(len(pattern), position), pattern.shape[1]
+    pattern, scores = pattern[at], _scores_of(question, head, at, activations)
+    here = twin.index.location(head.label)
+    # Heads that attend to an encoder read its end.
+    streams = {"q": _stream(here), "k": _stream(here) if head.label.kind == "A" else _encoder_end(twin)}
     first, second = source if isinstance(source, tuple) else (source, None)
     to = int(pattern.argmax()) if first is None else position_in(length, first)
     other = None if second is None else position_in(length, second)
@@ -135,7 +150,7 @@ def _of_head(question: Question, head: Head, source: int | tuple[int | None, int
             return row[plus] if minus is None else row[plus] - row[minus]
 
         shown = tuple(points[name] for name in ("attn_scores", "q", "k") if points[name] in activations)
-        metric = Metric(f"{name}: {letter}", where, score, head.label.layer, shown)
+        metric = Metric(f"{name}: {letter}", where, score, streams[letter], shown)
         return answer(question.about(metric, unfrozen=(points[letter],)))
 
     query, key = side("q", at, to, other), side("k", to, to, None)
@@ -144,11 +159,40 @@ def _of_head(question: Question, head: Head, source: int | tuple[int | None, int
     return PatternAttribution(str(head), at, to, other, query.target_value, weight, query, key, key_versus)
 
 
+def _stream(location: Location) -> str:
+    """The stream that a sublayer reads."""
+    return f"{location.stack}.{location.layer}.hook_resid_pre"
+
+
+def _read_by_neurons(twin: TwinBridge, head: Head) -> str:
+    """The stream before a neuron's layer; where there are several stacks, what its projection reads."""
+    if len({site.stack for site in sites(twin)}) == 1:
+        return _stream(twin.index.location(head.label))
+    point, known = head.module.hooks.hook_query_in, twin.hook_dict
+    return next((name for name in known if known[name] is point), f"{head.hook_prefix}hook_in")
+
+
+def _encoder_end(twin: TwinBridge) -> str:
+    """The stream at the end of an encoder."""
+    last = max(layer.location.layer for layer in twin.index.attention.values() if layer.location.stack == _ENCODER)
+    return f"{_ENCODER}.{last}.hook_resid_post"
+
+
+def _seen(question: Question, names: Iterable[str]) -> dict[str, Tensor]:
+    """What passes these hook points on the prompt, without gradients. Raises `AllHeadsError` for one that is silent."""
+    with torch.no_grad(), capturing(question.twin, names) as activations:
+        question.run()
+    if silent := [name for name in names if name not in activations and not name.endswith("attn_scores")]:
+        raise AllHeadsError(
+            f"a prompt on which something passes {silent[0]}", "one on which nothing does", "Name a part that runs."
+        )
+    return activations
+
+
 def _scores_of(
-    question: Question, head: Head, activations: Mapping[str, Tensor]
+    question: Question, head: Head, at: int, activations: Mapping[str, Tensor]
 ) -> Callable[[Mapping[str, Tensor]], Tensor]:
     """How a head's scores are read: shown as such, or the product of queries and keys, whichever makes its pattern."""
-    at = question.metric.position
     shown, q, k = (f"{head.hook_prefix}hook_{name}" for name in ("attn_scores", "q", "k"))
 
     def as_shown(activations: Mapping[str, Tensor]) -> Tensor:
@@ -161,7 +205,8 @@ def _scores_of(
 
     pattern = activations[f"{head.hook_prefix}hook_pattern"][0, head.number, at]
     visible = pattern > 0
-    for scores in (as_shown, as_product):
+    known = [as_shown] if shown in activations else []
+    for scores in (*known, as_product):
         row = scores(activations).detach().to(pattern)
         if torch.allclose(row[visible].softmax(0), pattern[visible], atol=1e-4):
             return scores

@@ -221,7 +221,9 @@ class Attribution:
         only. ``skip_first`` leaves out the first position, where many models rest.
         """
         if by not in ("size", "sign") or kind not in (None, "A", "X", "N"):
-            raise AllHeadsError("by='size' or 'sign', and kind 'A', 'X', 'N' or None", f"{by!r}, {kind!r}", "Change it.")
+            raise AllHeadsError(
+                "by='size' or 'sign', and kind 'A', 'X', 'N' or None", f"{by!r}, {kind!r}", "Change it."
+            )
         names = [name for name in self._order if kind in (None, name[-1])]
         ranks = [table.abs() if by == "size" else table.clone() for table in map(self._by_part, names)]
         for rank in ranks:

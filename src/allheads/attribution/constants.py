@@ -26,7 +26,8 @@ def layers_of(cache: ForwardCache, found: dict[str, tuple[nn.Module, Tensor]], c
     Where not every layer is a cut, 1 is what comes after the last of ``cuts``, and -1 all the rest.
     """
     known: dict[str, int] = {}
-    if cache.whole:
+    layered = cache.whole and cuts[-1] in cache.cuts()
+    if layered:
         blocks = cache.twin.get_submodule(cache.stacks[-1])
         inside = {
             id(module): layer
@@ -35,8 +36,8 @@ def layers_of(cache: ForwardCache, found: dict[str, tuple[nn.Module, Tensor]], c
         }
         known = {name: inside[id(module)] for name, (module, _) in found.items() if id(module) in inside}
     outside = [name for name in found if name not in known]
-    if outside and (cache.whole or len(cuts) > 1):
-        stream, after = (cuts[0], len(cache.layers)) if cache.whole else (cuts[-1], 1)
+    if outside and (layered or len(cuts) > 1):
+        stream, after = (cuts[0], len(cache.layers)) if layered else (cuts[-1], 1)
         reach = torch.autograd.grad(
             cache.activations[stream].sum(), [found[name][1] for name in outside], retain_graph=True, allow_unused=True
         )

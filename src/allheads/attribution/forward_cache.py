@@ -71,7 +71,9 @@ class ForwardCache:
     @property
     def whole(self) -> bool:
         """Is there one stack, which shows its stream before every layer?"""
-        return len(self.stacks) == 1 and self.end != UNEMBEDDED and all(name in self.activations for name in self._before)
+        return (
+            len(self.stacks) == 1 and self.end != UNEMBEDDED and all(name in self.activations for name in self._before)
+        )
 
     @property
     def end(self) -> str:
@@ -88,9 +90,9 @@ class ForwardCache:
         stream = stream or self.end
         if stream not in self.activations:
             raise self._unread(f"where nothing passes {stream}")
-        if not self.whole:
-            return [next(iter(self.embeddings)), stream]
         names = [*self._before, self.end]
+        if not self.whole or stream not in names:
+            return [next(iter(self.embeddings)), stream]
         return names[: names.index(stream) + 1]
 
     @property

@@ -90,7 +90,16 @@ def _finished(builder: GraphBuilder, question: Question) -> AttributionGraph:
         if flow.side == "V":
             nodes[record.node] = replace(node, effect=flow.total)
     ends = [
-        Node(f"{begin}@{position}", "E", begin, -1, position, question.token_of(begin, position, len(effects)), effect, {})
+        Node(
+            f"{begin}@{position}",
+            "E",
+            begin,
+            -1,
+            position,
+            question.token_of(begin, position, len(effects)),
+            effect,
+            {},
+        )
         for begin, effects in flows.embeddings.items()
         for position, effect in enumerate(effects.tolist())
     ]
