@@ -276,13 +276,6 @@ def test_parts_that_are_not_held_are_named(twins):
         ah.attribute(twin, ids, 7)
 
 
-@pytest.mark.parametrize("name", ["T5ForConditionalGeneration", "MixtralForCausalLM"])
-def test_other_shapes_are_refused(name):
-    sample = zoo.build(name)
-    with pytest.raises(ah.AllHeadsError, match="one stack of layers with one MLP each"):
-        ah.attribute(ah.convert(sample.bridge), sample.inputs["input"], 3)
-
-
 def test_edited_banks_are_refused(twins):
     sample = zoo.build("LlamaForCausalLM")
     twin = ah.convert(sample.bridge)

@@ -12,10 +12,8 @@ from allheads_labs import zoo
 
 #: What attribution cannot read is refused, in these words.
 REFUSED = {
-    "Gemma4ForConditionalGeneration": "with 4 heads and 96 neurons in layer",
-    "OpenAIGPTLMHeadModel": "where nothing passes blocks.1.hook_resid_post",
-    "YoutuForCausalLM": "whose 4 heads are shown as 8 at blocks.0.attn.hook_z",
-    "BambaForCausalLM": "without blocks.0.attn.hook_z",
+    "HrmTextForCausalLM": r"that runs L_blocks.0.attn.hook_z more than once",
+    "NanoGPTForCausalLM": "where nothing passes blocks.0.attn.hook_z",
 }
 
 

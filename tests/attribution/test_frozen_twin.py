@@ -226,10 +226,11 @@ def test_a_run_that_breaks_off_is_recorded_anew(twin):
 
 
 def test_what_is_not_linear_is_not_called_frozen():
-    """A mixer beside attention is live: attribution misses the sum, and so does every change of the frozen twin."""
-    twin = ah.convert(zoo.build("FalconH1ForCausalLM").bridge)
-    with pytest.raises(ah.AllHeadsError, match="linear under rule 'half', got FalconH1ForCausalLM, off a line"):
-        ah.frozen(twin, IDS).__enter__()
+    """What attention may look at is chosen by an indexer, which follows the stream."""
+    twin = ah.convert(zoo.build("GlmMoeDsaForCausalLM").bridge)
+    ids = torch.arange(3, 15)[None]
+    with pytest.raises(ah.AllHeadsError, match="linear under rule 'half', got GlmMoeDsaForCausalLM, off a line"):
+        ah.frozen(twin, ids).__enter__()
     untouched(twin)
 
 

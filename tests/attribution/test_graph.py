@@ -44,32 +44,35 @@ def test_edges_sum_to_effects_on_both_ends(twins, name, rule):
     """Into every part, constants included; and out of every part, with what goes straight into the target."""
     twin, ids = twins(name)
     found = ah.attribute(twin, ids, 7, rule=rule)
-    layers, heads, pos = found.heads.shape
-    neurons = found.neurons.shape[2]
     with edges(Question.of(twin, ids, 7, rule, -1)) as flows:
-        target = flows.into_target()
-        out = target.heads.clone(), target.neurons.clone(), target.embeddings.clone()
-        constants = target.constants
-        assert torch.allclose(target.heads[:, :, -1], found.heads_direct, atol=1e-12)
-        for layer in range(layers):
-            of_heads = flows.into_heads(layer, list(itertools.product(range(heads), range(pos))))
-            of_neurons = flows.into_neurons(layer, list(itertools.product(range(neurons), range(pos))))
-            for (index, position), sides in itertools.chain(of_heads, of_neurons):
+        target, pos = flows.into_target(), ids.shape[1]
+        out = {name: torch.zeros_like(effects) for name, effects in found.effects.items()}
+        begun = {name: torch.zeros_like(effects) for name, effects in flows.embeddings.items()}
+        constants = 0.0
+
+        def count(flow):
+            for sums, parts in ((out, flow.parts), (begun, flow.embeddings)):
+                for name, part in parts.items():
+                    sums[name][(flow.at,) if sums is begun or name.endswith("N") else (slice(None), flow.at)] += part
+            return flow.constants
+
+        constants += count(target)
+        for name_, direct in found.direct.items():
+            assert torch.allclose(target.parts[name_], direct, atol=1e-12)
+        for site in flows.cut.sites:
+            everything = list(itertools.product(range(site.count), range(pos)))
+            for (index, position), sides in flows.into(site, everything):
                 assert [flow.side for flow in sides] in (["V"], ["V", "Q", "K"])
                 for flow in sides:
-                    parts = float(flow.heads.sum() + flow.neurons.sum() + flow.embeddings.sum())
+                    parts = sum(float(part.sum()) for part in (*flow.parts.values(), *flow.embeddings.values()))
                     assert parts + flow.constants == pytest.approx(flow.total, abs=1e-12)
-                    at = slice(flow.first, flow.first + flow.heads.shape[-1])
-                    out[0][:, :, at] += flow.heads
-                    out[1][:, at] += flow.neurons
-                    out[2][at] += flow.embeddings
-                    constants += flow.constants
-                table = found.neurons[layer].T if flow.first + 1 == at.stop and len(sides) == 1 else None
-                effects = {float(found.heads[layer, index, position])} if index < heads else set()
-                effects |= set() if table is None else {float(table[index, position])}
-                assert any(sides[0].total == pytest.approx(effect, abs=1e-12) for effect in effects)
-        for mine, expected in zip(out, (found.heads, found.neurons, flows.embeddings), strict=True):
-            assert torch.allclose(mine, expected, atol=1e-12)
+                    constants += count(flow)
+                effects = found.effects[site.name].T if site.kind == "N" else found.effects[site.name]
+                assert sides[0].total == pytest.approx(float(effects[index, position]), abs=1e-12)
+        for name_, effects in found.effects.items():
+            assert torch.allclose(out[name_], effects, atol=1e-12)
+        for name_, effects in flows.embeddings.items():
+            assert torch.allclose(begun[name_], effects, atol=1e-12)
         # What is not linear at the end of the network is among the target's constants here.
         if RULES[rule].complete or name not in ("Gemma2ForCausalLM", "BertForMaskedLM"):
             rounding = sum(abs(effect) for effect, _ in found.constants.values())
@@ -78,14 +81,15 @@ def test_edges_sum_to_effects_on_both_ends(twins, name, rule):
             assert constants - found.intercept == pytest.approx(flows.constants, abs=allowed)
     begun = found.embeddings + (0.0 if found.positions is None else found.positions)
     if name != "BertForMaskedLM":  # types of segments are among its constants there, and embeddings here
-        assert torch.allclose(flows.embeddings, begun, atol=1e-12)
+        assert torch.allclose(flows.embeddings["embed"], begun, atol=1e-12)
 
 
 def test_queries_and_keys_have_edges_where_patterns_are_not_held(twins):
     """Both sides of a score sum to the same; without them, effects are those of the held patterns."""
     twin, ids = twins("LlamaForCausalLM")
     with edges(Question.of(twin, ids, 7, "live", -1)) as flows:
-        for _, (value, query, key) in flows.into_heads(1, [(0, 5), (3, 5)]):
+        (site,) = (site for site in flows.cut.sites if site.name == "L1.A")
+        for _, (value, query, key) in flows.into(site, [(0, 5), (3, 5)]):
             assert query.total == pytest.approx(key.total, abs=1e-12)
             assert query.total != pytest.approx(0.0, abs=1e-6)
             assert value.total != pytest.approx(query.total, abs=1e-6)

@@ -48,8 +48,9 @@ def attribute(
         tokens: a prompt, or its ids ``[pos]``; or arguments of the twin by name: ``{"input": ids, "decoder_input":
             ids}`` for an encoder-decoder, ``{"input": image}`` for a model that sees.
         target: a token (text or id) or a class, a pair (for, against), weights over the outputs, or a function of these
-            at one position: logits ``[d_vocab]``, or a hidden state ``[d_model]`` where there is no head. Where that, or the end of the network (a soft cap), is not linear, the result has an
-            ``intercept``: what linear contributions cannot reach.
+            at one position: logits ``[d_vocab]``, or a hidden state ``[d_model]`` where there is no head. Where that,
+            or the end of the network (a soft cap), is not linear, the result has an ``intercept``: what linear
+            contributions cannot reach.
         rule: a name out of `allheads.attribution.rules`.
         position: where the target's logits are read; the last by default.
 

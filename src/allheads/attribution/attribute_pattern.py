@@ -27,6 +27,7 @@ from allheads.models.locations import Location
 from allheads.models.observe import Inputs
 from allheads.twin.capture import capturing
 from allheads.twin.heads import Head
+from allheads.twin.labels import Label
 from allheads.twin.prompt import Texts, one_prompt, position_in
 from allheads.twin.sites import sites
 from allheads.twin.twin import TwinBridge, require_twin
@@ -106,12 +107,14 @@ def attribute_pattern(
     if of_neuron and source is not None:
         raise AllHeadsError("a neuron without a source", f"{source}", "It attends to its own token.")
     with live(twin):
-        answered = _of_neuron if of_neuron else _of_head
-        return answered(question, heads, int(at) if at else -1, source)
+        position = int(at) if at else -1
+        if of_neuron:
+            return _of_neuron(question, str(Label.parse(name)), heads, position)
+        return _of_head(question, heads[0], position, source)
 
 
-def _of_neuron(question: Question, heads: list[Head], position: int, _: object) -> PatternAttribution:
-    label, prefix, name = heads[0].label, heads[0].hook_prefix, str(heads[0].label.neuron)
+def _of_neuron(question: Question, name: str, heads: list[Head], position: int) -> PatternAttribution:
+    label, prefix = heads[0].label, heads[0].hook_prefix
     point, gate = f"{prefix}hook_pre", f"{prefix}hook_pattern_self"
     seen = _seen(question, [gate])[gate]
     at = position_in(seen.shape[2], position)
@@ -126,9 +129,9 @@ def _of_neuron(question: Question, heads: list[Head], position: int, _: object) 
 
 
 def _of_head(
-    question: Question, heads: list[Head], position: int, source: int | tuple[int | None, int] | None
+    question: Question, head: Head, position: int, source: int | tuple[int | None, int] | None
 ) -> PatternAttribution:
-    head, twin = heads[0], question.twin
+    twin = question.twin
     points = {name: f"{head.hook_prefix}hook_{name}" for name in ("pattern", "attn_scores", "q", "k")}
     activations = _seen(question, points.values())
     pattern = activations[points["pattern"]][0, head.number]

@@ -20,7 +20,7 @@ from allheads.models.compat import tree_map
 from allheads.models.frozen_norms import FrozenCall, FrozenNorm, frozen_norms, other_length, refusing_other_norms
 from allheads.models.observe import first_tensor
 from allheads.models.read_mlps import mixers, routers
-from allheads.twin.sites import sites
+from allheads.twin.capture import EMBEDDINGS
 from allheads.twin.twin import TwinBridge
 
 
@@ -65,6 +65,7 @@ class FrozenTwin:
         self.contexts: list[FrozenParts] = []
         self._norms: dict[str, FrozenNorm] = {}
         self._fired: dict[str, int] = {}
+        self._begun = False
         self._before = [layer.bank.frozen for layer in twin.layers]
         self._installed = ExitStack()
         self._mixers = list(mixers(twin))
@@ -90,10 +91,11 @@ class FrozenTwin:
                 handle = module.register_forward_hook(self._output_keeper(path, parts), with_kwargs=True)
                 stack.callback(handle.remove)
             if parts.rule.norms:
-                # Outside of the layers, what comes before a stream is not read.
-                for name in dict.fromkeys(site.stack for site in sites(self.twin)):
-                    besides = self._mixed if parts.rule.patterns else ()
-                    stack.enter_context(refusing_other_norms(self.twin.get_submodule(name), besides))
+                mixed = self._mixed if parts.rule.patterns else ()
+                refusing = refusing_other_norms(
+                    self.twin.original_model, lambda norm: self._begun and id(norm) not in mixed
+                )
+                stack.enter_context(refusing)
             return stack.pop_all()
 
     def require_thread(self) -> None:
@@ -115,6 +117,8 @@ class FrozenTwin:
         ]
         for handle in handles:
             self._installed.callback(handle.remove)
+        begins = [name for name in self.twin.hook_dict if name in EMBEDDINGS or name.endswith(".0.hook_resid_pre")]
+        self._installed.enter_context(self.twin.hooks(fwd_hooks=[(name, self._stream_begins) for name in begins]))
 
     def _leave(self, parts: FrozenParts) -> None:
         if parts in self.contexts:
@@ -143,6 +147,7 @@ class FrozenTwin:
         self.require_thread()
         parts = self.contexts[-1]
         self._fired.clear()
+        self._begun = False
         for norm in self._norms.values():
             norm.begin()
         if parts.recorded:
@@ -156,6 +161,10 @@ class FrozenTwin:
             for layer in self.twin.layers:
                 layer.bank.freeze(parts.rule.gate_share)
             parts.gates = [layer.bank.frozen for layer in self.twin.layers]
+
+    def _stream_begins(self, value: Tensor, hook: Any) -> None:
+        """What a network makes of sounds and images before that is not read, and may have norms of any kind."""
+        self._begun = True
 
     def _end(self) -> None:
         self.contexts[-1].recorded = True

@@ -50,7 +50,7 @@ NOTHING = Metric("nothing", 0, lambda outputs, _: outputs.new_zeros(()))
 
 @dataclass(frozen=True)
 class OutputShape:
-    """What a network gives: ``tokens`` (logits over the vocabulary), ``classes``, or a hidden state's ``dimensions``."""
+    """What a network gives: logits over ``tokens`` or ``classes``, or the ``dimensions`` of a hidden state."""
 
     kind: Literal["tokens", "classes", "dimensions"]
     length: int

@@ -2,7 +2,8 @@
 
 Expert e's neuron heads write ``r_e`` times what they would alone, ``r_e`` the router's weight for the token: each
 value is scaled by it, and by zero where the token is not routed to e. Rows that an expert does not get are not
-computed, unless a hook looks or patterns are frozen: then every expert sees every row, and hook tensors have the usual shapes.
+computed, unless a hook looks or patterns are frozen: then every expert sees every row, and hook tensors have the usual
+shapes.
 """
 
 from __future__ import annotations

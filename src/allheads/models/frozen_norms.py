@@ -8,7 +8,7 @@ path that computes what the model does, a change there does not reach the output
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -189,17 +189,17 @@ def frozen_norms(body: nn.Module, guard: Callable[[], None]) -> Iterator[dict[st
 
 
 @contextmanager
-def refusing_other_norms(body: nn.Module, besides: Container[int] = ()) -> Iterator[None]:
+def refusing_other_norms(body: nn.Module, matters: Callable[[nn.Module], bool]) -> Iterator[None]:
     """Refuse norms that read more than a stream, such as a gate, for a while: nothing here can freeze them.
 
-    Those with an ``id`` in ``besides`` may.
+    Only those that matter, when they are called.
 
     Raises `AllHeadsError` when one is called.
     """
 
     def check(path: str, module: nn.Module) -> Callable[..., None]:
         def refuse(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if args and isinstance(args[0], Tensor) and args[0].is_floating_point():
+            if matters(module) and args and isinstance(args[0], Tensor) and args[0].is_floating_point():
                 rest = args[1:]
                 # Below the hooks of the module, of which this is one.
                 if ignores_size(lambda rows: module.forward(rows, *rest, **kwargs), args[0].detach()):
@@ -209,8 +209,6 @@ def refusing_other_norms(body: nn.Module, besides: Container[int] = ()) -> Itera
 
     with ExitStack() as stack:
         for path, module in unreadable_modules(body):
-            if id(module) in besides:
-                continue
             handle = module.register_forward_pre_hook(check(path, module), with_kwargs=True)
             stack.callback(handle.remove)
         yield
