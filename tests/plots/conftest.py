@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from plotly.offline import get_plotlyjs
-from tests.plots.browser import CHROMIUM, MISSING, chromium
 
 import allheads as ah
 from allheads.plots.packing import unpack
@@ -53,15 +52,6 @@ class Page(HTMLParser):
         """An array as plotly packs it: base64 of the numbers in this dtype."""
         raw = np.frombuffer(base64.b64decode(packed["bdata"]), packed["dtype"])
         return torch.tensor(raw.reshape([int(size) for size in packed["shape"].split(",")]))
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """A real browser that reaches nothing but the page it opens."""
-    if CHROMIUM is None:
-        pytest.skip(MISSING)
-    with chromium() as opened:
-        yield opened
 
 
 @pytest.fixture(scope="session")

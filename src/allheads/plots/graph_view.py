@@ -63,7 +63,7 @@ def graph_data(found: AttributionGraph, edges: int = EDGES) -> dict[str, Any]:
             {
                 "name": node.name,
                 "kind": node.kind,
-                "label": node.label,
+                "label": printable(node.label),  # the target's is its name
                 "layer": node.layer,
                 "position": node.position,
                 "effect": short(node.effect),
