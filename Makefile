@@ -56,7 +56,7 @@ peers: $(VENV)/.dev ## TransformerLens' own tests, and five tools for interpreta
 
 adversary: $(VENV)/.dev ## Mutated twins, damaged files, killed writers, questions: attempts and failures by kind (an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.adversary.mutations --count 2000 --seed 0
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.adversary.files --count 5000 --seed 0
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.adversary.files --count 8000 --seed 0
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.adversary.kills
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.adversary.attributions --count 500 --seed 0
 
