@@ -19,7 +19,7 @@ import time
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from html.parser import HTMLParser
@@ -389,10 +389,10 @@ class Calm:
         return self.kept[kind]
 
 
-def attempts(browser: Browser, count: int, seed: int, folder: Path) -> Iterator[Attempt]:
-    """So many pages, each of words of its own; the same ones for the same seed."""
+def attempts(browser: Browser, numbers: Iterable[int], seed: int, folder: Path) -> Iterator[Attempt]:
+    """Pages by number, each of words of its own; the same ones for the same seed."""
     calm = Calm(browser, folder)
-    for number in range(count):
+    for number in numbers:
         kind = list(KINDS)[number % len(KINDS)]
         rng = random.Random(f"{kind} {seed} {number}")
         names, word = Names.hostile(rng).for_page(kind), hostile.words(1, rng)[0]
@@ -416,7 +416,7 @@ def main() -> int:
     made: Counter[str] = Counter()
     failed: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
-        for attempt in attempts(browser, chosen.count, chosen.seed, Path(folder)):
+        for attempt in attempts(browser, range(chosen.count), chosen.seed, Path(folder)):
             made[attempt.kind] += 1
             failed[attempt.kind] += bool(attempt.faults)
             for fault in attempt.faults:
