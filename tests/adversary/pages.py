@@ -1,6 +1,6 @@
 """Every page and view with hostile tokens, names, labels and prompts, read by a parser and opened in a browser.
 
-    python -m tests.adversary.pages --count 200 --seed 0
+    python -m tests.adversary.pages --count 204 --seed 0
 
 prints attempts and failures by kind of page. Each page is made twice, of hostile words and of calm ones: both have the
 same elements with the same attributes, in the file and in the browser, where everything is hovered, clicked, searched
@@ -409,7 +409,7 @@ def attempts(browser: Browser, numbers: Iterable[int], seed: int, folder: Path) 
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--count", type=int, default=200)
+    options.add_argument("--count", type=int, default=204)
     options.add_argument("--seed", type=int, default=0)
     chosen = options.parse_args()
     warnings.simplefilter("ignore")

@@ -1,6 +1,6 @@
 """Threads that use one twin at the same time: every answer is right or an `AllHeadsError`, and nothing stays behind.
 
-    python -m tests.adversary.threads --count 600 --seed 0
+    python -m tests.adversary.threads --count 800 --seed 0
 
 Each thread attributes, freezes, edits, ablates, caches, sweeps, changes the evaluation or just runs the twin, on texts
 of several lengths, in a random order. *Right* is what the twin gives alone, as it is or with the one edit that is made.
@@ -205,7 +205,7 @@ def _hooks(twin: ah.TwinBridge) -> int:
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--count", type=int, default=600)
+    options.add_argument("--count", type=int, default=800)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--only", nargs="*", default=list(ASKS), help="questions; all of them if left out")
     chosen = options.parse_args()
