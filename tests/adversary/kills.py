@@ -326,7 +326,7 @@ def survivors(writer: Writer, folder: Path, again: bool = True) -> Kills:
     kills = Kills(writer, folder)
     for state in writer.states:
         events = kills.at_every_event(state)
-        for earlier in sorted({1 + events // 2, events}) if again else ():
+        for earlier in sorted({1 + events // 3, 1 + 2 * events // 3, events}) if again else ():
             kills.at_every_event(state, earlier)
             kills.readers(state, earlier)
     return kills

@@ -39,7 +39,8 @@ from allheads.plots.token_names import visible
 from allheads.untrusted import sealed, unsealed
 from allheads_labs import zoo
 
-LENGTH, SECONDS = 9, 10.0
+#: Seconds that a page may take; those of a machine that is busy otherwise, too.
+LENGTH, SECONDS = 9, 60.0
 IDS = torch.arange(3, 3 + LENGTH)[None]
 
 

@@ -38,6 +38,7 @@ class Browser:
         scheme = "dark" if dark else "light"
         context = self.chromium.new_context(color_scheme=scheme, viewport={"width": width, "height": height})
         opened = Opened(context.new_page())
+        opened.page.set_default_navigation_timeout(120_000)  # of a busy machine
         address = path.as_uri()
 
         def answer(route):
