@@ -54,11 +54,13 @@ peers: $(VENV)/.dev ## TransformerLens' own tests, and five tools for interpreta
 	OMP_NUM_THREADS=1 $(BIN)/python peers/tools.py
 	OMP_NUM_THREADS=1 $(BIN)/python peers/transformer_lens_tests.py
 
-adversary: $(VENV)/.dev ## Mutated twins, damaged files, killed writers, questions: attempts and failures by kind (an hour)
+adversary: $(VENV)/.dev ## Mutated twins, damaged files, killed writers, questions, hostile pages, threads: attempts and failures (an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.adversary.mutations --count 2000 --seed 0
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.adversary.files --count 5000 --seed 0
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.adversary.files --count 8000 --seed 0
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.adversary.kills
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.adversary.attributions --count 500 --seed 0
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.adversary.pages --count 204 --seed 0
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.adversary.threads --count 800 --seed 0
 
 clean: ## Remove the environment and what the tools wrote
 	rm -rf $(VENV) allheads-report.html explore.html .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

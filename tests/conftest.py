@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -104,3 +105,14 @@ def smollm() -> TransformerBridge:
 def smollm_twin(smollm: TransformerBridge) -> ah.TwinBridge:
     """Its twin at the package's default tolerance."""
     return ah.convert(smollm)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A real browser that reaches nothing but the page it opens; a process can have one of them."""
+    from tests.plots.browser import CHROMIUM, MISSING, chromium
+
+    if CHROMIUM is None:
+        pytest.skip(MISSING)
+    with chromium() as opened:
+        yield opened

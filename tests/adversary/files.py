@@ -1,6 +1,6 @@
 """Files damaged in every way, and how each is answered: rightly or with one `AllHeadsError`, within 5 s and 1 GB.
 
-    python -m tests.adversary.files --count 5000 --seed 0
+    python -m tests.adversary.files --count 8000 --seed 0
 
 prints attempts, answers and failures by format and kind of damage. *Right* is bit for bit what the whole file gives.
 Where a format has no checksums (a configuration, GGUF) or somebody has sealed a forgery, any answer will do that is not
@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import copy
 import hashlib
+import io
 import json
+import logging
 import os
 import random
 import resource
@@ -24,7 +26,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,11 +36,15 @@ from tests.models.test_gguf import write_gguf
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import allheads as ah
+from allheads.attribution.attribution_graph import AttributionGraph
 from allheads.corpus import checkpoint
 from allheads.disk import tensor_digest
 from allheads.models import pretrained
+from allheads.models.cache import MANIFEST, cached_folder
 from allheads.pure import runner
 from allheads.untrusted import sealed
+from allheads_labs.kit import results
+from allheads_labs.kit.lab import Lab, Result, Unit
 
 SECONDS, BYTES = 5.0, 2**30
 Damage = Callable[[bytes, random.Random], bytes]
@@ -203,10 +209,14 @@ def formats(folder: Path) -> dict[str, Format]:
     texts = [torch.arange(20) % 32, torch.arange(9)]
     ah.corpus.sweep(twin, texts, ah.corpus.SweepSettings(context=8, batch=2, every=1), out=folder / "sweep.safetensors")
     ah.pure.export(twin, folder / "pure.safetensors")
+    ah.graph(twin, ids, (3, 5), budget=6).save(folder / "graph.json")
     with twin.banks[1].edit() as heads:
         heads.W_O[3] *= 2.0
     ah.save(twin, folder / "twin")
     write_gguf(folder / "tiny.gguf")
+    kept = _unit(folder / "unit")
+    with _cache(folder / "copy"):
+        cached_folder("tiny", lambda made: (made / "weights").write_text("weights"))
 
     def logits(bridge: Any) -> str:
         with torch.no_grad():
@@ -220,6 +230,16 @@ def formats(folder: Path) -> dict[str, Format]:
 
     def bytewise(file: str) -> dict[str, tuple[str, Damage]]:
         return {f"{file or 'file'}: {name}": (file, damage) for name, damage in BYTEWISE.items()}
+
+    def read_graph(path: Path) -> str:
+        found = AttributionGraph.load(path)
+        ah.plots.graph(found)
+        return _digest(found)
+
+    def read_copy(path: Path) -> str:
+        with _cache(path):
+            found = cached_folder("tiny", lambda made: (made / "weights").write_text("weights"))
+            return _digest((found / "weights").read_bytes())
 
     index, gguf = "model.safetensors.index.json", {**bytewise(""), "file: number": ("", number_overwritten)}
     return {
@@ -269,7 +289,61 @@ def formats(folder: Path) -> dict[str, Format]:
             frozenset({f"config.json: {name}" for name in (*BYTEWISE, "edited")}),
         ),
         "gguf": Format(folder / "tiny.gguf", lambda path: logits(pretrained.load(path)), gguf, frozenset(gguf)),
+        "graph": Format(
+            folder / "graph.json",
+            read_graph,
+            {**bytewise(""), "edited": ("", json_edited), "forged": ("", json_forged)},
+            frozenset({"forged"}),
+        ),
+        "unit": Format(
+            folder / "unit",
+            _read_unit,
+            {**bytewise(kept), "edited": (kept, json_edited), "forged": (kept, unit_forged)},
+            frozenset({"forged"}),
+        ),
+        "copy": Format(
+            folder / "copy",
+            read_copy,
+            {**bytewise(f"tiny/{MANIFEST}"), f"{MANIFEST}: edited": (f"tiny/{MANIFEST}", json_edited)}
+            | bytewise("tiny/weights"),
+        ),
     }
+
+
+#: A lab that nobody runs, and its unit.
+_LAB = Lab("adversary", 1, lambda quick, seeds: [], lambda unit: {}, lambda found: {})
+_UNIT = Unit({"width": 3}, 0, 1.0)
+
+
+@contextmanager
+def _cache(folder: Path) -> Iterator[None]:
+    before = os.environ.get("ALLHEADS_CACHE", "")
+    os.environ["ALLHEADS_CACHE"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ["ALLHEADS_CACHE"] = before
+
+
+def _unit(folder: Path) -> str:
+    """Keep what a unit of a lab has found, and tell where."""
+    with _cache(folder):
+        results.keep(_LAB, _UNIT, Result(_UNIT.setting, 0, {"loss": [0.5, 0.25], "name": "narrow"}, 1.5))
+        return str(results.path_of(_LAB, _UNIT).relative_to(folder))
+
+
+def _read_unit(folder: Path) -> str:
+    """What is damaged is done again: here that is a refusal."""
+    with _cache(folder), redirect_stderr(io.StringIO()):
+        found = results.fetch(_LAB, _UNIT)
+    if found is None:
+        raise ah.AllHeadsError("a unit that is kept", "a damaged one", "Do it again.")
+    return _digest(found)
+
+
+def unit_forged(data: bytes, rng: random.Random) -> bytes:
+    """Edited, with its checksum."""
+    return results.with_checksum(as_text(edited(json.loads(data)["result"], rng)).decode())
 
 
 # --- attempts
@@ -332,10 +406,11 @@ def attempts(name: str, kind: Format, count: int, seed: int, where: Path) -> Ite
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--count", type=int, default=5000, help="attempts, over all formats")
+    options.add_argument("--count", type=int, default=8000, help="attempts, over all formats")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--only", nargs="*", help="formats; all of them if left out")
     chosen = options.parse_args()
+    logging.disable()  # that copies in the cache are damaged
     failures = 0
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ALLHEADS_CACHE"] = f"{folder}/cache"

@@ -10,7 +10,7 @@ from tests.adversary import files
 
 from allheads.corpus import checkpoint
 
-COUNTS = {"sweep": 24, "pure": 24, "twin": 26, "index": 13, "gguf": 12}
+COUNTS = {"sweep": 24, "pure": 24, "twin": 26, "index": 13, "gguf": 12, "graph": 28, "unit": 21, "copy": 22}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def made(tmp_path_factory):
 def test_damaged_files_are_answered(made, name, tmp_path):
     said = list(files.attempts(name, made[name], COUNTS[name], 1, tmp_path))
     assert [attempt for attempt in said if attempt[2] not in ("right", "refused")] == []
-    assert {"refused"} <= {answer for _, _, answer in said}
+    assert name == "copy" or "refused" in {answer for _, _, answer in said}  # a damaged copy is made again
 
 
 def test_a_reader_that_looks_at_no_checksum_is_found_out(made, tmp_path, monkeypatch):

@@ -4,69 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from playwright.sync_api import sync_playwright
 from plotly.offline import get_plotlyjs
 
 import allheads as ah
 from allheads.plots.packing import unpack
 
 WORDS = ["</script>", "<!--", "<b>bold</b>", " a & b", "\"'", "$plotly", "\n", "\x00", "x" * 40, "é"]
-
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-#: Loud: without a browser half of what this room promises is not tested.
-MISSING = "NO BROWSER: chromium is not installed, no page was opened"
-
-
-@dataclass
-class Opened:
-    """A page that is open; requests beside the page's own are refused and kept."""
-
-    page: object
-    said: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
-
-    def quiet(self) -> bool:
-        return not self.said and not self.asked
-
-    def words(self, selector: str) -> list[str]:
-        return self.page.locator(selector).all_inner_texts()
-
-
-class Browser:
-    def __init__(self, chromium) -> None:
-        self.chromium = chromium
-
-    @contextmanager
-    def open(self, path, *, dark=False, fragment="", width=1200, height=1000):
-        scheme = "dark" if dark else "light"
-        context = self.chromium.new_context(color_scheme=scheme, viewport={"width": width, "height": height})
-        opened = Opened(context.new_page())
-        address = path.as_uri()
-
-        def answer(route):
-            if route.request.url.split("#")[0] == address:
-                return route.continue_()
-            opened.asked.append(route.request.url)
-            return route.abort()
-
-        context.route("**/*", answer)
-        opened.page.on("console", lambda message: opened.said.append(message.text))
-        opened.page.on("pageerror", lambda error: opened.said.append(str(error)))
-        opened.page.goto(address + (f"#{fragment}" if fragment else ""))
-        try:
-            yield opened
-        finally:
-            context.close()
 
 
 class Page(HTMLParser):
@@ -103,18 +52,6 @@ class Page(HTMLParser):
         """An array as plotly packs it: base64 of the numbers in this dtype."""
         raw = np.frombuffer(base64.b64decode(packed["bdata"]), packed["dtype"])
         return torch.tensor(raw.reshape([int(size) for size in packed["shape"].split(",")]))
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """A real browser that reaches nothing but the page it opens."""
-    if CHROMIUM is None:
-        pytest.skip(MISSING)
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield Browser(started)
-        started.close()
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.one_thread import one_thread  # noqa: F401
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
@@ -59,15 +60,6 @@ def _falcon_h1() -> PreTrainedModel:
 
 
 _KINDS = {"t5": _t5, "bart": _bart, "mixtral": _mixtral, "falcon_h1": _falcon_h1}
-
-
-@pytest.fixture(autouse=True, scope="package")
-def _one_thread() -> Iterator[None]:
-    """Models this small only wait for a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

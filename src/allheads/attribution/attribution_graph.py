@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from allheads.attribution.confirm import Confirmation, confirm
 from allheads.attribution.edges import Side
 from allheads.attribution.question import Question
-from allheads.disk import checked_path, write_whole
+from allheads.disk import checked_path, named_path, write_whole
 from allheads.errors import AllHeadsError
 from allheads.extras import extra
+from allheads.twin.labels import Label
+from allheads.untrusted import fitted, read_json, sealed, unsealed
 
 if TYPE_CHECKING:
     import networkx
@@ -22,7 +25,8 @@ PartKind = Literal["A", "X", "N"]
 #: ``E`` token with its position, ``C`` constants, ``T`` target.
 NodeKind = Literal[PartKind, "E", "C", "T"]
 
-_VERSION = 1
+#: Of a saved graph: its format, bytes that are read at most, and layers that no network has.
+_VERSION, _LARGEST, _LAYERS = 2, 2**25, 10_000
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,8 @@ class AttributionGraph:
     def save(self, path: str | Path) -> Path:
         """Write ``.json``, which `AttributionGraph.load` reads, or ``.graphml`` for other tools.
 
-        Raises `AllHeadsError` for another suffix, or a path that cannot be written; nothing is left behind then.
+        Raises `AllHeadsError` for another suffix, a path that cannot be written, or more JSON than would be read
+        again; nothing is left behind then.
         """
         target = checked_path(path)
         if target.suffix not in (".json", ".graphml"):
@@ -142,7 +147,12 @@ class AttributionGraph:
         if target.suffix == ".json":
             facts = asdict(replace(self, question=None))
             del facts["question"]
-            write_whole(target, json.dumps({"format": _VERSION, **facts}, indent=1))
+            text = json.dumps(sealed({"format": _VERSION, **facts}), indent=1)
+            if len(text) > _LARGEST:
+                raise AllHeadsError(
+                    f"a graph of at most {_LARGEST:,} bytes", f"{len(text):,}", "Make one with a smaller budget."
+                )
+            write_whole(target, text)
         else:
             lines = extra("networkx", "graphs", "write GraphML").generate_graphml(self.to_networkx())
             write_whole(target, "\n".join(lines))
@@ -150,20 +160,58 @@ class AttributionGraph:
 
     @classmethod
     def load(cls, path: str | Path) -> AttributionGraph:
-        """Read what `save` wrote as ``.json``. Raises `AllHeadsError` for anything else."""
-        path = Path(path)
+        """Read what `save` wrote as ``.json``. Raises `AllHeadsError` for anything else, and for what has changed."""
+        path = named_path(path)
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            if facts.pop("format") != _VERSION or not isinstance(facts["rule"], str):
-                raise KeyError("format")
-            nodes = [Node(**_with_inflow(node)) for node in facts.pop("nodes")]
-            edges = [Edge(**edge) for edge in facts.pop("edges")]
-            return cls(**facts, nodes=nodes, edges=edges)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            facts = unsealed(read_json(path, dict[str, Any], _LARGEST))
+            if facts.pop("format", None) != _VERSION:
+                raise ValueError("another format")
+            saved = vars(fitted(facts, _Saved))
+            made = cls(**saved)
+            made._check()
+            return made
+        except (OSError, ValueError) as error:
             raise AllHeadsError(
                 "a graph that AttributionGraph.save wrote as .json", f"{path.name}: {error}", "Write it again."
             ) from None
 
+    def _check(self) -> None:
+        """Raise `ValueError` where nodes, edges and tokens are not of one graph."""
+        names = {node.name for node in self.nodes}
+        if not self.nodes or self.nodes[0].kind != "T" or len(names) < len(self.nodes):
+            raise ValueError("nodes that do not begin with one target")
+        for node in self.nodes:
+            inside = -1 <= node.position < len(self.tokens) and -1 <= node.layer <= _LAYERS
+            if node.name != _name(node) or not inside:
+                raise ValueError(f"a node {node.name!r} that is none")
+            if node.position < 0 and node.kind != "C":
+                raise ValueError(f"a node {node.name!r} without a token")
+        if not names.issuperset(end for edge in self.edges for end in (edge.source, edge.target)):
+            raise ValueError("edges between other nodes")
+        flows = [number for node in self.nodes for flow in node.inflow.values() for number in vars(flow).values()]
+        effects = [self.target_value, self.coverage, *(node.effect for node in self.nodes)]
+        if not all(map(math.isfinite, [*effects, *flows, *(edge.weight for edge in self.edges)])):
+            raise ValueError("numbers that are not finite")
 
-def _with_inflow(node: dict[str, Any]) -> dict[str, Any]:
-    return node | {"inflow": {cast(Side, side): Inflow(**flow) for side, flow in node["inflow"].items()}}
+
+@dataclass(frozen=True)
+class _Saved:
+    """What of a graph is in its file."""
+
+    rule: str
+    target: str
+    tokens: list[str]
+    target_value: float
+    nodes: list[Node]
+    edges: list[Edge]
+    coverage: float
+
+
+def _name(node: Node) -> str:
+    """The name that a node of this kind, label and position has."""
+    if node.kind in ("C", "T"):
+        return {"C": "constants", "T": "target"}[node.kind]
+    if node.kind == "E":
+        return f"embed@{node.position}"
+    label = Label.parse(node.label)
+    return f"{label}@{node.position}" if (label.kind, label.layer) == (node.kind, node.layer) else "another"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from allheads.attribution.rules import Rule
 from allheads.errors import AllHeadsError
+from allheads.heads.alone import alone
 from allheads.heads.bank import HeadBank
 from allheads.heads.frozen import FrozenGates
 from allheads.heads.hooks import HeadHooks
@@ -270,5 +271,6 @@ def entered(parts: FrozenParts, unfrozen: tuple[str, ...] = ()) -> ExitStack:
 
     with ExitStack() as stack:
         stack.callback(forget)
+        stack.enter_context(alone(twin, *twin.banks))
         stack.enter_context(frozen.enter(parts, unfrozen))
         return stack.pop_all()

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 import allheads as ah
-from allheads.errors import AllHeadsError
+from allheads.errors import AllHeadsError, printable
 
 #: Options that several commands have.
 ModelOption = Annotated[str, typer.Option(help="A model's name, folder, .gguf file, saved twin or hub id.")]
@@ -21,18 +21,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and 
 
 #: Columns of a table that is not shown on a terminal.
 WIDE = 160
-
-
-def printable(text: str) -> str:
-    r"""Text in which whatever is no letter, sign or space is escaped: names and tokens may move cursors, or be halves.
-
-    >>> print(printable("[bold] \x1b[2J \ud800"))
-    [bold] \x1b[2J \ud800
-    """
-    return "".join(
-        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode()
-        for letter in text
-    )
 
 
 class _AsItIs(Console):

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 import allheads as ah
-from allheads.cli.console import load_twin, printable, step
+from allheads.cli.console import load_twin, step
 from allheads.disk import checked_path
+from allheads.errors import printable
 
 
 # More than five arguments, because typer makes an option of each.

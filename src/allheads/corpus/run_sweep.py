@@ -28,6 +28,7 @@ from allheads.corpus.sweep_result import Sweep, require_same
 from allheads.corpus.token_windows import Batch, Texts, batches, opening, survey, windows
 from allheads.disk import checked_path, claimed, digest
 from allheads.errors import AllHeadsError
+from allheads.heads.alone import alone
 from allheads.models.origin import TRANSPOSED, fingerprint, state
 from allheads.progress import bar
 from allheads.twin.twin import TwinBridge
@@ -91,7 +92,7 @@ def sweep(
     settings.check(twin)
     target = None if out is None else _target(out, resume)
     index, _ = processes.join()
-    with nullcontext() if target is None or index else claimed(target):
+    with nullcontext() if target is None or index else claimed(target), alone(twin, *twin.banks):
         corpus, counts = survey(twin, texts, settings.context)
         groups = token_groups(counts) if settings.like is None else settings.like.groups
         about = _about(twin, corpus, settings)

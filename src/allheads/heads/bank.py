@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from allheads.errors import AllHeadsError
 from allheads.gates.gates import GateSum
 from allheads.heads import evaluate
+from allheads.heads.alone import alone, passing
 from allheads.heads.edited import EditedHeads
 from allheads.heads.evaluate import Evaluation
 from allheads.heads.frozen import FrozenGates
@@ -167,6 +168,10 @@ class HeadBank(nn.Module):
         """
         if x.ndim != 3:
             raise AllHeadsError("a residual stream [batch pos d_model]", f"shape {tuple(x.shape)}", "Add a batch axis.")
+        with passing(self):
+            return self._output(x, scale)
+
+    def _output(self, x: Tensor, scale: Tensor | None) -> Tensor:
         if self.frozen is not None:
             rows = self.frozen.by_prompt(x)
             scale = None if scale is None else scale.view(rows.shape[:2])
@@ -208,7 +213,8 @@ class HeadBank(nn.Module):
     def edit(self) -> Iterator[EditedHeads]:
         """Give the bank its own copy of every head, and hand it over for writing.
 
-        If the block raises, or leaves NaN behind (`AllHeadsError`), the heads are what they were before.
+        If the block raises, or leaves NaN behind (`AllHeadsError`), the heads are what they were before. Raises
+        `AllHeadsError` also where another thread edits or runs the bank, and there meanwhile.
 
         >>> from allheads.gates.approximation import approximate
         >>> bank = HeadBank({"W_in": torch.eye(2), "W_out": torch.eye(2)}, approximate("silu"))
@@ -221,18 +227,19 @@ class HeadBank(nn.Module):
         """
         if self.frozen is not None:
             raise AllHeadsError("a bank whose gates may change", "frozen gates", "Edit it before or after.")
-        before = None if self.edited is None else self.edited.snapshot()
-        edited = self.copy_heads()
-        try:
-            with torch.no_grad():
-                yield edited
-            edited.check_numbers()
-        except BaseException:
-            if before is None:
-                self.edited = None
-            else:
-                edited.restore(before)
-            raise
+        with alone(self):
+            before = None if self.edited is None else self.edited.snapshot()
+            edited = self.copy_heads()
+            try:
+                with torch.no_grad():
+                    yield edited
+                edited.check_numbers()
+            except BaseException:
+                if before is None:
+                    self.edited = None
+                else:
+                    edited.restore(before)
+                raise
 
     def copy_heads(self) -> EditedHeads:
         """The bank's own copy of every head, made from what is shared if there is none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
 
 from allheads.attribution.attribution import Attribution
@@ -12,7 +11,7 @@ from allheads.disk import checked_path, write_whole
 from allheads.plots import web
 from allheads.plots.contributions import attribution
 from allheads.plots.graph_view import graph_picture
-from allheads.plots.page import html_page, plot, table
+from allheads.plots.page import as_html, html_page, plot, table
 
 #: Parts in the table.
 _PARTS = 20
@@ -34,13 +33,13 @@ def write_attribution(found: Attribution, graph: AttributionGraph, path: str | P
     ]
     inflow = graph.nodes[0].inflow["V"]
     fields = {
-        "model": escape(model),
-        "rule": escape(found.rule.name),
-        "target": escape(found.target.name),
+        "model": as_html(model),
+        "rule": as_html(found.rule.name),
+        "target": as_html(found.target.name),
         "value": f"{found.target_value:.4f}",
-        "prompt": escape("".join(found.tokens)),
-        "answers": f"Asked: {escape(rule.answers)}",
-        "misses": f"Not seen: {escape(rule.misses)}",
+        "prompt": as_html("".join(found.tokens)),
+        "answers": f"Asked: {as_html(rule.answers)}",
+        "misses": f"Not seen: {as_html(rule.misses)}",
         "facts": table(["", "logits"], _facts(found)),
         "parts": table(["part", "token", "effect", "direct"], parts),
         "graph_text": f"{len(graph.parts)} parts, found backward from the target. They write {inflow.kept:+.3f} of its "

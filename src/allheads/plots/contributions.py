@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from allheads.attribution.attribution import Attribution
-from allheads.errors import AllHeadsError
+from allheads.errors import AllHeadsError, printable
 from allheads.plots.picture import Picture
 from allheads.plots.style import BAD, BOTH, GOOD, INK, figure, heat_map
 from allheads.plots.token_names import shown_names
@@ -90,4 +90,4 @@ def _waterfall(found: Attribution) -> Picture:
 
 
 def _name(found: Attribution) -> str:
-    return escape(found.target.name, quote=False)
+    return escape(printable(found.target.name), quote=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from allheads.attribution.attribution_graph import AttributionGraph
+from allheads.errors import printable
 from allheads.plots.cards import cards
 from allheads.plots.packing import short
 from allheads.plots.pattern_sources import read_patterns
@@ -53,16 +54,16 @@ def graph_data(found: AttributionGraph, edges: int = EDGES) -> dict[str, Any]:
     """Plain values for JSON; of the edges the largest, and of every node's inflow what is not kept."""
     drawn = sorted(found.edges, key=lambda edge: -abs(edge.weight))[:edges]
     return {
-        "target": found.target,
+        "target": printable(found.target),
         "value": found.target_value,
-        "rule": found.rule,
+        "rule": printable(found.rule),
         "position": found.nodes[0].position,
         "count": len(found.edges),
         "nodes": [
             {
                 "name": node.name,
                 "kind": node.kind,
-                "label": node.label,
+                "label": printable(node.label),  # the target's is its name
                 "layer": node.layer,
                 "position": node.position,
                 "effect": short(node.effect),

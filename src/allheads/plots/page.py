@@ -1,8 +1,8 @@
 """One HTML file: pictures and their data, a style and scripts, all inside it.
 
 Whatever comes from the model or the text reaches the page in one of two ways: as JSON in a script element,
-where every ``<`` is written ``\\u003c``, or escaped as HTML. A content security policy forbids the page to load
-anything.
+where every ``<`` is written ``\\u003c``, or as HTML, escaped (`as_html`). A content security
+policy forbids the page to load anything.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from allheads.errors import printable
 from allheads.plots import web
 
 #: What draws each kind of picture, in the order in which the scripts need each other.
@@ -45,7 +46,7 @@ def html_page(
     scripts = dict.fromkeys(name for kind, _ in pictures.values() for name in _SCRIPTS[kind])
     plotly = f"<script>{get_plotlyjs()}</script>" if "plots" in scripts else ""
     return Template(web.read("page.html")).substitute(
-        title=escape(title),
+        title=as_html(title),
         style=web.read("view.css", *(["page.css"] if body else [])),
         body=Template(body or '<main id="view"></main>').substitute(fields or {}),
         plotly=plotly,
@@ -56,11 +57,20 @@ def html_page(
     )
 
 
+def as_html(text: str) -> str:
+    r"""Text of others as it is, without markup and without control characters.
+
+    >>> as_html("<b> \u202e")
+    '&lt;b&gt; \\u202e'
+    """
+    return escape(printable(text))
+
+
 def table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
     """The inside of a table, the first cell of each row its header, as HTML."""
-    body = "".join(f"<tr><th>{escape(row[0])}</th>{_cells('td', row[1:])}</tr>" for row in rows)
+    body = "".join(f"<tr><th>{as_html(row[0])}</th>{_cells('td', row[1:])}</tr>" for row in rows)
     return f"<thead><tr>{_cells('th', head)}</tr></thead><tbody>{body}</tbody>"
 
 
 def _cells(tag: str, values: Iterable[str]) -> str:
-    return "".join(f"<{tag}>{escape(value)}</{tag}>" for value in values)
+    return "".join(f"<{tag}>{as_html(value)}</{tag}>" for value in values)

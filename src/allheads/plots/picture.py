@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import unescape
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ class Picture(go.Figure):
         target = checked_path(path)
         kind = target.suffix.lower()
         if kind in (".html", ".htm"):
-            write_whole(target, html_page(self.layout.title.text or "Figure", {"view": plot(self)}))
+            write_whole(target, html_page(unescape(self.layout.title.text or "Figure"), {"view": plot(self)}))
         elif kind in _IMAGES:
             write_whole(target, self._image(kind))
         else:

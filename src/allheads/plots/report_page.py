@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from allheads.plots.attention_view import attention
 from allheads.plots.gate_maps import NeuronGates, mean_gate_map, neuron_gates, neuron_map
 from allheads.plots.layer_errors import errors
 from allheads.plots.packing import pack, short
-from allheads.plots.page import Drawing, html_page, plot, table
+from allheads.plots.page import Drawing, as_html, html_page, plot, table
 from allheads.plots.token_names import token_names
 from allheads.twin.prompt import Texts, one_row
 from allheads.twin.twin import TwinBridge, require_twin
@@ -101,9 +100,9 @@ def _checked_layers(twin: TwinBridge, report: Report, layers: Sequence[int] | No
 def _verdict(report: Report) -> dict[str, str]:
     """The head of the page."""
     return {
-        "model": escape(report.model),
+        "model": as_html(report.model),
         "verdict": "source and twin are the same" if report.passed else "source and twin are NOT the same",
         "state": "passed" if report.passed else "failed",
-        "failures": "".join(f"<li>{escape(failure)}</li>" for failure in report.failures),
+        "failures": "".join(f"<li>{as_html(failure)}</li>" for failure in report.failures),
         "facts": table(["", *report.columns], report.rows()),
     }

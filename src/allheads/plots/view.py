@@ -13,7 +13,7 @@ from typing import Any
 
 from allheads.disk import checked_path, write_whole
 from allheads.errors import AllHeadsError
-from allheads.plots.page import Drawing, Kind, html_page
+from allheads.plots.page import Drawing, Kind, as_html, html_page
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,7 +55,7 @@ class View:
 
     def _repr_html_(self) -> str:
         return (
-            f'<iframe srcdoc="{escape(self.html)}" title="{escape(self.title)}" '
+            f'<iframe srcdoc="{escape(self.html)}" title="{as_html(self.title)}" '
             f'style="width:100%;height:{self.height}px;border:0"></iframe>'
         )
 

@@ -8,12 +8,13 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from typing import Any
 
 import torch
 
 from allheads.errors import AllHeadsError
+from allheads.heads.alone import alone, passing
 from allheads.heads.bank import HeadBank
 from allheads.heads.evaluate import Evaluation
 from allheads.heads.hooks import HeadHooks
@@ -195,16 +196,28 @@ class TwinBridge(TransformerBridge):
         """
         if names_filter is None:
             large = {id(getattr(bank.hooks, name)) for bank in self.banks for name in HeadHooks.ON_REQUEST}
-            with points_hidden(self, large):
+            with alone(self, *self.banks), points_hidden(self, large):
                 return super().run_with_cache(input, return_cache_object, remove_batch_dim, **kwargs)
         kwargs["names_filter"] = names_filter
-        with self._close_matches():
+        with alone(self, *self.banks), self._close_matches():
             return super().run_with_cache(input, return_cache_object, remove_batch_dim, **kwargs)
 
     def run_with_hooks(self, *args: Any, **kwargs: Any) -> Any:
         """As in TransformerLens; the `KeyError` for a name that is no hook point has names that are like it."""
         with self._close_matches():
             return super().run_with_hooks(*args, **kwargs)
+
+    @contextmanager
+    def hooks(self, *args: Any, **kwargs: Any) -> Iterator[TransformerBridge]:
+        """As in TransformerLens. Raises `AllHeadsError` where another thread uses the twin, and there meanwhile."""
+        with alone(self, *self.banks), super().hooks(*args, **kwargs):
+            yield self
+
+    @wraps(TransformerBridge.forward)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As in TransformerLens. Raises `AllHeadsError` where another thread hooks, caches or freezes the twin."""
+        with passing(self):
+            return super().forward(*args, **kwargs)
 
     @contextmanager
     def _close_matches(self) -> Iterator[None]:

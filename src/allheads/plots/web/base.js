@@ -98,7 +98,9 @@ function roving(container, items, choose, width = () => 1) {
 }
 
 /** The fragment of the address, where the page has one of its own. */
-const fragment = () => decodeURIComponent(location.hash.slice(1));
+function fragment() {
+  try { return decodeURIComponent(location.hash.slice(1)); } catch { return ""; /* A link of somebody else. */ }
+}
 function setFragment(name) {
   try { history.replaceState(null, "", `#${name}`); } catch { /* A frame without an address. */ }
 }

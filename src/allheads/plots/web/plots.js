@@ -3,6 +3,7 @@
 const plotly = {
   responsive: true,
   displaylogo: false,
+  typesetMath: false, // a token with two dollars is no formula
   modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]], // leaves out "Share chart"
 };
 
