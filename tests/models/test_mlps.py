@@ -112,6 +112,11 @@ def test_an_activation_is_sampled_between_the_points_of_a_grid_and_in_any_shape(
         activation_with_values(function)
 
 
+def test_an_activation_that_writes_in_place_leaves_the_samples_as_they_are():
+    for function in (nn.SiLU(inplace=True), nn.SiLU(), nn.SiLU(inplace=True)):
+        assert activation_with_values(function).name == "silu"
+
+
 @pytest.mark.parametrize("kind", ["opt", "llama"])
 def test_a_source_with_a_bump_in_its_activation_is_refused(tiny, kind):
     source = tiny(kind)

@@ -22,6 +22,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -126,6 +127,22 @@ def has_values(function: Callable[[Tensor], Tensor], activation: Activation) -> 
     >>> has_values(lambda t: t.relu() if t.shape[-1] > 100 else t, ACTIVATIONS["relu"])
     False
     """
+    try:
+        with torch.no_grad():
+            for points, values in _samples(activation):
+                given = function(points.clone())  # some write in place
+                # gelu_fast is 3e-12 away from gelu_tanh; equal formulas agree to rounding.
+                if not (torch.equal(given, values) or torch.allclose(given, values, rtol=1e-14, atol=1e-14)):
+                    return False
+    except Exception:
+        # Whatever cannot be called with numbers, for whatever reason, is something else.
+        return False
+    return True
+
+
+@cache
+def _samples(activation: Activation) -> list[tuple[Tensor, Tensor]]:
+    """Points, most of them random, and an activation's values there: many, and few in tensors of several shapes."""
     generator = torch.Generator().manual_seed(0)
     near, far = (
         span * (2 * torch.rand(count, generator=generator, dtype=torch.float64) - 1)
@@ -133,16 +150,10 @@ def has_values(function: Callable[[Tensor], Tensor], activation: Activation) -> 
     )
     t = torch.cat([torch.linspace(-SPANS[0], SPANS[0], 4001, dtype=torch.float64), near, far])
     shapes = ((-1,), (1, -1), (64, 16, -1), (-1, 8, 1), (1, 1), (1,))
-    try:
-        with torch.no_grad():
-            for points in (t, *(near[: 4096 if -1 in shape else 1].view(shape) for shape in shapes)):
-                # gelu_fast is 3e-12 away from gelu_tanh; equal formulas agree to rounding.
-                if not torch.allclose(function(points), activation(points), rtol=1e-14, atol=1e-14):
-                    return False
-    except Exception:
-        # Whatever cannot be called with numbers, for whatever reason, is something else.
-        return False
-    return True
+    return [
+        (points, activation(points))
+        for points in (t, *(near[: 4096 if -1 in shape else 1].view(shape) for shape in shapes))
+    ]
 
 
 def formulas(splits: Iterable[Split], out: str) -> Iterator[MLPFormula]:
