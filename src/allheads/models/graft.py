@@ -114,6 +114,7 @@ def graft(twin: TransformerBridge, unit: ReplacedMLP, banks: Sequence[HeadBank])
     if site.experts:
         for number, bank in enumerate(banks):
             shown._modules[str(number)] = bank.hooks
+            scan_hooks(twin, bank.hooks, f"{site.location.name}.{number}")
     else:
         _join_hooks(shown, banks[0], shown.begins)
     scan_hooks(twin, shown, site.location.name)
