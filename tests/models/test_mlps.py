@@ -81,6 +81,20 @@ def test_clamps_shifts_and_sparsity_are_not_taken_for_a_known_kind(arithmetic):
     assert find_formula(Odd(True, False, arithmetic), 16) is None
 
 
+def test_a_likely_formula_is_not_taken_where_a_projection_reads_something_else():
+    class Deeper(Odd):
+        def forward(self, stream):
+            return self.omega(self.arithmetic(self.alpha(stream), self.beta(stream + stream.roll(1, -1))))
+
+    def arithmetic(g, u):
+        return ACTIVATIONS["silu"](g) * u
+
+    likely = find_formula(Odd(True, False, arithmetic), 16)
+    assert likely is not None
+    assert find_formula(Odd(True, False, arithmetic), 16, [likely]) == likely
+    assert find_formula(Deeper(True, False, arithmetic), 16, [likely]) is None
+
+
 def _bumped(t):
     return ACTIVATIONS["silu"](t) + 0.01 * ((t >= 1.0) & (t <= 1.002))
 
@@ -90,7 +104,12 @@ def _bumped(t):
     [
         lambda g, u: _bumped(g) * u,
         lambda g, u: ACTIVATIONS["silu"](g) * u * (1.0 if len(g) == 1 else 1.01),
+        lambda g, u: ACTIVATIONS["silu"](g) * u * (1.01 if len(g) == 1 else 1.0),
         lambda g, u: ACTIVATIONS["silu" if g.shape[1] > 1 else "relu"](g) * u,
+        lambda g, u: ACTIVATIONS["silu" if len(g) != 2 else "relu"](g) * u,
+        lambda g, u: ACTIVATIONS["silu" if g.shape[1] < 9 else "relu"](g) * u,
+        lambda g, u: ACTIVATIONS["silu"](g.clamp(max=100.0) if g.shape[1] == 1 else g) * u,
+        lambda g, u: ACTIVATIONS["silu"](g.clamp(max=100.0) if g.shape[1] > 8 else g) * u,
     ],
 )
 def test_bumps_and_what_depends_on_batch_or_length_are_seen(arithmetic):
@@ -110,6 +129,11 @@ def test_bumps_and_what_depends_on_batch_or_length_are_seen(arithmetic):
 def test_an_activation_is_sampled_between_the_points_of_a_grid_and_in_any_shape(function):
     with pytest.raises(ah.AllHeadsError, match="has other values"):
         activation_with_values(function)
+
+
+def test_an_activation_that_writes_in_place_leaves_the_samples_as_they_are():
+    for function in (nn.SiLU(inplace=True), nn.SiLU(), nn.SiLU(inplace=True)):
+        assert activation_with_values(function).name == "silu"
 
 
 @pytest.mark.parametrize("kind", ["opt", "llama"])

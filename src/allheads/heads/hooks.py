@@ -61,6 +61,10 @@ class HeadHooks(nn.Module):
         self.hook_result = HookPoint()
         self.hook_post = HookPoint()
 
+    def get_hooks(self) -> dict[str, HookPoint]:
+        """All points by name, as TransformerLens asks its components for them."""
+        return {name: point for name, point in self.named_children() if isinstance(point, HookPoint)}
+
     @property
     def any_watched(self) -> bool:
         """Is a hook attached to any point at all?"""

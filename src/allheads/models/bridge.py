@@ -12,8 +12,11 @@ from transformer_lens.model_bridge.generalized_components import JointGateUpMLPB
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-#: What a configuration says about text.
-_TEXT = ("d_vocab", "d_vocab_out", "default_prepend_bos", "tokenizer_prepends_bos", "tokenizer_appends_eos")
+#: What a bridge's configuration says about text, and about where its code came from; a network does not say it.
+_SAID = (
+    *("d_vocab", "d_vocab_out", "default_prepend_bos", "tokenizer_prepends_bos", "tokenizer_appends_eos"),
+    "trust_remote_code",
+)
 
 __all__ = ["ActivationCache", "TransformerBridge", "bridge", "give_memory", "processed", "share", "splits_projections"]
 
@@ -66,7 +69,7 @@ def bridge(source: TransformerBridge, body: nn.Module) -> TransformerBridge:
     )
     # The tokenizer is set up already: once more, it would be looked for under its name, which one in memory has not.
     made.tokenizer = source.tokenizer
-    for name in _TEXT:
+    for name in _SAID:
         setattr(made.cfg, name, getattr(source.cfg, name))
     return made
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub.constants
@@ -108,9 +109,10 @@ def weights_processed(model: TransformerBridge) -> bool:
     return bool(getattr(model, "_weights_processed", False))
 
 
-def scan_hooks(bridge: TransformerBridge, component: nn.Module, name: str) -> None:
-    """Let a bridge find the hook points of a component that has changed, or is new, under this name."""
-    bridge._scan_existing_hooks(component, name)
+def scan_hooks(bridge: TransformerBridge, component: Any, name: str) -> None:
+    """Let a bridge find the own hook points of a component that has changed, or is new, under this name."""
+    own: Any = SimpleNamespace(get_hooks=component.get_hooks, named_children=lambda: ())
+    bridge._scan_existing_hooks(own, name)
     bridge._hook_cache = None
     bridge._block_alias_cache = None
     driver = bridge._driver

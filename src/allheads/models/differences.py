@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
@@ -76,7 +77,7 @@ def _modules(model: TransformerBridge, units: list[ReplacedMLP]) -> dict[str, nn
     roots: list[object] = []
     barred: set[int] = set()
     for unit in units:
-        roots += [called(network, unit.reads), called(network, unit.writes)]
+        roots += [called(network, path) for path in unit.paths]
         if unit.site.inside is not None:
             owner, name = activation_of(unit.site, network_module(called(network, unit.site.path)))
             # The bridge's component wraps the whole layer here: only its own hook points stand for the MLP.
@@ -160,6 +161,8 @@ def _apart(a: Any, b: Any, compared: set[tuple[int, int]]) -> str | None:
     if isinstance(a, Tensor) or other_kind:
         phrase = difference(a, b)
         return None if phrase is None else f": {phrase}"
+    if isinstance(a, RemovableHandle):  # what it is for is counted at the module that it is a hook of
+        return None
     if isinstance(a, _PLAIN):
         return None if a == b or (a != a and b != b) else f": {_shown(b)} in the twin, {_shown(a)} in the source"
     compared.add((id(a), id(b)))

@@ -20,7 +20,6 @@ from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components import AttentionBridge, MLPBridge, MoEBridge
 
-from allheads.errors import AllHeadsError
 from allheads.models.compat import named_components, network_path
 from allheads.models.formulas import computes_mlp, is_projection
 from allheads.models.locations import Location, numbered, tower_names
@@ -31,13 +30,13 @@ class MLPLocation:
     """A module of the network at ``path`` that computes an MLP, or a stack of experts.
 
     ``inside`` is None for a module that is called as a whole; otherwise the parts of the MLP sit in the layer at
-    ``path``, under these names for ``in`` and ``out``.
+    ``path``, under these names for ``in`` and ``out``, or ``gate``, ``in`` and ``out``.
     """
 
     location: Location
     path: str
     experts: bool = False
-    inside: tuple[str, str] | None = None
+    inside: tuple[str, ...] | None = None
 
 
 def locate_mlps(source: TransformerBridge, body: nn.Module) -> list[MLPLocation]:
@@ -68,14 +67,9 @@ def _of_bridge(source: TransformerBridge, body: nn.Module, paths: dict[int, str]
         if not isinstance(component, (MLPBridge, MoEBridge)) or any(_covers(s.location.name, name) for s in sites):
             continue
         if component.name is None:
-            if "gate" in component.submodules:
-                raise AllHeadsError(
-                    "a gated MLP in a module of its own",
-                    f"one whose parts sit in the layer, {name}",
-                    "Not supported yet.",
-                )
             parent = source.get_submodule(name.rpartition(".")[0])
-            inside = (str(component.submodules["in"].name), str(component.submodules["out"].name))
+            parts = component.submodules
+            inside = tuple(str(parts[role].name) for role in ("gate", "in", "out") if role in parts)
             sites.append(MLPLocation(Location.at(name), paths[id(parent)], inside=inside))
         elif isinstance(component, MoEBridge) and not component.bound_dense:
             sites += _mixture(name, paths[id(component)], body)

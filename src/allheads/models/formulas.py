@@ -22,6 +22,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -98,18 +99,19 @@ def find_formula(module: nn.Module, d_model: int, likely: Sequence[MLPFormula] =
     """What ``module`` computes, the ``likely`` formulas tried first; None if it is something else."""
     # Some add the stream themselves.
     residual = "residual" in inspect.signature(module.forward).parameters
-    run = _run_on_spans(module, d_model, residual)
-    if run is None:
+    runs = _run_on_spans(module, d_model, residual)
+    if runs is None:
         return None
+    first, run = runs
     formulas = (f for f in chain(likely, _candidates(run, residual)) if f.residual == residual and _fits(f, run))
     formula = next(formulas, None)
-    if formula is None or not _ignores_shape(module, run, residual):
+    if formula is None or not _fits(formula, first) or not _ignores_shape(module, run, residual):
         return None
     if shows_activation(module, formula.activation):
         return formula
     # There is no function to sample on its own, or another one: then the neurons are sampled as often.
     dense = _run_on_spans(module, d_model, residual, SAMPLES)
-    return formula if dense is not None and _fits(formula, dense) else None
+    return formula if dense is not None and _fits(formula, dense[1]) else None
 
 
 def shows_activation(module: nn.Module, activation: Activation) -> bool:
@@ -126,6 +128,22 @@ def has_values(function: Callable[[Tensor], Tensor], activation: Activation) -> 
     >>> has_values(lambda t: t.relu() if t.shape[-1] > 100 else t, ACTIVATIONS["relu"])
     False
     """
+    try:
+        with torch.no_grad():
+            for points, values in _samples(activation):
+                given = function(points.clone())  # some write in place
+                # gelu_fast is 3e-12 away from gelu_tanh; equal formulas agree to rounding.
+                if not (torch.equal(given, values) or torch.allclose(given, values, rtol=1e-14, atol=1e-14)):
+                    return False
+    except Exception:
+        # Whatever cannot be called with numbers, for whatever reason, is something else.
+        return False
+    return True
+
+
+@cache
+def _samples(activation: Activation) -> list[tuple[Tensor, Tensor]]:
+    """Points, most of them random, and an activation's values there: many, and few in tensors of several shapes."""
     generator = torch.Generator().manual_seed(0)
     near, far = (
         span * (2 * torch.rand(count, generator=generator, dtype=torch.float64) - 1)
@@ -133,16 +151,10 @@ def has_values(function: Callable[[Tensor], Tensor], activation: Activation) -> 
     )
     t = torch.cat([torch.linspace(-SPANS[0], SPANS[0], 4001, dtype=torch.float64), near, far])
     shapes = ((-1,), (1, -1), (64, 16, -1), (-1, 8, 1), (1, 1), (1,))
-    try:
-        with torch.no_grad():
-            for points in (t, *(near[: 4096 if -1 in shape else 1].view(shape) for shape in shapes)):
-                # gelu_fast is 3e-12 away from gelu_tanh; equal formulas agree to rounding.
-                if not torch.allclose(function(points), activation(points), rtol=1e-14, atol=1e-14):
-                    return False
-    except Exception:
-        # Whatever cannot be called with numbers, for whatever reason, is something else.
-        return False
-    return True
+    return [
+        (points, activation(points))
+        for points in (t, *(near[: 4096 if -1 in shape else 1].view(shape) for shape in shapes))
+    ]
 
 
 def formulas(splits: Iterable[Split], out: str) -> Iterator[MLPFormula]:
@@ -213,30 +225,32 @@ def spanned(x: Float[Tensor, "row d_model"], read: Iterable[Tensor]) -> Float[Te
     return torch.stack([x * (span / largest) for span in SPANS])
 
 
-def _run_on_spans(module: nn.Module, d_model: int, residual: bool, samples: int = 0) -> Activations | None:
-    """One run over inputs for each of `SPANS`, where that is the largest preactivation; None if nothing reads x.
+def _run_on_spans(
+    module: nn.Module, d_model: int, residual: bool, samples: int = 0
+) -> tuple[Activations, Activations] | None:
+    """A run over random rows, in two texts, and one in which they are there for each of `SPANS`, in one text.
 
-    The module itself is under the path ``""``; every projection was called once. There are so many preactivations in
-    each span, and no fewer than `ROWS` rows.
+    There, the span is the largest preactivation. None if nothing reads x. The module itself is under the path ``""``;
+    every projection was called once. There are so many preactivations in each span, and no fewer than `ROWS` rows.
     """
     parameter = next(module.parameters())
-    count = max(ROWS, samples // max(p.shape[0] for p in module.parameters()))
+    count = ROWS * max(1, -(-samples // (ROWS * max(p.shape[0] for p in module.parameters()))))
     x = torch.randn(1, count, d_model, generator=torch.Generator().manual_seed(samples)).to(parameter)
     # Rows of all sizes, so that preactivations are spread over the span.
     x = x * (torch.arange(count, 0, -1).to(x) / count)[:, None]
-    readers = _readers(_run(module, x, residual))
+    first = _run(module, x.view(2, -1, d_model), residual)
+    readers = _readers(first)
     if not readers:
         return None
-    run = _run(module, spanned(x[0], readers.values()), residual)
-    return run if all(len(calls) == 1 for calls in run.inputs.values()) else None
+    run = _run(module, spanned(x[0], readers.values()).view(1, -1, d_model), residual)
+    return (first, run) if all(len(calls) == 1 for calls in run.inputs.values()) else None
 
 
 def _ignores_shape(module: nn.Module, run: Activations, residual: bool) -> bool:
-    """Does the module write the same for these rows in batches and texts of other sizes?"""
+    """Does the module write the same for these rows as texts of one position?"""
     x, out = run.inputs[""][0], run.outputs[""][0]
-    shapes = ((len(x) * x.shape[1], 1), (1, len(x) * x.shape[1]))
     with torch.no_grad():
-        return all(_close(call(module, x.view(*shape, -1), residual), out) for shape in shapes)
+        return _close(call(module, x.transpose(0, 1), residual), out)
 
 
 def _run(module: nn.Module, x: Tensor, residual: bool) -> Activations:
@@ -296,10 +310,10 @@ def _scaled(formula: MLPFormula, run: Activations) -> Iterator[MLPFormula]:
 
 
 def _fits(formula: MLPFormula, run: Activations) -> bool:
-    """Does what the last projection reads equal the formula, and what comes out what it writes?"""
-    outputs = {name: out for name, (out, *_) in run.outputs.items()}
+    """Do the parts read x, is what the last projection reads the formula, and what comes out what that writes?"""
+    outputs, readers = {name: out for name, (out, *_) in run.outputs.items()}, _readers(run)
     parts = [part for part in (formula.value, formula.gate) if part is not None]
-    if _last(run) != formula.out or any(part.name not in outputs for part in parts):
+    if _last(run) != formula.out or any(part.name not in readers for part in parts):
         return False
     return _close(run.inputs[formula.out][0], formula.neurons(outputs)) and _close(
         outputs[""], formula.scale_out * outputs[formula.out]

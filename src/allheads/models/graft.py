@@ -23,6 +23,8 @@ from allheads.models.find_mlps import MLPLocation
 from allheads.models.formulas import is_projection
 from allheads.models.mlps import ReplacedMLP, activation_of, projection_views
 
+Points = tuple[HookPoint, ...]
+
 
 def _of_heads(name: str) -> Any:
     """An attribute of a component that is its bank's."""
@@ -44,9 +46,9 @@ class HeadBankBridge(GeneralizedComponent):
     """
 
     heads: HeadBank | MixtureBank
-    begins: tuple[HookPoint, ...]
-    written: tuple[HookPoint, ...]
-    ends: tuple[HookPoint, ...]
+    begins: Points
+    written: Points
+    ends: Points
     adds_residual: bool
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -55,7 +57,7 @@ class HeadBankBridge(GeneralizedComponent):
         x = _through(self.begins, given[0])
         if isinstance(self.heads, MixtureBank):
             return _through(self.ends, self.heads(x, *given[1:]))
-        conversion = self.begins[-1].hook_conversion
+        conversion = self.begins[-1].hook_conversion if self.begins else None
         rows = conversion.convert(x) if conversion is not None else x
         out = self.heads(rows if rows.ndim == 3 else rows.flatten(0, -2)[None])
         out = _through(self.written, out.reshape(x.shape))
@@ -65,11 +67,19 @@ class HeadBankBridge(GeneralizedComponent):
 
 
 class PassingBridge(GeneralizedComponent):
-    """The last projection of an MLP without a module of its own: the first one has run the heads already."""
+    """The activation or the last projection of an MLP without a module: its first one has run the heads already."""
 
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         """What the heads wrote."""
         return x
+
+
+class OneBridge(PassingBridge):
+    """The value projection of a gated MLP without a module of its own, by which its layer multiplies."""
+
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        """One: what the heads wrote has the values in it."""
+        return x.new_ones(())
 
 
 def graft(twin: TransformerBridge, unit: ReplacedMLP, banks: Sequence[HeadBank]) -> None:
@@ -78,33 +88,45 @@ def graft(twin: TransformerBridge, unit: ReplacedMLP, banks: Sequence[HeadBank])
     shown = _component(twin, site.location.name) or _added(twin, site)
     heads: HeadBank | MixtureBank = MixtureBank(banks) if site.experts else banks[0]
     heads.train(network.training)
-    begins: tuple[HookPoint, ...] = (shown.hook_in,)
     written: tuple[HookPoint, ...] = ()
-    ends: tuple[HookPoint, ...] = (shown.hook_out,)
-    runners = [shown]
+    runners: list[tuple[Any, Points, Points]] = [(shown, (shown.hook_in,), (shown.hook_out,))]
     if site.inside is not None:
-        # The layer calls in, activation, out one after the other: the first answers for all three.
+        # The layer calls the parts one after the other: the first answers for all.
         layer = network_module(called(network, site.path))
-        first, last = (called(layer, path) for path in site.inside)
-        owner, name = activation_of(site, layer)
-        setattr(owner, name, nn.Identity().train(network.training))
+        first, *middle, last = (called(layer, path) for path in site.inside)
+        _passes_on(*activation_of(site, layer))
+        for value in middle:
+            _becomes(value, OneBridge)
         _becomes(last, PassingBridge)
-        begins, written, ends = (first.hook_in,), (last.hook_out,), ()
-        runners.append(first)
+        written = (last.hook_out,)
+        if middle:  # each of two projections has a hook point for what it reads: the bank fires both
+            runners.append((first, (), ()))
+        else:
+            runners = [(component, (first.hook_in,), ()) for component in (shown, first)]
     elif not site.experts and (last := _projection(shown, banks[0], "out")) is not None:
         written = (last.hook_out,)
-    network_module(runners[-1])._modules["heads"] = heads
-    for component in runners:
+    network_module(runners[-1][0])._modules["heads"] = heads
+    for component, begins, ends in runners:
         _becomes(component, HeadBankBridge)
         points = {"begins": begins, "written": written, "ends": ends}
-        for name, value in {"heads": heads, "adds_residual": unit.residual, **points}.items():
-            object.__setattr__(component, name, value)  # a component hands attributes on to what it wraps
+        for name, known in {"heads": heads, "adds_residual": unit.residual, **points}.items():
+            object.__setattr__(component, name, known)  # a component hands attributes on to what it wraps
     if site.experts:
         for number, bank in enumerate(banks):
             shown._modules[str(number)] = bank.hooks
+            scan_hooks(twin, bank.hooks, f"{site.location.name}.{number}")
     else:
-        _join_hooks(shown, banks[0], begins)
+        _join_hooks(shown, banks[0], shown.begins)
     scan_hooks(twin, shown, site.location.name)
+
+
+def _passes_on(owner: nn.Module, name: str) -> None:
+    """Let the activation function under this name give what it is given."""
+    activation = getattr(owner, name)
+    if isinstance(activation, GeneralizedComponent):
+        _becomes(activation, PassingBridge)
+    else:
+        setattr(owner, name, nn.Identity().train(owner.training))
 
 
 def _through(points: Sequence[HookPoint], x: Tensor) -> Tensor:

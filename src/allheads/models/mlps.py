@@ -102,14 +102,20 @@ class ReplacedMLP:
     residual: bool = False
 
     @property
+    def paths(self) -> list[str]:
+        """The module that is called, or its parts in the layer: the first, that reads, to the last, that writes."""
+        path, inside = self.site.path, self.site.inside
+        return [path] if inside is None else [f"{path}.{name}" for name in inside]
+
+    @property
     def reads(self) -> str:
         """The path of the module that is called with what the MLP reads."""
-        return self.site.path if self.site.inside is None else f"{self.site.path}.{self.site.inside[0]}"
+        return self.paths[0]
 
     @property
     def writes(self) -> str:
         """The path of the module whose output is the MLP's."""
-        return self.site.path if self.site.inside is None else f"{self.site.path}.{self.site.inside[1]}"
+        return self.paths[-1]
 
 
 def read_module(site: MLPLocation, module: nn.Module, earlier: list[MLPFormula]) -> ReplacedMLP:
@@ -129,10 +135,7 @@ def read_module(site: MLPLocation, module: nn.Module, earlier: list[MLPFormula])
             " or another activation",
             f"This kind of MLP is not supported yet; f is one of {', '.join(ACTIVATIONS)}.",
         )
-    if formula.activation.squared and formula.gate is not None:
-        raise AllHeadsError(
-            "a gate that grows linearly", f"{formula.activation.name} in {site.location.stem}", "Not supported yet."
-        )
+    _require_linear_gate(formula, site)
     if formula not in earlier:
         earlier.append(formula)
     parts = {part.name for part in (formula.value, formula.gate) if part is not None}
@@ -146,21 +149,35 @@ def read_module(site: MLPLocation, module: nn.Module, earlier: list[MLPFormula])
 
 
 def read_containerless(site: MLPLocation, layer: nn.Module) -> ReplacedMLP:
-    """A containerless MLP: ``out(f(in(x)))``, whose activation is named beside ``in``."""
+    """A containerless MLP: ``out(f(in(x)))`` or ``out(f(gate(x)) * in(x))``, whose activation is beside the first."""
     assert site.inside is not None
-    first, last = (layer.get_submodule(name) for name in site.inside)
-    for part in (first, last):
+    parts = [layer.get_submodule(name) for name in site.inside]
+    for part in parts:
         check_finite(part, site.location)
     owner, name = activation_of(site, layer)
     activation = activation_with_values(getattr(owner, name), site.location.stem)
-    formula = MLPFormula(ProjectionSlice(site.inside[0]), None, site.inside[1], activation)
+    *gate, value, out = map(ProjectionSlice, site.inside)
+    formula = MLPFormula(value, gate[0] if gate else None, out.name, activation)
+    _require_linear_gate(formula, site)
     views = formula.views(_projections(layer, site.inside))
 
     def reference(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-        copied = [in_dtype(part, dtype) for part in (first, last)]
-        return lambda x: copied[1](getattr(owner, name)(copied[0](x)))
+        first, *middle, last = (in_dtype(part, dtype) for part in parts)
+
+        def run(x: Tensor) -> Tensor:
+            neurons = getattr(owner, name)(first(x))
+            return last(neurons * middle[0](x) if middle else neurons)
+
+        return run
 
     return ReplacedMLP(site, [MLP(site.location, views, activation, reference)])
+
+
+def _require_linear_gate(formula: MLPFormula, site: MLPLocation) -> None:
+    if formula.activation.squared and formula.gate is not None:
+        raise AllHeadsError(
+            "a gate that grows linearly", f"{formula.activation.name} in {site.location.stem}", "Not supported yet."
+        )
 
 
 def activation_of(site: MLPLocation, layer: nn.Module) -> tuple[nn.Module, str]:

@@ -37,7 +37,8 @@ def probe_inputs(body: nn.Module, cfg: Any) -> dict[str, Tensor]:
     name = str(getattr(body, "main_input_name", "input_ids"))
     if name == "input_ids":
         length = min(TOKENS, getattr(cfg, "n_ctx", None) or TOKENS)
-        made = {name: _words(config, cfg.d_vocab, length, generator)}
+        tables = [] if config is not None else [m.num_embeddings for m in body.modules() if isinstance(m, nn.Embedding)]
+        made = {name: _words(config, min([cfg.d_vocab, *tables]), length, generator)}
     elif name == "pixel_values":
         vision = getattr(config, "vision_config", config)
         size = vision.image_size if isinstance(vision.image_size, (tuple, list)) else [vision.image_size] * 2
@@ -68,7 +69,7 @@ def _words(config: Any, d_vocab: int, length: int, generator: torch.Generator) -
 def observe(body: nn.Module, inputs: dict[str, Tensor], paths: Iterable[str]) -> Activations:
     """Run the network once, and keep what the modules at ``paths`` read and wrote."""
     with torch.no_grad(), watching(body, paths) as activations:
-        activations.result = first_tensor(body(**inputs))
+        activations.result = run_network(body, inputs)
     return activations
 
 
@@ -103,6 +104,16 @@ def run_bridge(model: TransformerBridge, inputs: Inputs) -> Tensor:
     """What the bridge makes of these arguments: logits, or the last hidden state of a network without a head."""
     rest = dict(inputs)
     return first_tensor(model(rest.pop("input", None), **rest))
+
+
+def run_network(network: nn.Module, inputs: Inputs) -> Tensor:
+    """The same of a network, bridged or not, for arguments under its own names.
+
+    Networks of others than transformers may call their tokens what they like: these come first.
+    """
+    named = dict(inputs)
+    first = [] if hasattr(network, "main_input_name") else [named.pop("input_ids")]
+    return first_tensor(network(*first, **named))
 
 
 def network_inputs(model: TransformerBridge, inputs: Inputs) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from allheads.errors import AllHeadsError
 from allheads.heads.bank import HeadBank
 from allheads.models.compat import tree_leaves
 from allheads.models.mlps import ReplacedMLP
-from allheads.models.observe import Activations, first_tensor
+from allheads.models.observe import Activations, run_network
 from allheads.twin.twin import TwinBridge
 
 #: Largest difference by `closed`, relative to the largest output; in low precision, so many units in the last place.
@@ -45,7 +45,7 @@ def audit(twin: TwinBridge, units: list[ReplacedMLP], inputs: dict[str, Tensor],
     nothing = torch.empty(0)
     graph_only = saved_tensors_hooks(lambda _: nothing, lambda kept: kept)
     with torch.enable_grad(), graph_only, twin.evaluated("slots"), watched, _Guard(twin.banks, owned):
-        reached = _ancestors(first_tensor(twin.original_model(**inputs)))
+        reached = _ancestors(run_network(twin.original_model, inputs))
     # Last, because TransformerLens keeps the last patterns: they should not hold the probe's graph.
     _same_output(twin, inputs, activations)
     heard = {number for number, probe in probes.items() if id(probe) in reached}
@@ -82,7 +82,7 @@ def _ancestors(out: Tensor) -> set[int]:
 
 def _same_output(twin: TwinBridge, inputs: dict[str, Tensor], activations: Activations) -> None:
     with torch.no_grad(), twin.evaluated("closed"):
-        out = first_tensor(twin.original_model(**inputs))
+        out = run_network(twin.original_model, inputs)
     assert activations.result is not None
     allowed = max(CLOSE, ULPS * torch.finfo(out.dtype).eps) * float(activations.result.abs().max())
     off = float((out - activations.result).abs().max())

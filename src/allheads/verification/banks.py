@@ -17,7 +17,7 @@ from allheads.heads.edited import EditedHeads
 from allheads.heads.mixture import MixtureBank
 from allheads.models.compat import called, network_module
 from allheads.models.differences import difference, hook_points, hooks
-from allheads.models.graft import HeadBankBridge, PassingBridge
+from allheads.models.graft import HeadBankBridge, OneBridge, PassingBridge
 from allheads.models.mlps import MLP, ReplacedMLP, activation_of
 from allheads.twin.domain import Domain, needs_domain
 from allheads.twin.twin import Layer, TwinBridge
@@ -82,7 +82,13 @@ def _idle(twin: TwinBridge, unit: ReplacedMLP) -> list[tuple[nn.Module, type[nn.
     if unit.site.inside is None:
         return []
     owner, name = activation_of(unit.site, network_module(called(twin.original_model, unit.site.path)))
-    return [(called(twin.original_model, unit.writes), PassingBridge), (getattr(owner, name), nn.Identity)]
+    activation = getattr(owner, name)
+    *middle, last = (called(twin.original_model, path) for path in unit.paths[1:])
+    return [
+        *((value, OneBridge) for value in middle),
+        (activation, PassingBridge if isinstance(activation, PassingBridge) else nn.Identity),
+        (last, PassingBridge),
+    ]
 
 
 def hooked(twin: TwinBridge, replaced: Sequence[ReplacedMLP]) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from allheads.models.compat import use_attention_kernel
-from allheads.models.observe import first_tensor
+from allheads.models.observe import run_network
 
 #: How many times the noise of its own rounding `closed` may be away, and the roundings that a bank leaves at the least.
 _NOISES, _LEAST = 4.0, 4
@@ -76,9 +76,9 @@ def noise_floor(body: Any, arguments: Mapping[str, Tensor]) -> float | None:
     """
     try:
         with torch.no_grad():
-            eager = first_tensor(body(**arguments))
+            eager = run_network(body, arguments)
             use_attention_kernel(body, "sdpa")
-            return float((first_tensor(body(**arguments)) - eager).abs().max())
+            return float((run_network(body, arguments) - eager).abs().max())
     except (ValueError, AttributeError, RuntimeError):  # some networks cannot run without their bridge
         return None
 
