@@ -118,6 +118,13 @@ def test_float64_is_kept_through_norms_of_float32(twin):
     assert not ah.attribute(single, IDS, 11).constants
 
 
+def test_it_is_frozen_in_inference_mode_too(twin):
+    own = twin(IDS)
+    for place in (torch.inference_mode, torch.no_grad):
+        with place(), ah.frozen(twin, IDS):
+            assert (twin(IDS) - own).abs().max() < 1e-12
+
+
 def test_contexts_nest(twin):
     own, other = logit(twin), logit(twin, OTHER)
     found = ah.attribute(twin, IDS, 11)

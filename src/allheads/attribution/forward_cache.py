@@ -170,7 +170,7 @@ class ForwardCache:
                 value = torch.zeros_like(value) if self.empty else value.detach().requires_grad_()
                 self.leaves[name] = value
             self.activations[name] = value
-            return value.view(shape) if value.ndim == 4 else value
+            return value.reshape(shape) if value.ndim == 4 else value
 
         return record
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -108,10 +109,14 @@ def _require_linear(question: Question) -> None:
     The end of the network may be curved, so the stream is compared before it, where that is shown.
     """
     cache = ForwardCache(question.twin)
-    with torch.enable_grad(), cache.recording():  # with gradients, it sees where streams begin
-        question.run()
+    with torch.no_grad():
+        question.run()  # which is recorded
+    # With gradients, it is seen where streams begin.
+    with torch.inference_mode(False), torch.enable_grad(), cache.recording():
+        replace(question, inputs={name: value.clone() for name, value in question.inputs.items()}).run()
     begins, end = list(cache.embeddings), cache.cuts()[-1]
-    whole, none, mirrored = (_stream(question, begins, end, factor) for factor in (1.0, 0.0, -2.0))
+    whole = cache.activations[end].detach()
+    none, mirrored = (_stream(question, begins, end, factor) for factor in (0.0, -2.0))
     gap = float((mirrored - (3.0 * none - 2.0 * whole)).abs().max())
     size = max(float(stream.abs().max()) for stream in (whole, none, mirrored))
     if not gap <= ULPS * torch.finfo(whole.dtype).eps * size:
