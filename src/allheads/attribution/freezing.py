@@ -109,11 +109,13 @@ def _require_linear(question: Question) -> None:
     The end of the network may be curved, so the stream is compared before it, where that is shown.
     """
     cache = ForwardCache(question.twin)
-    with torch.no_grad():
-        question.run()  # which is recorded
-    # With gradients, it is seen where streams begin.
-    with torch.inference_mode(False), torch.enable_grad(), cache.recording():
-        replace(question, inputs={name: value.clone() for name, value in question.inputs.items()}).run()
+    # Tensors of inference mode have no gradients, and those show where streams begin.
+    with torch.inference_mode(False):
+        ordinary = replace(question, inputs={name: value.clone() for name, value in question.inputs.items()})
+        with torch.no_grad():
+            ordinary.run()  # which is recorded
+        with torch.enable_grad(), cache.recording():
+            ordinary.run()
     begins, end = list(cache.embeddings), cache.cuts()[-1]
     whole = cache.activations[end].detach()
     none, mirrored = (_stream(question, begins, end, factor) for factor in (0.0, -2.0))
