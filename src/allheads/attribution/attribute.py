@@ -225,9 +225,9 @@ def _at_position(
     direct = {}
     for site in cache.sites:
         written, gradient = _written(cache, site.point, means), gradients[site.point]
-        part = torch.zeros_like(written) if gradient is None else gradient.detach()[0] * written
-        if position is not None:
-            part = part * (torch.arange(len(part), device=part.device) == position).view(-1, *[1] * (part.ndim - 1))
+        part, at = torch.zeros_like(written), slice(None) if position is None else position
+        if gradient is not None:
+            part[at] = gradient.detach()[0, at] * written[at]
         direct[site.name] = part.sum(-1).T if site.kind != "N" else part
     return direct
 

@@ -80,7 +80,7 @@ def explore(
     opened = position_in(length, position)
     predictions = _predictions(twin, ids)
     metrics = [_above_mean(twin, after[0], position) for position, after in enumerate(predictions)]
-    flows = grow(Question(twin, ids, metrics[opened], chosen), budget)
+    flows = grow(Question(twin, {"input": ids}, metrics[opened], chosen), budget)
     explained = {
         found.target.position: _explanation(found)
         for found in bar("Predictions", _attributions(twin, ids, metrics, chosen), total=min(length, EXPLAINED))
@@ -136,7 +136,7 @@ def _attributions(
     for start in range(max(0, len(metrics) - EXPLAINED), len(metrics), _CHUNK):
         chunk = metrics[start : start + _CHUNK]
         before = ids[:, : start + len(chunk)]
-        yield from answers([Question(twin, before, metric, rule) for metric in chunk])
+        yield from answers([Question(twin, {"input": before}, metric, rule) for metric in chunk])
 
 
 def _explanation(found: Attribution) -> dict[str, Any]:
