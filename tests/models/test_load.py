@@ -187,7 +187,7 @@ def refused(message, *args, **kwargs):
     [
         ("smollm-135m", "Did you mean 'smollm2-135m'"),
         ("SmolLM2-135M", "Did you mean 'smollm2-135m'"),
-        ("gpt2", "with its owner"),
+        ("a-model-of-mine", "with its owner"),
         ("somewhere/model.gguf", "existing model folder or .gguf file"),
         ("/no/such/folder", "Check the path"),
         ("", "a path that a file can have"),
@@ -209,8 +209,14 @@ def test_missing_package(monkeypatch):
 
 
 def test_package_without_its_file(monkeypatch):
-    monkeypatch.setattr("pathlib.Path.is_file", lambda path: False)
+    monkeypatch.setattr("pathlib.Path.exists", lambda path: False)
     refused("--force-reinstall", "smollm2-135m")
+
+
+@pytest.mark.parametrize(("short", "name"), [("gpt2", "gpt2"), ("pythia-70m", "EleutherAI/pythia-70m")])
+def test_short_names_of_transformer_lens(short, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(f"the model {name} in the Hugging Face cache", short, network=False)
 
 
 def test_hub_id_out_of_reach(monkeypatch):

@@ -59,7 +59,7 @@ got 'smollm2-153m'. Did you mean 'smollm2-135m'?
     """
     if isinstance(name_or_path, str) and name_or_path in PACKAGED:
         packaged = _packaged(name_or_path)
-        return Source(str(unpacked(packaged) if packaged.is_file() else packaged), name_or_path, local=True)
+        return Source(str(unpacked(packaged) if packaged.suffix == ".gguf" else packaged), name_or_path, local=True)
     if not isinstance(name_or_path, str | Path):
         raise AllHeadsError("a name or a path", repr(type(name_or_path)), 'Try "smollm2-135m".')
     path = named_path(name_or_path)
