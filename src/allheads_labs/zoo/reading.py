@@ -108,9 +108,7 @@ def _graph(subject: Subject) -> float:
 
 def _pattern(subject: Subject, of_neurons: bool) -> float:
     """The largest error of completeness of a score."""
-    found = [
-        ah.attribute_pattern(subject.twin, subject.sample.inputs, label) for label in subject.labels(of_neurons)
-    ]
+    found = [ah.attribute_pattern(subject.twin, subject.sample.inputs, label) for label in subject.labels(of_neurons)]
     return max(side.completeness_error for why in found for side in (why.query, why.key) if side is not None)
 
 
