@@ -57,11 +57,21 @@ class Subject:
         outputs = self.outputs
         return torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
 
+    @cached_property
+    def ran(self) -> set[str] | None:
+        """Sublayers that run on the input; None where attribution does not say."""
+        try:
+            return set(ah.attribute(self.twin, self.sample.inputs, self.target).effects)
+        except AllHeadsError:
+            return None
+
     def labels(self, of_neurons: bool) -> list[str]:
-        """The first and the last head, or neuron. Raises `AllHeadsError` where there is none."""
-        found = [str(head.label.neuron) for head in self.twin.heads() if head.of_neuron == of_neurons]
+        """The first and the last head, or neuron, that runs. Raises `AllHeadsError` where there is none."""
+        labels = (head.label.neuron for head in self.twin.heads() if head.of_neuron == of_neurons)
+        found = [str(label) for label in labels if self.ran is None or f"{label.stem}.{label.kind}" in self.ran]
         if not found:
-            raise AllHeadsError("an attention head to look at", "a twin without one", "Look at its neurons.")
+            kind = "neuron" if of_neurons else "head"
+            raise AllHeadsError(f"a {kind} that runs on the input", "a twin without one", "Look at its other parts.")
         return list(dict.fromkeys([found[0], found[-1]]))
 
 
