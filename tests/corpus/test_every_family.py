@@ -82,3 +82,9 @@ def test_towers_are_left_out():
     found = ah.corpus.sweep(_twin("LlavaForConditionalGeneration"), TEXTS)
     assert {stem for stem, _ in found.settings["stems"]} == {"L0", "L1"}
     assert all(label.startswith(("L0", "L1")) for label in found.settings["heads"])
+
+
+def test_copying_is_nan_where_values_are_compressed():
+    found = ah.corpus.head_scores(_twin("DeepseekV2ForCausalLM"), length=7, batch=1)
+    assert found.copying.isnan().all()
+    assert (found.previous > 0).all()
