@@ -13,7 +13,7 @@ import argparse
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -295,7 +295,8 @@ def _edit(pair: Pair, drawn: random.Random, undo: ExitStack) -> str:
     layer = drawn.choice(pair.twin.layers)
     bank: HeadBank = layer.bank
     undo.callback(setattr, bank, "edited", None)
-    with bank.edit() as heads:
+    # An edit that leaves NaN, as none times infinity does, is undone at once.
+    with suppress(ah.AllHeadsError), bank.edit() as heads:
         name = drawn.choice([name for name, _ in heads.named_parameters()])
         tensor = getattr(heads, name)
         what, new = _changed(tensor, drawn)

@@ -121,5 +121,5 @@ def test_bad_input(small_twin, smollm):
         ah.corpus.head_scores(smollm)
     with pytest.raises(ah.AllHeadsError, match="a kind out of"):
         ah.corpus.head_scores(small_twin, length=5).top("nothing")
-    with pytest.raises(ah.AllHeadsError, match="one stack of layers"):
-        ah.corpus.head_scores(ah.convert(zoo.build("T5ForConditionalGeneration").bridge))
+    with pytest.raises(ah.AllHeadsError, match="a model that reads text, got one that reads pixel_values"):
+        ah.corpus.head_scores(ah.convert(zoo.build("ViTModel").bridge))

@@ -150,7 +150,9 @@ def test_bad_input(smollm, small_twin, tiny, tmp_path, texts):
     short = ah.corpus.SweepSettings(context=8)
     refused = {
         "an attention-only twin": lambda: ah.corpus.sweep(smollm, texts),
-        "a context of 2 to n_ctx = 64": lambda: ah.corpus.sweep(small_twin, texts),
+        "a context of 2 to n_ctx = 64 tokens, got 128. Try 64": lambda: ah.corpus.sweep(
+            small_twin, texts, replace(short, context=128)
+        ),
         "batch and every of at least 1": lambda: ah.corpus.sweep(small_twin, texts, replace(short, batch=0)),
         "texts with a second token": lambda: ah.corpus.sweep(small_twin, ["word1"], short),
         "texts with a second token, got none": lambda: ah.corpus.sweep(small_twin, [], short),

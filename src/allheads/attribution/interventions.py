@@ -1,7 +1,8 @@
 """Changing what heads and neurons do, by label: the same words for ordinary heads and for neurons.
 
 What a part writes is changed before its output weights: ``hook_z`` of an ordinary head or of one head of a neuron,
-``hook_post`` of a whole neuron. What it attends to is changed at its pattern. Nothing is left behind.
+``hook_post`` of a whole neuron. What it attends to is changed at its pattern. Positions count within each prompt,
+also where a layer lays prompts end to end. Nothing is left behind.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from torch import Tensor
 
 from allheads.corpus.averages import Means
 from allheads.errors import AllHeadsError
-from allheads.twin.capture import captured
+from allheads.models.observe import Inputs, run_bridge
 from allheads.twin.heads import Head
 from allheads.twin.labels import Label
+from allheads.twin.prompt import Texts, named_inputs
+from allheads.twin.sites import by_head, prompts_apart
 from allheads.twin.twin import TwinBridge, require_twin
 
 #: Positions in a prompt; all of them if None.
@@ -30,7 +33,7 @@ def ablate(
     *,
     positions: Positions = None,
     means: Means | None = None,
-    resample: str | Tensor | None = None,
+    resample: Texts | Inputs | None = None,
 ) -> AbstractContextManager[TwinBridge]:
     """Take away what heads and neurons say, for a while: write zero, a mean, or what they write on another prompt.
 
@@ -39,7 +42,7 @@ def ablate(
         labels: as in `twin.heads`: ``L3.A5``, ``L10.N77``, ``L10.N77.0``.
         positions: where; everywhere if None.
         means: write these, from `ah.corpus.means`, instead of zero.
-        resample: another prompt of the same length: write what is written there.
+        resample: another prompt of the same length, or arguments of the twin by name: write what is written there.
 
     Raises:
         AllHeadsError: an unknown label, or both means and another prompt; inside, a position outside the prompt.
@@ -57,8 +60,7 @@ def ablate(
             for name in found
         }
     elif resample is not None:
-        activations = captured(twin, resample, found)
-        values = {name: activations[name][:, :, indices] for name, indices in found.items()}
+        values = _written(twin, resample, found)
     else:
         values = {name: torch.zeros(()) for name in found}
     return _hooked(twin, [(name, _writer(found[name], values[name], positions)) for name in found])
@@ -77,7 +79,7 @@ def patch(
     >>> with patch(twin, {"L10.N77": 3.0}, positions=[-1]):  # doctest: +SKIP
     ...     logits = twin("Mary and John")
     """
-    hooks: list[tuple[str, Callable[..., Tensor]]] = []
+    hooks: list[tuple[str, Callable[..., None]]] = []
     for label, value in values.items():
         found = _points(twin, [label])
         if sum(map(len, found.values())) > 1:
@@ -101,7 +103,7 @@ def pin(
     >>> with pin(twin, {"L3.A5": torch.eye(3), "L10.N77.0": 1.0}):  # doctest: +SKIP
     ...     logits = twin("Mary and John")
     """
-    hooks: list[tuple[str, Callable[..., Tensor]]] = []
+    hooks: list[tuple[str, Callable[..., None]]] = []
     for label, pattern in patterns.items():
         for head in require_twin(twin).index.heads(label):
             name = "hook_pattern_self" if head.of_neuron else "hook_pattern"
@@ -128,40 +130,52 @@ def _points(twin: TwinBridge, labels: Iterable[str]) -> dict[str, list[int]]:
     return found
 
 
-def _writer(indices: list[int], new: Tensor, positions: Positions) -> Callable[..., Tensor]:
+def _written(twin: TwinBridge, prompt: Texts | Inputs, found: Mapping[str, list[int]]) -> dict[str, Tensor]:
+    """What these entries are on another prompt, or on several side by side."""
+    inputs = named_inputs(twin, prompt if isinstance(prompt, Mapping) else {"input": prompt})
+    values: dict[str, Tensor] = {}
+
+    def keeper(name: str, indices: list[int]) -> Callable[..., None]:
+        def keep(value: Tensor, hook: Any) -> None:
+            values[name] = value[:, :, indices].clone()
+
+        return keep
+
+    with torch.no_grad(), _hooked(twin, [(name, keeper(name, indices)) for name, indices in found.items()]):
+        run_bridge(twin, inputs)
+    if silent := [name for name in found if name not in values]:
+        raise AllHeadsError("a prompt on which all of these write", f"nothing at {silent[0]}", "Name other parts.")
+    return values
+
+
+def _writer(indices: list[int], new: Tensor, positions: Positions) -> Callable[..., None]:
     """Put values ``[... entry d_head]`` or ``[... entry]`` into these entries of the third axis."""
 
-    def write(value: Tensor, hook: Any) -> Tensor:
-        value = value.clone()
+    def write(value: Tensor, hook: Any) -> None:
         at = _at(positions, value.shape[1])
         there = value[:, :, indices]
         there[:, at] = _fitting(new.to(value), there, hook)[:, at]
         value[:, :, indices] = there
-        return value
 
     return write
 
 
-def _setter(index: int, new: Tensor, positions: Positions, of_neuron: bool) -> Callable[..., Tensor]:
+def _setter(index: int, new: Tensor, positions: Positions, of_neuron: bool) -> Callable[..., None]:
     """Put a value ``[batch pos d_head]``, or ``[batch pos]`` for a neuron, into one entry."""
 
-    def write(value: Tensor, hook: Any) -> Tensor:
-        value = value.clone()
+    def write(value: Tensor, hook: Any) -> None:
         there = value[:, :, index, 0] if of_neuron and value.ndim == 4 else value[:, :, index]
         at = _at(positions, there.shape[1])
         there[:, at] = _fitting(new.to(value), there, hook)[:, at]
-        return value
 
     return write
 
 
-def _pinner(head: Head, pattern: Tensor, positions: Positions) -> Callable[..., Tensor]:
-    def write(value: Tensor, hook: Any) -> Tensor:
-        value = value.clone()
+def _pinner(head: Head, pattern: Tensor, positions: Positions) -> Callable[..., None]:
+    def write(value: Tensor, hook: Any) -> None:
         there = value[:, head.number]
         at = _at(positions, there.shape[1])
         there[:, at] = _fitting(pattern.to(value), there, hook)[:, at]
-        return value
 
     return write
 
@@ -184,20 +198,26 @@ def _fitting(new: Tensor, there: Tensor, hook: Any) -> Tensor:
 
 
 @contextmanager
-def _hooked(twin: TwinBridge, hooks: Sequence[tuple[str, Callable[..., Tensor]]]) -> Iterator[TwinBridge]:
+def _hooked(twin: TwinBridge, hooks: Sequence[tuple[str, Callable[..., None]]]) -> Iterator[TwinBridge]:
+    """Let these change what passes hook points, in place: ``[batch pos head d_head]``, ``[batch pos d_mlp]``, ..."""
     counts = {f"{layer.location.prefix}hook_z": layer.n_heads for layer in twin.index.attention.values()}
 
-    def checked(name: str, write: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def check(value: Tensor, hook: Any) -> Tensor:
-            if name in counts and value.shape[2] != counts[name]:
-                raise AllHeadsError(
-                    f"{counts[name]} heads at {name}",
-                    f"{value.shape[2]} columns",
-                    "Its heads are not shown one by one.",
-                )
-            return write(value, hook)
+    def changer(name: str, write: Callable[..., None]) -> Callable[..., Tensor]:
+        def change(value: Tensor, hook: Any) -> Tensor:
+            changed = value.clone(memory_format=torch.contiguous_format)
+            shown = apart(changed, 2 if name.endswith("hook_pattern_self") else 1)
+            if name in counts:
+                shown = by_head(shown, counts[name])
+                if shown.shape[2] != counts[name]:
+                    raise AllHeadsError(
+                        f"{counts[name]} heads at {name}",
+                        f"{shown.shape[2]} columns",
+                        "Its heads are not shown one by one.",
+                    )
+            write(shown, hook)
+            return changed
 
-        return check
+        return change
 
-    with twin.hooks(fwd_hooks=[(name, checked(name, write)) for name, write in hooks]):
+    with prompts_apart(twin) as apart, twin.hooks(fwd_hooks=[(name, changer(name, write)) for name, write in hooks]):
         yield twin

@@ -25,7 +25,7 @@ def sweep(
     out: Annotated[Path, typer.Option(help="Write checkpoints and the result here.")],
     model: ModelOption = "smollm2-135m",
     lines: Annotated[bool, typer.Option("--lines", help="Each line is a text.")] = False,
-    context: Annotated[int, typer.Option(help="Tokens in a window.")] = 128,
+    context: Annotated[int | None, typer.Option(help="Tokens in a window; 128, or the model's context.")] = None,
     batch: Annotated[int, typer.Option(help="Windows at a time.")] = 8,
     every: Annotated[int, typer.Option(help="Batches between checkpoints.")] = 16,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint, if there is one.")] = False,

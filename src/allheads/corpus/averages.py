@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,9 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
-from allheads.models.attention import attention_layers
+from allheads.models.observe import Inputs, run_bridge
 from allheads.progress import bar
 from allheads.twin.capture import EMBEDDINGS
+from allheads.twin.prompt import named_inputs
+from allheads.twin.sites import by_head, prompts_apart, sites
 from allheads.twin.twin import TwinBridge, require_twin
 
 
@@ -37,9 +39,12 @@ class Means:
 
 
 def means(
-    twin: TwinBridge, texts: Sequence[str | Tensor], *, skip_first: bool = True, by_position: bool = False
+    twin: TwinBridge, texts: Sequence[str | Tensor | Inputs], *, skip_first: bool = True, by_position: bool = False
 ) -> Means:
-    """What embeddings, ordinary heads and neurons write on average over all positions of some texts.
+    """What embeddings, heads and neurons write on average over all positions of some texts.
+
+    Texts, their ids, or arguments of the twin by name: ``{"input": ids, "decoder_input": ids}``, ``{"input": image}``.
+    A neuron of an expert counts at every position, with 0 where another expert was chosen.
 
     ``skip_first`` leaves the first position of each text out: it often is where heads rest, and unlike all others.
     ``by_position`` keeps positions apart, the first too, for prompts of one length and form.
@@ -49,14 +54,16 @@ def means(
     >>> average = means(twin, ["Mary and John", "went to the store"])  # doctest: +SKIP
     """
     require_twin(twin)
-    items = [texts] if isinstance(texts, (str, Tensor)) else list(texts)
+    items = [texts] if isinstance(texts, (str, Tensor, Mapping)) else list(texts)
+    runs = [named_inputs(twin, item if isinstance(item, Mapping) else {"input": item}) for item in items]
+    measured = _measured(twin)
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def add(name: str, value: Tensor, hook: object) -> None:
+    def add(name: str, heads: int, value: Tensor, hook: object) -> None:
         if not value.is_floating_point():
             return
-        kept = value.detach()[:, int(skip_first and not by_position) :]
+        kept = by_head(apart(value.detach()), heads)[:, int(skip_first and not by_position) :]
         total = kept.sum(0 if by_position else (0, 1), dtype=torch.float64)
         if name in sums and sums[name].shape != total.shape:
             raise AllHeadsError(
@@ -65,20 +72,20 @@ def means(
         counts[name] = counts.get(name, 0) + kept.shape[0] * (1 if by_position else kept.shape[1])
         sums[name] = sums[name] + total if name in sums else total
 
-    hooks: Any = [(name, partial(add, name)) for name in _measured(twin)]
-    with torch.no_grad(), twin.hooks(fwd_hooks=hooks):
-        for item in bar("Means", items):
-            twin(item)
+    hooks: Any = [(name, partial(add, name, heads)) for name, heads in measured.items()]
+    with torch.no_grad(), prompts_apart(twin) as apart, twin.hooks(fwd_hooks=hooks):
+        for inputs in bar("Means", runs):
+            run_bridge(twin, inputs)
     count = max(counts.values(), default=0)
     if not count:
         raise AllHeadsError("texts with a position to average over", "none", "Give longer texts, or skip_first=False.")
     return Means(count, {name: total / counts[name] for name, total in sums.items() if counts[name]})
 
 
-def _measured(twin: TwinBridge) -> list[str]:
-    names = [name for name in EMBEDDINGS if name in twin.hook_dict]
-    names += [f"{layer.location.prefix}hook_z" for layer in attention_layers(twin)]
+def _measured(twin: TwinBridge) -> dict[str, int]:
+    """Hook points, and how many heads write at each: 0 where no heads do."""
     for layer in twin.layers:
         layer.bank.require_shared("neurons with one activation each", layer.location.stem)
-        names.append(f"{layer.location.prefix}hook_post")
-    return names
+    points = {site.point: 0 if site.kind == "N" else site.count for site in sites(twin)}
+    known = twin.hook_dict
+    return {name: heads for name, heads in (dict.fromkeys(EMBEDDINGS, 0) | points).items() if name in known}

@@ -19,7 +19,7 @@ from allheads.heads.evaluate import Evaluation
 from allheads.untrusted import fitted, parsed, read_tensors, sealed, unsealed
 
 #: The one entry of the file's metadata: more would come in a random order, and equal sweeps are equal files.
-KEY, VERSION = "allheads.sweep", 3
+KEY, VERSION = "allheads.sweep", 4
 _NAMES = {*(field.name for field in fields(RunningStatistics)), "groups"}
 
 

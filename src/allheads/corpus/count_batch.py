@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
@@ -15,33 +17,76 @@ from torch.nn import functional as F
 from allheads.corpus.head_roles import destinations, role_masks, role_sums
 from allheads.corpus.running_statistics import SHOWN, RunningStatistics
 from allheads.corpus.token_windows import Batch
-from allheads.models.attention import attention_layers
+from allheads.errors import AllHeadsError
+from allheads.heads.bank import HeadBank
+from allheads.models.observe import run_bridge
+from allheads.twin.capture import capturing
+from allheads.twin.sites import Site, prompts_apart, sites
 from allheads.twin.twin import TwinBridge, require_twin
 
 
-def require_countable(twin: TwinBridge) -> None:
-    """Raise `AllHeadsError` for anything but a twin of one stack with shared projections."""
-    require_twin(twin).require_one_stack("count what its parts do")
-    for layer in twin.layers:
-        layer.bank.require_shared("neurons with one activation each", layer.location.stem)
+@dataclass(frozen=True)
+class Countable:
+    """A twin that reads text, and the sublayers that do something at every token of it.
+
+    A decoder beside an encoder reads the same text: its cross-attention looks at the tokens that it has itself.
+    """
+
+    twin: TwinBridge
+    heads: list[Site]
+    neurons: list[Site]
+
+    @classmethod
+    def of(cls, twin: TwinBridge) -> Countable:
+        """Run three tokens to see which sublayers these are: towers for images and sounds are silent.
+
+        Raises `AllHeadsError` for anything but a twin, one that reads no text, and edited heads.
+        """
+        reads = getattr(require_twin(twin).original_model, "main_input_name", "input_ids")
+        if reads != "input_ids":
+            raise AllHeadsError(
+                "a model that reads text", f"one that reads {reads}", "There are no tokens to count by."
+            )
+        for layer in twin.layers:
+            layer.bank.require_shared("neurons with one activation each", layer.location.stem)
+        points = {site: _shown(site) for site in sites(twin)}
+        known = [point for point in points.values() if point in twin.hook_dict]
+        probe = cls(twin, [], [])
+        with torch.no_grad(), capturing(twin, known) as activations:
+            probe.run(torch.arange(3, device=twin.cfg.device)[None] % twin.cfg.d_vocab)
+        found = [site for site, point in points.items() if point in activations and 3 in activations[point].shape[1:]]
+        heads, neurons = ([site for site in found if (site.kind == "N") == of_neurons] for of_neurons in (False, True))
+        return cls(twin, heads, neurons)
+
+    @property
+    def labels(self) -> list[list[str]]:
+        """Labels of the heads, by sublayer."""
+        return [[str(site.label(head)) for head in range(site.count)] for site in self.heads]
+
+    def run(self, tokens: Int[Tensor, "batch pos"], **options: Tensor) -> Float[Tensor, "batch pos out"]:
+        """Let the twin read these."""
+        inputs = {"input": tokens} | options
+        if getattr(getattr(self.twin.original_model, "config", None), "is_encoder_decoder", False):
+            inputs |= {"decoder_input": tokens} | {f"decoder_{name}": value for name, value in options.items()}
+        return run_bridge(self.twin, inputs)
 
 
-def head_labels(twin: TwinBridge) -> list[list[str]]:
-    """Labels of the ordinary heads, by layer."""
-    return [
-        [f"{layer.location.stem}.{layer.kind}{head}" for head in range(layer.n_heads)]
-        for layer in attention_layers(twin)
-    ]
+def _shown(site: Site) -> str:
+    """Where patterns, or activations, pass."""
+    return site.point if site.kind == "N" else f"{site.location.prefix}hook_pattern"
 
 
 def count_batch(
-    twin: TwinBridge,
+    countable: Countable,
     batch: Batch,
     token_groups: Int[Tensor, " d_vocab"],
     position_groups: Int[Tensor, " context"],
     statistics: RunningStatistics,
 ) -> None:
-    """Run the twin on a batch and add what its heads and neurons do."""
+    """Run the twin on a batch and add what its heads and neurons do.
+
+    A neuron of an expert is open, and active, only where the router has chosen the expert.
+    """
     counted, masks = batch.counted, role_masks(batch.tokens, batch.real)
     token = token_groups[batch.tokens[counted]]
     position = position_groups[: counted.shape[1]].expand_as(counted)[counted]
@@ -54,25 +99,43 @@ def count_batch(
         sums = torch.einsum("bhq,bq->h", entropy, counted.double())
         statistics.attention[:, rows] += torch.cat([role_sums(pattern, masks), sums[None]])
 
-    def count_gate(rows: slice, pre: Float[Tensor, "batch pos neuron"], hook: object) -> None:
-        statistics.open[rows] += ((pre > 0) & counted[..., None]).sum((0, 1))
-
     def count_activation(rows: slice, post: Float[Tensor, "batch pos neuron"], hook: object) -> None:
+        post = apart(post)
         values = post[counted].double()
         statistics.squares[rows] += values.square().sum(0)
         statistics.token_sums[:, rows].index_add_(0, token, values)
         statistics.position_sums[:, rows].index_add_(0, position, values)
         statistics.offer(rows, *_examples(post, batch, counted))
 
-    heads = _rows({f"{layer.location.prefix}hook_pattern": layer.n_heads for layer in attention_layers(twin)})
-    neurons = _rows({layer.location.prefix: layer.bank.d_mlp for layer in twin.layers})
+    chosen: dict[int, Bool[Tensor, "batch pos"]] = {}
+
+    def choose(bank: HeadBank, args: tuple[Tensor, Tensor | None]) -> None:
+        # The router's weight scales what an expert writes, or what it reads.
+        scale = args[1] if len(args) > 1 and args[1] is not None else args[0].any(-1)
+        chosen[id(bank)] = counted & apart(scale != 0)
+
+    def count_gate(rows: slice, bank: HeadBank, pre: Float[Tensor, "batch pos neuron"], hook: object) -> None:
+        where = chosen.get(id(bank), counted)
+        statistics.chosen[rows] += where.sum()
+        statistics.open[rows] += ((apart(pre) > 0) & where[..., None]).sum((0, 1))
+
+    heads = _rows({_shown(site): site.count for site in countable.heads})
+    neurons = _rows({site.location.prefix: site.count for site in countable.neurons})
     hooks: list[Any] = [(name, partial(count_pattern, rows)) for name, rows in heads.items()]
-    hooks += [(f"{prefix}hook_pre", partial(count_gate, rows)) for prefix, rows in neurons.items()]
+    banks = {layer.location.prefix: layer.bank for layer in countable.twin.layers}
+    hooks += [(f"{prefix}hook_pre", partial(count_gate, rows, banks[prefix])) for prefix, rows in neurons.items()]
     hooks += [(f"{prefix}hook_post", partial(count_activation, rows)) for prefix, rows in neurons.items()]
     # Padding is behind what it pads, but not every network looks backward only.
     options = {} if bool(batch.real.all()) else {"attention_mask": batch.real.long()}
-    with torch.no_grad(), twin.hooks(fwd_hooks=hooks):
-        twin(batch.tokens, **options)
+    with ExitStack() as stack:
+        for site in countable.neurons:
+            if site.location.expert is not None:
+                handle = banks[site.location.prefix].register_forward_pre_hook(choose)
+                stack.callback(handle.remove)
+        apart = stack.enter_context(prompts_apart(countable.twin))
+        stack.enter_context(countable.twin.hooks(fwd_hooks=hooks))
+        stack.enter_context(torch.no_grad())
+        countable.run(batch.tokens, **options)
 
 
 def _examples(

@@ -24,14 +24,16 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from allheads.corpus.count_batch import head_labels, require_countable
+from allheads.corpus.count_batch import Countable
 from allheads.corpus.head_roles import ROLES, destinations, role_masks, role_sums
 from allheads.corpus.token_windows import opening
 from allheads.errors import AllHeadsError
-from allheads.models.attention import attention_layers, read_attention
+from allheads.models.attention import read_attention
 from allheads.models.norms import known_norm
-from allheads.twin.capture import captured
+from allheads.twin.capture import capturing
+from allheads.twin.sites import Site
 from allheads.twin.twin import TwinBridge
 
 Kind = Literal["induction", "duplicate", "previous", "copying"]
@@ -40,7 +42,11 @@ KINDS: tuple[Kind, ...] = ("induction", "duplicate", "previous", "copying")
 
 @dataclass(frozen=True)
 class HeadScores:
-    """Scores of all ordinary heads, each in [0, 1]; see `allheads.corpus.repeated_token_scores`."""
+    """Scores of all ordinary heads that read text, each in [0, 1]; see `allheads.corpus.repeated_token_scores`.
+
+    Copying is nan outside of a decoder's own stack, and where values are not shown as ``W_O`` reads them. A row is as
+    long as its layer has heads, and nan beyond.
+    """
 
     labels: list[list[str]]
     induction: Float[Tensor, "layer head"]
@@ -58,15 +64,16 @@ class HeadScores:
     def to_dataframe(self) -> pd.DataFrame:
         """A row for each head: ``label`` and its scores."""
         labels = [label for row in self.labels for label in row]
-        return pd.DataFrame({"label": labels} | {kind: getattr(self, kind).flatten() for kind in KINDS})
+        there = torch.tensor([[n < len(row) for n in range(self.induction.shape[1])] for row in self.labels])
+        return pd.DataFrame({"label": labels} | {kind: getattr(self, kind)[there] for kind in KINDS})
 
 
-def head_scores(twin: TwinBridge, *, length: int = 64, batch: int = 4, seed: int = 0) -> HeadScores:
+def head_scores(twin: TwinBridge, *, length: int | None = None, batch: int = 4, seed: int = 0) -> HeadScores:
     """Score all ordinary heads at once, from one run.
 
     Args:
-        twin: from `ah.convert`, with one stack of layers.
-        length: of a copy; a prompt is twice that, and its tokens are distinct.
+        twin: from `ah.convert`; a decoder beside an encoder reads the same tokens.
+        length: of a copy; a prompt is twice that, and its tokens are distinct. 64 if None, or as long as fits.
         batch: prompts.
         seed: of the tokens.
 
@@ -76,30 +83,39 @@ def head_scores(twin: TwinBridge, *, length: int = 64, batch: int = 4, seed: int
     >>> head_scores(twin).top("induction", 1)  # doctest: +SKIP
     [('L10.A5', 0.97)]
     """
-    require_countable(twin)
+    countable = Countable.of(twin)
+    if not countable.heads:
+        raise AllHeadsError(
+            "heads that show their patterns on text", "none", "Look at its neurons with ah.corpus.sweep."
+        )
     tokens = repeated_tokens(twin, length, batch, seed)
     masks = role_masks(tokens)
     counts = destinations(masks).double()
     # A head can be anything at the first position of all, where others rest.
-    first = tokens.shape[1] - 2 * length
+    length = (tokens.shape[1] - (first := len(opening(twin)))) // 2
     once = slice(max(1, first), first + length)
+    names = [f"{site.location.prefix}hook_{name}" for site in countable.heads for name in ("pattern", "v")]
+    with torch.no_grad(), capturing(twin, [name for name in names if name in twin.hook_dict]) as activations:
+        countable.run(tokens)
+    roles = [role_sums(activations[name], masks) / counts[:, None] for name in names[::2]]
     readout = _readout(twin, tokens[:, once])
-    locations = [layer.location for layer in attention_layers(twin)]
-    names = [f"{location.prefix}hook_{name}" for location in locations for name in ("pattern", "v")]
-    activations = captured(twin, tokens, names)
-    roles = torch.stack([role_sums(activations[name], masks) / counts[:, None] for name in names[::2]]).cpu()
     copying = [
-        _copying(read_attention(twin, location.layer).W_O, activations[f"{location.prefix}hook_v"][:, once], readout)
-        for location in locations
+        _copying_of(twin, site, activations.get(name), readout, once)
+        for site, name in zip(countable.heads, names[1::2], strict=True)
     ]
     return HeadScores(
-        labels=head_labels(twin),
-        copying=torch.stack(copying).cpu(),
-        **{name: roles[:, ROLES.index(name)] for name in ("induction", "duplicate", "previous")},
+        labels=countable.labels,
+        copying=pad_sequence(copying, batch_first=True, padding_value=torch.nan).cpu(),
+        **{
+            name: pad_sequence(
+                [row[ROLES.index(name)] for row in roles], batch_first=True, padding_value=torch.nan
+            ).cpu()
+            for name in ("induction", "duplicate", "previous")
+        },
     )
 
 
-def repeated_tokens(twin: TwinBridge, length: int, batch: int, seed: int) -> Int[Tensor, "batch pos"]:
+def repeated_tokens(twin: TwinBridge, length: int | None, batch: int, seed: int) -> Int[Tensor, "batch pos"]:
     """Rows of distinct random tokens, each twice in a row; special tokens are left out.
 
     Raises `AllHeadsError` for a length or batch that does not fit the model.
@@ -108,12 +124,29 @@ def repeated_tokens(twin: TwinBridge, length: int, batch: int, seed: int) -> Int
     special = set() if twin.tokenizer is None else set(twin.tokenizer.all_special_ids)
     usable = torch.tensor([token for token in range(twin.cfg.d_vocab) if token not in special])
     longest = min(len(usable), (twin.cfg.n_ctx - len(begin)) // 2)
+    length = min(64, longest) if length is None else length
     if not 2 <= length <= longest or batch < 1:
         raise AllHeadsError(f"a length of 2 to {longest}, and a batch", f"{length} and {batch}", "Change them.")
     draw = torch.Generator().manual_seed(seed)
     once = torch.stack([usable[torch.randperm(len(usable), generator=draw)[:length]] for _ in range(batch)])
     rows = torch.cat([torch.tensor(begin, dtype=torch.int64).expand(batch, -1), once, once], 1)
     return rows.to(twin.cfg.device)
+
+
+def _copying_of(
+    twin: TwinBridge, site: Site, value: Tensor | None, readout: Float[Tensor, "batch pos d_model"] | None, once: slice
+) -> Float[Tensor, " head"]:
+    """The copying scores of a layer; nan where its values do not go into the logits as they are shown."""
+    unread = torch.full((site.count,), torch.nan, dtype=torch.float64)
+    if site.location.name != f"blocks.{site.location.layer}.attn" or value is None or readout is None:
+        return unread
+    try:
+        W_O = read_attention(twin, site.location.layer).W_O
+    except AllHeadsError:
+        return unread
+    if value.ndim != 4 or len(W_O) % value.shape[2] or value.shape[3] != W_O.shape[1]:
+        return unread
+    return _copying(W_O, value[:, once], readout)
 
 
 def _copying(
@@ -130,8 +163,13 @@ def _copying(
     return ((wins.sum((2, 3)) - 0.5 * n) / (n * (n - 1))).mean(0)
 
 
-def _readout(twin: TwinBridge, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-    """The stream's direction that makes the logit of each token, behind the final norm with its scale left out."""
+def _readout(twin: TwinBridge, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"] | None:
+    """The stream's direction that makes the logit of each token, behind the final norm with its scale left out.
+
+    None for a network without an unembedding.
+    """
+    if not hasattr(twin, "unembed"):
+        return None
     W = twin.W_U.detach()[:, tokens.flatten()].double()
     end = getattr(twin, "ln_final", None)
     norm = None if end is None else known_norm(end.original_component, len(W))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from allheads.corpus import processes
-from allheads.corpus.count_batch import count_batch, head_labels, require_countable
+from allheads.corpus.count_batch import Countable, count_batch
 from allheads.corpus.running_statistics import RunningStatistics, position_groups, token_groups
 from allheads.corpus.sweep_result import Sweep, require_same
 from allheads.corpus.token_windows import Batch, Texts, batches, opening, survey, windows
@@ -38,25 +38,30 @@ from allheads.twin.twin import TwinBridge
 class SweepSettings:
     """How a corpus is cut into windows of ``context`` tokens, ``batch`` of them at a time; a part is ``every`` batches.
 
-    Windows do not see each other, and their first positions do not count. A checkpoint is written after each part.
+    A context of None is 128, or what the model has. Windows do not see each other, and their first positions do not
+    count. A checkpoint is written after each part.
     ``like``: take the groups of tokens from this sweep, to merge the two.
     """
 
-    context: int = 128
+    context: int | None = None
     batch: int = 8
     every: int = 16
     like: Sweep | None = None
 
-    def check(self, twin: TwinBridge) -> None:
-        """Raise `AllHeadsError` for sizes below 1 or beyond the model's."""
+    def window(self, twin: TwinBridge) -> int:
+        """The context for this model. Raises `AllHeadsError` for sizes below 1 or beyond the model's."""
         least = 1 + max(1, len(opening(twin)))
-        if not least <= self.context <= twin.cfg.n_ctx:
+        context = min(128, twin.cfg.n_ctx) if self.context is None else self.context
+        if not least <= context <= twin.cfg.n_ctx:
             raise AllHeadsError(
-                f"a context of {least} to n_ctx = {twin.cfg.n_ctx} tokens", str(self.context), "Try 128."
+                f"a context of {least} to n_ctx = {twin.cfg.n_ctx} tokens",
+                str(context),
+                f"Try {min(128, twin.cfg.n_ctx)}, which is the default.",
             )
         if self.batch < 1 or self.every < 1:
             got = f"{self.batch} and {self.every}"
             raise AllHeadsError("batch and every of at least 1", got, "The defaults are 8 and 16.")
+        return context
 
 
 def sweep(
@@ -70,7 +75,7 @@ def sweep(
     """Count what every neuron and every ordinary head does over a corpus.
 
     Args:
-        twin: from `ah.convert` or `ah.load`, with one stack of layers.
+        twin: from `ah.convert` or `ah.load`; a decoder beside an encoder reads the same texts.
         texts: strings, tensors of ids, or `allheads.corpus.token_windows.TextFiles`.
         settings: windows and batches, `SweepSettings`.
         out: a file for checkpoints and for the result.
@@ -88,24 +93,24 @@ def sweep(
     >>> found.neurons().sort_values("token").tail()  # doctest: +SKIP
     """
     settings = settings or SweepSettings()
-    require_countable(twin)
-    settings.check(twin)
+    countable = Countable.of(twin)
+    context = settings.window(twin)
     target = None if out is None else _target(out, resume)
     index, _ = processes.join()
     with nullcontext() if target is None or index else claimed(target), alone(twin, *twin.banks):
-        corpus, counts = survey(twin, texts, settings.context)
+        corpus, counts = survey(twin, texts, context)
         groups = token_groups(counts) if settings.like is None else settings.like.groups
-        about = _about(twin, corpus, settings)
+        about = _about(countable, corpus, replace(settings, context=context))
         checkpoint = _checkpoint(about, groups, target)
         # Nobody writes before all have read.
         processes.wait()
         total = checkpoint.statistics.to(twin.cfg.device)
-        tables = groups.to(twin.cfg.device), position_groups(settings.context).to(twin.cfg.device)
+        tables = groups.to(twin.cfg.device), position_groups(context).to(twin.cfg.device)
 
         def count(batch: Batch, part: RunningStatistics) -> None:
-            count_batch(twin, batch, *tables, part)
+            count_batch(countable, batch, *tables, part)
 
-        stream = batches(twin, windows(twin, texts, settings.context), settings.batch)
+        stream = batches(twin, windows(twin, texts, context), settings.batch)
         for done in _rounds(stream, checkpoint, total, count):
             if target is not None and index == 0:
                 Sweep(about, groups, total, done).save(target)
@@ -154,8 +159,9 @@ def _checkpoint(about: dict[str, Any], groups: torch.Tensor, target: Path | None
     return saved
 
 
-def _about(twin: TwinBridge, corpus: dict[str, Any], settings: SweepSettings) -> dict[str, Any]:
+def _about(countable: Countable, corpus: dict[str, Any], settings: SweepSettings) -> dict[str, Any]:
     """All that the result depends on, and what its rows are, as JSON has it."""
+    twin = countable.twin
     # Buffers may depend on what was run before.
     weights = {name: tensor for name, tensor in state(twin).items() if isinstance(tensor, nn.Parameter)}
     prints = (f"{name} {fingerprint(tensor).removesuffix(TRANSPOSED)} " for name, tensor in weights.items())
@@ -168,8 +174,8 @@ def _about(twin: TwinBridge, corpus: dict[str, Any], settings: SweepSettings) ->
         "every": settings.every,
         **corpus,
         "parts": -(-corpus["windows"] // (settings.batch * settings.every)),
-        "stems": [(layer.location.stem, layer.bank.d_mlp) for layer in twin.layers],
-        "heads": [label for layer in head_labels(twin) for label in layer],
+        "stems": [(site.location.stem, site.count) for site in countable.neurons],
+        "heads": [label for layer in countable.labels for label in layer],
     }
 
 

@@ -26,10 +26,12 @@ EXAMPLES, SHOWN = 5, 8
 class RunningStatistics:
     """Sums over all positions but the first of each window. An empty example has the text -1.
 
-    ``attention`` has a row for each of `ROLES`, over ``destinations``; the last is the entropy of patterns in nats.
+    ``chosen`` is where the router has chosen the expert of a neuron: everywhere, outside of mixtures. ``attention`` has
+    a row for each of `ROLES`, over ``destinations``; the last is the entropy of patterns in nats.
     """
 
     open: Int[Tensor, " neuron"]
+    chosen: Int[Tensor, " neuron"]
     squares: Float[Tensor, " neuron"]
     token_counts: Int[Tensor, " group"]
     token_sums: Float[Tensor, "group neuron"]
@@ -54,6 +56,7 @@ class RunningStatistics:
 
         return cls(
             open=whole(neurons),
+            chosen=whole(neurons),
             squares=zeros(neurons),
             token_counts=whole(2 * FREQUENT),
             token_sums=zeros(2 * FREQUENT, neurons),

@@ -49,18 +49,20 @@ class Sweep:
     def neurons(self) -> pd.DataFrame:
         """A row for each neuron.
 
-        ``open`` is how often its preactivation is positive, in [0, 1]: its gate then passes more than half. ``state``
-        is ``dead`` if it never is, ``always`` if it always is. ``mean`` and ``std`` are of its activation; ``token``
+        ``chosen`` is how often the router has chosen its expert, in [0, 1], 1 outside of mixtures; ``open`` how often
+        its preactivation is positive there: its gate then passes more than half. ``state`` is ``dead`` if it never is,
+        ``always`` if it always is. ``mean`` and ``std`` are of its activation; ``token``
         and ``position`` the shares of variance explained, see `allheads.corpus.variance`; ``largest`` the largest
         activation by size, at token ``offset`` of ``text``.
         """
         statistics, n = self.statistics, self.statistics.positions
-        share = statistics.open.double() / max(n, 1)
+        share = statistics.open.double() / statistics.chosen.clamp_min(1)
         mean = statistics.token_sums.sum(0) / max(n, 1)
         state = [_STATES.get(each, "") if n else "" for each in share.tolist()]
         return pd.DataFrame(
             {
                 "label": self._neurons(),
+                "chosen": statistics.chosen.double() / max(n, 1),
                 "open": share,
                 "state": state,
                 "mean": mean,

@@ -83,7 +83,11 @@ def read_attention(model: TransformerBridge, layer: int) -> Attention:
     """
     component: Any = model.blocks[layer].attn
     module = component.original_component
-    n_heads = component.W_Q.shape[0]
+    try:
+        n_heads = component.W_Q.shape[0]
+    except NotImplementedError as cause:  # TransformerLens, of latent attention
+        got = f"layer {layer} with compressed projections"
+        raise AllHeadsError("attention with W_Q, W_K, W_V and W_O", got, "Not supported.") from cause
 
     def tensor(name: str) -> Tensor | None:
         value = getattr(component, name, None)

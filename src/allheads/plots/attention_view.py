@@ -26,10 +26,11 @@ def attention(
     Args:
         source: a model (a twin or any TransformerLens bridge), an `ActivationCache` or another mapping with
             ``hook_pattern`` in it, one tensor ``[head row column]``, or a list of these, a layer each.
-        tokens: what the model reads, as text or ids; for a cache or tensors the tokens' names, numbers if None.
+        tokens: what the model reads, as text or ids, or arguments by name, ``{"input": image}``; for a cache or tensors
+            the tokens' names, numbers if None.
         decoder: the same for the decoder of an encoder-decoder: the rows of its cross-attention.
         heads: labels: ``"L3.A5"``, and in a twin ``"L3.N812"`` for a neuron's heads over their slots. All ordinary
-            heads if None.
+            heads that run and show their patterns if None.
         layers: only heads in these.
 
     Returns:

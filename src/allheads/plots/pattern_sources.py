@@ -23,18 +23,18 @@ from allheads.errors import AllHeadsError
 from allheads.models.attention import attention_layers
 from allheads.models.bridge import ActivationCache, TransformerBridge
 from allheads.models.locations import Location
+from allheads.models.observe import Inputs, run_bridge
 from allheads.plots.patterns import Patterns, check_size
 from allheads.plots.token_names import visible
 from allheads.twin.heads import Head
 from allheads.twin.labels import Kind, Label
-from allheads.twin.prompt import one_row, token_texts
+from allheads.twin.prompt import named_inputs, one_prompt, token_texts
 from allheads.twin.twin import require_twin
-from allheads.verification.inputs import input_runs
 
 #: A model, patterns by hook point, or patterns of one layer or several, ``[head row column]`` each.
 Source: TypeAlias = "TransformerBridge | ActivationCache | Mapping[str, Tensor] | Tensor | Sequence[Tensor]"
-#: A text, its ids, or the names of its tokens where patterns are given.
-Text = str | Tensor | Sequence[str]
+#: A text, its ids, or the names of its tokens where patterns are given; or arguments of a model by name.
+Text = str | Tensor | Sequence[str] | Inputs
 
 _POINT = "hook_pattern"
 
@@ -53,7 +53,7 @@ def read_patterns(
         neurons = [label for label in map(Label.parse, wanted or []) if label.kind == "N"]
         named = [head for label in neurons for head in require_twin(source).index.heads(label)]
         ordinary = _ordinary_heads({layer.location.prefix: layer.n_heads for layer in attention_layers(source)})
-        found = _run(source, tokens, decoder, _chosen([*ordinary, *named], wanted, layers))
+        found = _run(source, tokens, decoder, _chosen([*ordinary, *named], wanted, layers), wanted is None)
     else:
         given = _by_prefix(source)
         ordinary = _ordinary_heads({prefix: len(patterns) for prefix, patterns in given.items()})
@@ -119,34 +119,44 @@ def _chosen(available: Iterable[Head], labels: list[str] | None, layers: Iterabl
     return chosen
 
 
-def _run(model: TransformerBridge, tokens: Any, decoder: Any, chosen: Sequence[Head]) -> Patterns:
-    """Run the model once, and pack every pattern as it passes its hook point."""
+def _run(model: TransformerBridge, tokens: Any, decoder: Any, chosen: Sequence[Head], some: bool) -> Patterns:
+    """Run the model once, and pack every pattern as it passes its hook point; ``some`` of the heads may be silent."""
     if tokens is None:
         raise AllHeadsError("a text for the model to read", "none", "Pass a string or token ids.")
-    texts = {"tokens": tokens} if decoder is None else {"tokens": tokens, "decoder": decoder}
-    rows = {name: one_row(model, text) for name, text in texts.items()}
-    (arguments,) = input_runs(model, dict(zip(("input", "decoder_input"), rows.values(), strict=False)))
-    check_size(sum(not head.of_neuron for head in chosen), *[max(row.shape[1] for row in rows.values())] * 2)
+    if isinstance(tokens, Mapping):
+        arguments = named_inputs(model, tokens)
+    elif decoder is not None:
+        arguments = named_inputs(model, {"input": tokens, "decoder_input": decoder})
+    else:
+        arguments = one_prompt(model, tokens)
+    if (count := len(next(iter(arguments.values())))) != 1:
+        raise AllHeadsError("one text", f"{count}", "Pass one text at a time.")
+    sides = {"tokens": arguments.get("input"), "decoder": arguments.get("decoder_input")}
+    rows = {name: ids for name, ids in sides.items() if ids is not None and not ids.is_floating_point()}
+    longest = max((row.shape[1] for row in rows.values()), default=0)
+    check_size(sum(not head.of_neuron for head in chosen), longest, longest)
     heads_at: dict[str, list[Head]] = defaultdict(list)
     for head in chosen:
         heads_at[f"{head.hook_prefix}{_POINT}"].append(head)
     missing = [point for point in heads_at if point not in model.hook_dict]
-    if missing:
+    if missing and not (some and len(missing) < len(heads_at)):
         raise AllHeadsError(f"a model with {missing[0]}", "none", "This attention shows no pattern: name other heads.")
     found = Patterns({name: [visible(word) for word in token_texts(model, row)] for name, row in rows.items()})
 
     def pack(pattern: Tensor, hook: object, heads: Sequence[Head]) -> None:
+        if not rows:  # how many patches or frames there are shows here
+            check_size(len(chosen), *pattern.shape[-2:])
         for head in heads:
             _add(found, head, pattern[0])
         if len(found.heads) == len(chosen):
             raise _AllPacked
 
-    hooks: Any = [(point, partial(pack, heads=heads)) for point, heads in heads_at.items()]
+    hooks: Any = [(point, partial(pack, heads=heads)) for point, heads in heads_at.items() if point not in missing]
     with torch.no_grad(), suppress(_AllPacked), model.hooks(fwd_hooks=hooks):
-        model(**arguments)
+        run_bridge(model, arguments)
     order = {str(head.label): number for number, head in enumerate(chosen)}
     silent = order.keys() - {head["label"] for head in found.heads}
-    if silent:
+    if silent and not (some and found.heads):
         raise AllHeadsError(
             "attention that shows its patterns", f"none at {min(silent)}", "Load it with attn_implementation='eager'."
         )

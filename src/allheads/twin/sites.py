@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from allheads.models.locations import Location
 from allheads.twin.labels import Kind, Label
@@ -54,6 +56,31 @@ def by_head(written: Tensor, count: int) -> Tensor:
     if written.ndim != 4 or count == 0 or written.shape[2:].numel() % count:
         return written
     return written.reshape(*written.shape[:2], count, -1)
+
+
+@contextmanager
+def prompts_apart(twin: TwinBridge) -> Iterator[Callable[..., Tensor]]:
+    """A view of what passes a hook point while the twin runs, prompt by prompt: ``[batch pos ...]``.
+
+    Experts lay the rows of all prompts end to end, ``[1 batch*pos ...]``. ``axis`` is where positions are.
+    """
+    batch = 1
+
+    def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal batch
+        ids = [kwargs.get(name) for name in ("input_ids", "inputs_embeds", "decoder_input_ids")]
+        batch = next((len(value) for value in (*ids, *args, *kwargs.values()) if isinstance(value, Tensor)), 1)
+
+    def apart(value: Tensor, axis: int = 1) -> Tensor:
+        if len(value) != 1 or batch == 1 or value.shape[axis] % batch:
+            return value
+        return value.unflatten(axis, (batch, -1)).movedim(axis, 0).squeeze(1)
+
+    handle = twin.original_model.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        yield apart
+    finally:
+        handle.remove()
 
 
 def sites(twin: TwinBridge) -> list[Site]:

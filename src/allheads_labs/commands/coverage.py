@@ -19,7 +19,7 @@ def coverage(
     write: Annotated[Path | None, typer.Option(help="Put the table into this Markdown file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list and nothing else.")] = False,
 ) -> None:
-    """Build the smallest random model of each family, convert it, and verify the twin. Exit code 1 if one differs."""
+    """Build the smallest random model of each family, convert, verify and read it. Exit code 1 if one differs."""
     with explained():
         with step("Importing torch, transformers and TransformerLens"):
             from allheads_labs import zoo

@@ -17,6 +17,7 @@ from allheads import AllHeadsError, TwinBridge, convert, verify
 from allheads_labs.kit.table import markdown
 from allheads_labs.zoo import NotBuilt, Sample, build
 from allheads_labs.zoo.inputs import WORDS
+from allheads_labs.zoo.reading import CAPABILITIES, Reading, read
 
 if TYPE_CHECKING:
     from allheads.verification.report import Report
@@ -32,7 +33,8 @@ class Row:
     """What became of one family. Figures of a family that was not converted are left at their defaults.
 
     ``tightness`` is the largest error of a layer in units of its bound, ``difference`` the largest of the output,
-    ``allowed`` what it was held against, ``untouched`` what stays in the layers beside attention.
+    ``allowed`` what it was held against, ``untouched`` what stays in the layers beside attention; ``reading`` what the
+    toolkit says of the twin.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Row:
     noise: float | None = None
     generates: str = ""
     untouched: list[str] = field(default_factory=list)
+    reading: Reading | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -67,10 +70,10 @@ def survey(name: str, seed: int = 0) -> Row:
     except AllHeadsError as error:
         return Row(name, "refused", str(error))
     report = verify(sample.bridge, twin, sample.inputs)
-    return _row(sample, twin, report)
+    return _row(sample, twin, report, seed)
 
 
-def _row(sample: Sample, twin: TwinBridge, report: Report) -> Row:
+def _row(sample: Sample, twin: TwinBridge, report: Report, seed: int) -> Row:
     out = sample.run(sample.bridge)
     finite = out[out.isfinite()]
     allowed = max(NOISES * (report.noise_floor or 0.0), RANGE * float(finite.max() - finite.min()))
@@ -93,6 +96,7 @@ def _row(sample: Sample, twin: TwinBridge, report: Report) -> Row:
         noise=report.noise_floor,
         generates=generates,
         untouched=list(twin.untouched),
+        reading=read(sample.name, seed),
     )
 
 
@@ -138,11 +142,34 @@ def as_markdown(rows: list[Row]) -> str:
     }
     built = [[cell(row) for cell in figures.values()] for row in rows if row.outcome in ("converted", "differs")]
     others = [[row.name, row.outcome, row.reason] for row in rows if row.outcome != "converted"]
-    return "\n\n".join(
-        [
-            f"{counts['converted']} of {len(rows)} registered names are converted, {counts['refused']} refused, and"
-            f" {counts['not built']} cannot be built here.",
-            markdown(list(figures), built, right=list(figures)[2:7]),
-            markdown(["family", "outcome", "reason"], others) + "\n",
-        ]
+    return (
+        "\n\n".join(
+            [
+                f"{counts['converted']} of {len(rows)} registered names are converted, {counts['refused']} refused, and"
+                f" {counts['not built']} cannot be built here.",
+                markdown(list(figures), built, right=list(figures)[2:7]),
+                markdown(["family", "outcome", "reason"], others),
+                *_reading([row.reading for row in rows if row.reading is not None]),
+            ]
+        )
+        + "\n"
     )
+
+
+def _reading(readings: list[Reading]) -> list[str]:
+    """The table of what is read of each family, and the sentences that its numbers in brackets stand for."""
+    sentences = list(dict.fromkeys(text for reading in readings for text in reading.refusals.values()))
+
+    def cell(reading: Reading, capability: str) -> str:
+        if capability in reading.refusals:
+            return f"[{1 + sentences.index(reading.refusals[capability])}]"
+        figure = reading.figures[capability]
+        return f"{figure:.0f}" if figure == int(figure) and figure else f"{figure:.1g}"
+
+    works = (f"`{name}` on {sum(name in reading.figures for reading in readings)}" for name in CAPABILITIES)
+    cells = [[reading.name, *(cell(reading, name) for name in CAPABILITIES)] for reading in readings]
+    return [
+        f"Of {len(readings)} twins that are read: {', '.join(works)}.",
+        markdown(["family", *CAPABILITIES], cells, right=list(CAPABILITIES)),
+        "\n".join(f"{number}. {text}" for number, text in enumerate(sentences, 1)) or "Nothing is refused.",
+    ]

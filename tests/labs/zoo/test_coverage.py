@@ -45,8 +45,9 @@ def _one_thread():
 
 @pytest.fixture
 def _silent(monkeypatch):
-    """Writing tokens takes most of the time: a few families do so in tests/twin, all of them in the command."""
+    """Writing tokens and reading twins take most of the time: few families are here, all of them in the command."""
     monkeypatch.setattr(coverage, "_generation", lambda sample, twin: "")
+    monkeypatch.setattr(coverage, "read", lambda name, seed: None)
 
 
 @pytest.mark.usefixtures("_silent")
@@ -154,7 +155,9 @@ def test_the_command(tmp_path):
     rows = json.loads(run.stdout)
     assert [row["outcome"] for row in rows] == ["converted", "refused", "not built"]
     assert rows[0]["generates"] == "same"
+    assert rows[0]["reading"]["figures"]["attribute"] < 1e-12
     text = document.read_text("utf-8")
+    assert "Of 1 twins that are read: `attribute` on 1," in text
     assert "1 of 3 registered names are converted" in text
     assert all(name in text for name in names)
     shown = CliRunner().invoke(app, ["coverage", "DreamModel"])
