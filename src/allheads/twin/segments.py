@@ -80,7 +80,9 @@ def summands(run: CutRun, name: str, writes: Callable[[str], Tensor | None]) -> 
     if not x.requires_grad:
         return {}
     v = torch.randn(x.shape[-1], generator=torch.Generator().manual_seed(0)).to(x)
-    gradients = torch.autograd.grad((x * v).sum(), list(run.leaves.values()), retain_graph=True, allow_unused=True)
+    with torch.inference_mode(False), torch.enable_grad():
+        leaves = list(run.leaves.values())
+        gradients = torch.autograd.grad((x * v).sum(), leaves, retain_graph=True, allow_unused=True)
     found = {}
     for leaf, gradient in zip(run.leaves, gradients, strict=True):
         if gradient is not None:
@@ -100,9 +102,7 @@ def two_rows(twin: TwinBridge) -> dict[str, Tensor]:
     }
 
 
-def _factor(
-    gradient: Tensor, v: Float[Tensor, " d_model"], W_O: Tensor | None, tolerance: float
-) -> float | None:
+def _factor(gradient: Tensor, v: Float[Tensor, " d_model"], W_O: Tensor | None, tolerance: float) -> float | None:
     """What each row of a gradient is of the expected one, if it is a positive multiple of it; the mean of rows."""
     if W_O is not None:
         gradient = by_head(gradient, len(W_O))
@@ -221,5 +221,3 @@ def _embedding_hook(run: CutRun, path: str, module: nn.Embedding) -> Callable[..
         return run.leaf(name, output)
 
     return cut
-
-
