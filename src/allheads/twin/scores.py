@@ -136,4 +136,5 @@ def _turns(run: CutRun, weights: Attention) -> Iterator[Turn]:
             kept.append(buffer.detach())
     yield from ((buffer, False) for buffer in kept)
     yield from ((buffer, True) for buffer in kept)
+    yield from ((-buffer, False) for buffer in kept)  # some turn the other way
     yield None, False

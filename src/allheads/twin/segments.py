@@ -213,7 +213,8 @@ def _embedding_hook(run: CutRun, path: str, module: nn.Embedding) -> Callable[..
     def cut(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         name = f"{path} {len(run.leaves)}"
         ids = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-        if any(ids.shape == given.shape and torch.equal(ids, given) for given in run.inputs.values()):
+        tokens = any(ids.shape == given.shape and torch.equal(ids, given) for given in run.inputs.values())
+        if tokens and output.shape == (*ids.shape, module.embedding_dim) and int(ids.max()) < module.num_embeddings:
             rows = module.weight.detach()[ids].double()
             factor = float((rows * output.detach().double()).sum() / rows.square().sum())
             if torch.allclose(factor * rows, output.detach().double(), rtol=1e-2, atol=1e-6):
