@@ -212,7 +212,9 @@ def _norm_hook(run: CutRun, path: str, module: nn.Module) -> Callable[..., Any]:
 def _embedding_hook(run: CutRun, path: str, module: nn.Embedding) -> Callable[..., Any]:
     def cut(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         name = f"{path} {len(run.leaves)}"
-        ids = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        ids = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        if ids is None or not isinstance(output, Tensor):
+            return output
         tokens = any(ids.shape == given.shape and torch.equal(ids, given) for given in run.inputs.values())
         if tokens and output.shape == (*ids.shape, module.embedding_dim) and int(ids.max()) < module.num_embeddings:
             rows = module.weight.detach()[ids].double()
