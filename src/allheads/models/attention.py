@@ -88,7 +88,7 @@ class Attention:
     def projected(
         self, x: Float[Tensor, "*rows d_model"], side: str, head: int | None = None
     ) -> Float[Tensor, "*rows *head width"]:
-        """Queries, keys or values of these inputs, ``side`` being ``Q``, ``K`` or ``V``, before they turn; of one head."""
+        """Queries, keys or values of these inputs (``side`` is Q, K or V), before they turn; those of one head."""
         W, b, norm = (getattr(self, f"{name}_{side}", None) for name in ("W", "b", "norm"))
         whole = norm is not None and len(norm.gain) != W.shape[-1]
         chosen = slice(None) if head is None or whole else slice(head, head + 1)

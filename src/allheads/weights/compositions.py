@@ -181,7 +181,7 @@ def _gated(branches: Sequence[ResidualBranch]) -> list[ResidualBranch]:
 def _reached(
     wiring: Wiring, writers: Sequence[ResidualBranch], readers: Sequence[ResidualBranch], side: Side
 ) -> dict[tuple[str, str], tuple[Norm, ...]]:
-    """The norms between every writer and every reader that its writes reach. Raises `AllHeadsError` if there are none."""
+    """The norms between every writer and every reader that its writes reach. Raises `AllHeadsError` if none."""
     ways = {
         (writer.site.name, reader.site.name): wiring.norms(writer, reader, side)
         for writer in writers

@@ -39,7 +39,7 @@ GROUP = 2**25
 
 @dataclass(frozen=True)
 class Factors:
-    """The matrices of one sublayer, of norm 1; one that is zero stays zero. ``peaks`` is how peaked each spectrum is."""
+    """The matrices of one sublayer, of norm 1; one that is zero stays zero. ``peaks``: how peaked each spectrum is."""
 
     branch: ResidualBranch
     peaks: Float[Tensor, " matrix"]

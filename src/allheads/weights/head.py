@@ -33,7 +33,7 @@ class HeadCircuit:
 
     ``query`` and ``key`` are what the head makes of each token, biases and the scale of the scores included, before
     rotary; ``value`` likewise; ``write`` is what each direction of a value does to the logits, per unit of the final
-    norm's scale and less the mean over the vocabulary. ``unread`` says why one of them is None: Q, K, V or O. A head that
+    norm's scale and less the mean over the vocabulary. ``unread`` says why one is None: Q, K, V or O. A head that
     looks at another stack reads its keys and values there.
     """
 

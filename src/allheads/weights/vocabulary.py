@@ -36,7 +36,7 @@ class TokenPair:
 
 def read_tokens(
     wiring: Wiring, branch: ResidualBranch, read: Callable[[Tensor], Tensor], side: Side = "Q"
-) -> Float[Tensor, "d_vocab *out"]:
+) -> Float[Tensor, "d_vocab ..."]:
     """``read(norm(W_E))``: what would be read if the stream were one token's embedding, without its position.
 
     Raises `AllHeadsError` where the stream does not begin with embeddings of tokens.
