@@ -49,7 +49,8 @@ class NeuronCircuit:
 
     def __str__(self) -> str:
         texts = {side: " ".join(repr(token.text) for token in getattr(self, side)) for side in SIDES}
-        return "\n".join([self.label, *(f"{side:>10}: {text}" for side, text in texts.items() if text)])
+        lines = (f"{side:>10}: {text}" for side, text in texts.items() if text)
+        return "\n".join([self.label, *lines, *self.unread])
 
 
 def neuron_circuits(wiring: Wiring, branch: ResidualBranch, neurons: Sequence[int], k: int) -> list[NeuronCircuit]:
