@@ -174,13 +174,15 @@ def test_bad_input(twin_of):
         "k of 1 or more, got 0": lambda: ah.weights.circuit(llama, "L0.N1", k=0),
         "offsets such as": lambda: head.attends(()),
         "a token from 0 to 95, got 96": lambda: head.of(96),
-        "one stack of layers": lambda: ah.weights.circuit(twin_of("MixtralForCausalLM"), "L0.A1"),
-        "scores that are x W_Q R W_K": lambda: ah.weights.circuit(twin_of("Qwen3ForCausalLM"), "L0.A1").attends(),
+        "attention with W_Q, W_K, W_V and W_O of each head, got another kind in L0": lambda: ah.weights.circuit(
+            twin_of("DeepseekV3ForCausalLM"), "L0.A1"
+        ),
+        "a stream that ends in logits": lambda: ah.weights.circuit(twin_of("BertForMaskedLM"), "L0.A1").promotes(),
     }
     for message, call in calls.items():
         with pytest.raises(ah.AllHeadsError, match=message):
             call()
-    assert len(ah.weights.circuit(twin_of("Qwen3ForCausalLM"), "L0.A1").to_dataframe()) == 20
+    assert len(ah.weights.circuit(twin_of("Qwen3ForCausalLM"), "L0.A1").to_dataframe()) == 30
     edited = ah.convert(zoo.build("LlamaForCausalLM").bridge)
     with edited.banks[1].edit():
         pass

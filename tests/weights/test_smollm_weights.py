@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import allheads as ah
-from allheads.twin.wiring import rotated
+from allheads.models.attention import rotated
 
 TEXT = "When Mary and John went to the store, John gave a drink to"
 

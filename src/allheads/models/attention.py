@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
@@ -13,6 +15,7 @@ from transformer_lens.model_bridge.generalized_components import AttentionBridge
 from allheads.errors import AllHeadsError
 from allheads.models.compat import named_components
 from allheads.models.locations import Location
+from allheads.models.norms import Norm
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,10 @@ def _n_heads(model: TransformerBridge, component: Any) -> int:
 
 @dataclass(frozen=True)
 class Attention:
-    """The ordinary heads of one layer, keys and values repeated where queries share them."""
+    """The ordinary heads of one layer, keys and values repeated where queries share them.
+
+    ``norm_Q`` and ``norm_K`` are norms of queries and keys before they turn: of each head, or of all heads together.
+    """
 
     W_Q: Float[Tensor, "head d_model d_head"]
     W_K: Float[Tensor, "head d_model d_head"]
@@ -74,35 +80,75 @@ class Attention:
     rotary: Float[Tensor, " half"] | None
     rotary_scale: float
     window: int | None
+    #: Do neighbouring coordinates turn together, instead of those that are half of them apart?
+    interleaved: bool = False
+    norm_Q: Norm | None = None
+    norm_K: Norm | None = None
+
+    def projected(
+        self, x: Float[Tensor, "*rows d_model"], side: str, head: int | None = None
+    ) -> Float[Tensor, "*rows *head width"]:
+        """Queries, keys or values of these inputs (``side`` is Q, K or V), before they turn; those of one head."""
+        W: Tensor = getattr(self, f"W_{side}")
+        b, norm = (getattr(self, f"{name}_{side}", None) for name in ("b", "norm"))
+        whole = norm is not None and len(norm.gain) != W.shape[-1]
+        chosen = slice(None) if head is None or whole else slice(head, head + 1)
+        made = torch.einsum("...d,hde->...he", x, W[chosen].to(x))
+        made = made if b is None else made + b[chosen].to(x)
+        if norm is not None:
+            made = norm(made.flatten(-2)).view_as(made) if whole else norm(made)
+        return made if head is None else made[..., head if whole else 0, :]
+
+    def directions(self, side: str) -> Float[Tensor, "head d_model d_head"]:
+        """``W_Q`` or ``W_K`` as scores see it, up to a scale: with the gain of the norm of queries or keys."""
+        W, norm = getattr(self, f"W_{side}"), getattr(self, f"norm_{side}")
+        W = W.to(torch.promote_types(W.dtype, torch.float32))
+        if norm is None:
+            return W
+        gain = norm.gain.to(W)
+        if len(gain) == W.shape[-1]:
+            return norm.direction(W)
+        if norm.centred:  # over all heads: one head's queries then depend on the others' weights
+            raise AllHeadsError("norms of queries that are not centred over all heads", "a LayerNorm", "Not supported.")
+        return W * gain.view(len(W), 1, -1)
 
 
-def read_attention(model: TransformerBridge, layer: int) -> Attention:
-    """The ordinary heads of a layer.
+def read_attention(model: TransformerBridge, layer: int | AttentionLayer) -> Attention:
+    """The ordinary heads of a layer: of ``blocks.{layer}.attn``, or of one of `attention_layers`.
 
     What a module does beyond these numbers is not looked for here: whoever uses them compares outputs.
+
+    Raises `AllHeadsError` for attention without these weights.
     """
-    component: Any = model.blocks[layer].attn
+    component: Any = layer.module if isinstance(layer, AttentionLayer) else _at(model, layer)
+    where = layer.location.stem if isinstance(layer, AttentionLayer) else f"L{layer}"
     module = component.original_component
-    try:
-        n_heads = component.W_Q.shape[0]
-    except NotImplementedError as cause:  # TransformerLens, of latent attention
-        got = f"layer {layer} with compressed projections"
-        raise AllHeadsError("attention with W_Q, W_K, W_V and W_O", got, "Not supported.") from cause
-
-    def tensor(name: str) -> Tensor | None:
-        value = getattr(component, name, None)
-        if value is None:
-            return None
-        return value.detach() if name == "b_O" else value.detach().repeat_interleave(n_heads // value.shape[0], 0)
-
-    weights: dict[str, Any] = {name: tensor(name) for name in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")}
-    missing = [name for name in ("W_Q", "W_K", "W_V", "W_O") if weights[name] is None]
-    if missing:
+    weights: dict[str, Any] = {}
+    for name in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O"):
+        try:
+            weights[name] = getattr(component, name, None)
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):  # bridges that only name them
+            weights[name] = None
+    wrong = [
+        name
+        for name in ("W_Q", "W_K", "W_V", "W_O")
+        if not isinstance(weights[name], Tensor) or weights[name].ndim != 3
+    ]
+    if wrong:
         raise AllHeadsError(
-            "attention with W_Q, W_K, W_V and W_O", f"layer {layer} without {missing}", "Not supported."
+            "attention with W_Q, W_K, W_V and W_O of each head",
+            f"{where} without {', '.join(wrong)}: a {type(module).__name__}",
+            "Its patterns can be seen and attributed.",
         )
+    n_heads = len(weights["W_Q"])
+    for name, value in weights.items():
+        if value is not None:
+            fits = name == "b_O" or n_heads % len(value) == 0
+            weights[name] = value.detach()
+            if fits and name != "b_O":
+                weights[name] = weights[name].repeat_interleave(n_heads // len(value), 0)
     turning = getattr(getattr(model, "rotary_emb", None), "original_component", None)
-    # Some families have other frequencies in every layer: those are not read.
+    # Some families have other frequencies in every layer.
     frequencies = getattr(turning, "inv_freq", None)
     return Attention(
         **weights,
@@ -111,3 +157,38 @@ def read_attention(model: TransformerBridge, layer: int) -> Attention:
         rotary_scale=float(getattr(turning, "attention_scaling", 1.0)),
         window=getattr(module, "sliding_window", None),
     )
+
+
+def rotated(
+    x: Float[Tensor, "*rows d_head"],
+    offsets: Sequence[float],
+    rotary: Float[Tensor, " half"] | None,
+    interleaved: bool = False,
+) -> Float[Tensor, "*rows d_head"]:
+    """Queries as a key sees them that many positions before, averaged over ``offsets``.
+
+    Rotary turns coordinates i and i + half by ``offset rotary_i``, or 2 i and 2 i + 1 where they are ``interleaved``;
+    a mean of rotations turns and shrinks.
+
+    >>> x = torch.tensor([1.0, 0.0, 5.0])
+    >>> [rotated(x, some, torch.ones(1)).round().abs().tolist() for some in ([torch.pi / 2], [0.0, torch.pi])]
+    [[0.0, 1.0, 5.0], [0.0, 0.0, 5.0]]
+    """
+    if rotary is None:
+        return x
+    half, angle = len(rotary), torch.tensor(offsets, dtype=torch.float64, device=x.device)[:, None] * rotary.double()
+    turning = x[..., : 2 * half]
+    first, second = (
+        (turning[..., ::2], turning[..., 1::2]) if interleaved else (turning[..., :half], turning[..., half:])
+    )
+    cos, sin = angle.cos().mean(0).to(x), angle.sin().mean(0).to(x)
+    pair = first * cos - second * sin, second * cos + first * sin
+    together = torch.stack(pair, -1).flatten(-2) if interleaved else torch.cat(pair, -1)
+    return torch.cat([together, x[..., 2 * half :]], -1)
+
+
+def _at(model: TransformerBridge, layer: int) -> Any:
+    blocks = getattr(model, "blocks", ())
+    if not 0 <= layer < len(blocks) or not hasattr(blocks[layer], "attn"):
+        raise AllHeadsError("a layer of one stack, with attention", f"layer {layer}", "Pass one of attention_layers.")
+    return blocks[layer].attn

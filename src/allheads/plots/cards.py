@@ -67,13 +67,13 @@ def _neuron_cards(
     wiring: Wiring, seen: Sequence[Float[Tensor, "pos d_mlp"]], labels: Sequence[Label]
 ) -> dict[str, Card]:
     """Cards of one layer's neurons; ``seen`` are their outputs, preactivations, and values where they are gated."""
-    layer, neurons = labels[0].layer, [label.index for label in labels]
-    bank = wiring.twin.banks[layer]
+    branch, neurons = wiring.branch(labels[0]), [label.index for label in labels]
+    bank = wiring.twin.banks[labels[0].layer]
     post, t, *values = (activations[:, neurons].double() for activations in seen)
     length = bank.W_out[neurons].detach().double().norm(dim=1).cpu()
     bounds = (bank.gates.bound(t) * (values[0].abs() if values else 1.0) * length).amax(0).tolist()
     sizes = (post.abs() * length).amax(0).tolist()
-    circuits = neuron_circuits(wiring, layer, neurons, _TOKENS)
+    circuits = neuron_circuits(wiring, branch, neurons, _TOKENS)
     return {
         circuit.label: {side: _shown(getattr(circuit, side)) for side in SIDES}
         | {"bound": bound, "size": size, "activations": [short(value, 3) for value in activations]}
@@ -88,7 +88,7 @@ def _head_cards(
     layer = heads[0][0].layer
     W_O = read_attention(wiring.twin, layer).W_O.cpu().to(z)
     written = torch.stack([z[position, label.index] @ W_O[label.index] for label, position in heads])
-    logits = write_logits(wiring, wiring.attention[layer], written)
+    logits = write_logits(wiring, wiring.branch(heads[0][0]), written)
     most, least = extreme_tokens(wiring.twin, logits, _TOKENS)
     return {
         str(label): {

@@ -1,199 +1,203 @@
 """What lies between two sublayers: through which norms they read and write, and who has written before whom.
 
-The twin is run once on random tokens, and what its hook points saw is compared: a sublayer reads through the norm that
-wrote its input, and what it adds to the stream is what the next reader finds there. Nothing is inferred from names, and
-a network that is not a stream to which sublayers add is refused.
+The twin is run once on random input, cut into segments (`allheads.twin.segments`): a part is a summand of what another
+reads, or of what a norm on the way to it reads. Nothing is inferred from names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
-from allheads.models.attention import Attention, attention_layers, read_attention
-from allheads.models.compat import named_components
-from allheads.models.norms import Norm, known_norm, norm_modules
-from allheads.models.observe import evaluating
-from allheads.twin.capture import captured
+from allheads.heads.bank import HeadBank
+from allheads.models.attention import Attention, AttentionLayer, read_attention
+from allheads.models.norms import Norm
+from allheads.twin.labels import Label
+from allheads.twin.scores import as_they_turn, values_differ
+from allheads.twin.segments import END, CutRun, cut_run, summands
+from allheads.twin.sites import Site, sites
 from allheads.twin.twin import TwinBridge
 
-_PARTS = ("attn", "mlp")
+Side = Literal["Q", "V"]
+#: Factors and norms on the way from a write to a read: each norm reads the stream times its factor.
+Steps = tuple[tuple[float, Norm | None], ...]
 
 
 @dataclass(frozen=True)
 class ResidualBranch:
-    """The attention or the neurons of a layer, beside the stream.
+    """The heads or neurons of one sublayer, beside the stream; an expert is one.
 
-    It reads the stream through ``before``, which holds the writes of the first ``depth`` sublayers, and adds to it
-    through ``after``; None is no norm. Attention of layer l is sublayer 2l, its neurons are 2l + 1.
+    It reads the stream through ``before``, and adds to it through ``after``; None is no norm. ``attention`` are the
+    weights of ordinary heads, None where these are not there; ``scores`` says that its patterns are what they give,
+    up to what positions alone add, and ``values`` that it carries ``x W_V + b_V`` along them.
     """
 
+    site: Site
     before: Norm | None
     after: Norm | None
-    depth: int
+    attention: Attention | None = None
+    scores: bool = False
+    values: bool = False
+    bank: HeadBank | None = None
+
+    @property
+    def name(self) -> str:
+        """What its labels begin with, less the kind: ``L3``, ``L3.M2``."""
+        return self.site.location.stem
 
 
 @dataclass(frozen=True)
 class Wiring:
-    """Sublayers of a twin by layer, the norm before the unembedding, and the factor from ``W_E`` to the stream."""
+    """Sublayers of a twin, by what their labels begin with (``L3.A``, ``L3.M2.N``), and the stream between them."""
 
     twin: TwinBridge
-    attention: list[ResidualBranch]
-    neurons: list[ResidualBranch]
-    final: Norm | None
-    embedding: float
-    #: Layers whose scores are not ``scale (x W_Q + b_Q) R (x W_K + b_K)``: with norms of queries, with ALiBi.
-    unread_scores: list[int]
-    #: Layers that do not write ``sum_heads pattern (x W_V + b_V) W_O + b_O``.
-    unread_values: list[int]
+    branches: Mapping[str, ResidualBranch]
+    #: Tables of embeddings by leaf, with their factors.
+    tables: Mapping[str, tuple[Float[Tensor, "d_vocab d_model"], float]]
+    #: The unembedding, where logits are what it makes of the end of the stream.
+    W_U: Float[Tensor, "d_model d_vocab"] | None
+    _parts: Mapping[str, str]
+    _edges: Mapping[str, Mapping[str, float]]
+    _norms: Mapping[str, Norm | None]
+    _known: dict[tuple[str, str], Steps | None] = field(default_factory=dict)
+
+    def branch(self, label: Label) -> ResidualBranch:
+        """The sublayer of a head or neuron. Raises `AllHeadsError` for one that did not run, or has no stream."""
+        name = f"{label.stem}.{label.kind}"
+        if name not in self.branches:
+            raise AllHeadsError(
+                "a part that stands beside a stream, and runs on random input", f"{name}, which does not", "Not read."
+            )
+        return self.branches[name]
+
+    def attention_branch(self, layer: int) -> ResidualBranch:
+        """Attention of a layer of a twin of one stack."""
+        return self.branch(Label(f"L{layer}", "A", 0))
+
+    def of_kind(self, neurons: bool) -> list[ResidualBranch]:
+        """All sublayers of neurons, or of heads."""
+        return [branch for branch in self.branches.values() if (branch.site.kind == "N") == neurons]
+
+    def norms(self, writer: ResidualBranch, reader: ResidualBranch, side: Side = "Q") -> tuple[Norm, ...] | None:
+        """The norms from the stream that one has written into to what another reads; None if it does not reach it.
+
+        The writer's own norm ``after`` is left out. Raises `AllHeadsError` where it reaches it in several ways, and
+        through a norm of an unknown kind.
+        """
+        steps = self.steps(self._parts[writer.site.name], self._sink(reader, side))
+        if steps is None:
+            return None
+        norms = [norm for _, norm in steps if norm is not None]
+        return tuple(norms[1:] if writer.after is not None else norms)
+
+    def tokens(self, reader: ResidualBranch, side: Side = "Q") -> tuple[Tensor, Steps]:
+        """The embeddings that a sublayer reads, and how. Raises `AllHeadsError` where it reads none as they are."""
+        for leaf, (table, factor) in self.tables.items():
+            if (steps := self.steps(leaf, self._sink(reader, side))) is not None:
+                return table, ((factor * steps[0][0], steps[0][1]), *steps[1:])
+        raise AllHeadsError(
+            "a stream that begins with embeddings of tokens, W_E",
+            f"another beginning of that which {reader.site.name} reads",
+            "Composition can be read.",
+        )
+
+    def to_logits(self, writer: ResidualBranch) -> tuple[tuple[Norm, ...], Tensor]:
+        """Norms from a write to the unembedding, and this. Raises `AllHeadsError` where logits are something else."""
+        steps = None if self.W_U is None else self.steps(self._parts[writer.site.name], END)
+        if steps is None or self.W_U is None:
+            raise AllHeadsError(
+                "a stream that ends in logits, by norms and W_U",
+                f"another end of that into which {writer.site.name} writes",
+                "Composition can be read.",
+            )
+        return tuple(norm for _, norm in steps if norm is not None), self.W_U
+
+    def steps(self, leaf: str, sink: str) -> Steps | None:
+        """Factors and norms from a leaf to a sink, the last factor with None; None if there is no way."""
+        if (leaf, sink) not in self._known:
+            ways: list[Steps] = []
+            for source, factor in self._edges.get(sink, {}).items():
+                if source == leaf:
+                    ways.append(((factor, None),))
+                elif source in self._norms and (steps := self.steps(leaf, source)) is not None:
+                    norm = self._norms[source]
+                    if norm is None:
+                        raise AllHeadsError("RMSNorm or LayerNorm in the stream", f"another at {source}", "Not read.")
+                    ways.append((*steps[:-1], (steps[-1][0], norm), (factor, None)))
+            if len(ways) > 1:
+                raise AllHeadsError("one way from a write to a read", f"several from {leaf} to {sink}", "Not read.")
+            self._known[leaf, sink] = ways[0] if ways else None
+        return self._known[leaf, sink]
+
+    def _sink(self, reader: ResidualBranch, side: Side) -> str:
+        name = self._parts[reader.site.name]
+        return name if reader.site.kind == "N" else f"{name}.{side}"
 
 
 def read_wiring(twin: TwinBridge) -> Wiring:
-    """The wiring of a twin with one stack of layers, which have attention and one MLP each.
+    """The wiring of a twin, whatever its stacks of layers are.
 
-    Raises `AllHeadsError` for any other network, and where a sublayer does not add what it writes to a stream.
+    Raises `AllHeadsError` for parts that run more than once.
     """
-    twin.require_one_stack("read its weights")
-    layers = range(len(twin.banks))
-    if [each.location.name for each in attention_layers(twin)] != [f"blocks.{layer}.attn" for layer in layers]:
-        raise AllHeadsError(
-            "attention in every layer", f"{len(attention_layers(twin))} for {len(layers)}", "Not supported."
-        )
-    ids, cache = _run(twin)
-    norms = _norms(twin, cache)
-    tolerance = max(1e-4, 4 * torch.finfo(cache["unembed.hook_in"].dtype).eps)
-    inputs = [_across_norm(cache, norms, f"blocks.{layer}.{part}.hook_in") for layer in layers for part in _PARTS]
-    inputs.append(_across_norm(cache, norms, "unembed.hook_in"))
-    attention, neurons = [], []
-    for layer in layers:
-        (before, start), (reads, middle), (_, end) = inputs[2 * layer : 2 * layer + 3]
-        (after, attended), (behind, computed) = (
-            _across_norm(cache, norms, f"blocks.{layer}.{part}.hook_out") for part in _PARTS
-        )
-        parallel = torch.equal(start, middle)
-        writes = [attended + computed] if parallel else [attended, computed]
-        steps = [end - start] if parallel else [middle - start, end - middle]
-        if not all(_proportional(step, write, tolerance) for step, write in zip(steps, writes, strict=True)):
-            raise AllHeadsError(
-                "sublayers that add what they write to a stream", f"another kind in layer {layer}", "Not supported."
-            )
-        attention.append(ResidualBranch(before, after, 2 * layer))
-        neurons.append(ResidualBranch(reads, behind, 2 * layer + (not parallel)))
-    embedding = _embedding_factor(ids, inputs[0][1], twin.W_E.detach(), tolerance)
-    weights = [read_attention(twin, layer) for layer in layers]
-    unread = (
-        [layer for layer in layers if differ(cache, weights[layer], layer, 4 * tolerance)]
-        for differ in (_scores_differ, _values_differ)
-    )
-    return Wiring(twin, attention, neurons, inputs[-1][0], embedding, *unread)
+    run = cut_run(twin)
+    layers = {f"{layer.location.stem}.{layer.kind}": layer for layer in twin.index.attention.values()}
+    attention = {name: _weights(twin, layer) for name, layer in layers.items()}
+    outputs = {name: weights.W_O.detach() for name, weights in attention.items() if weights is not None}
+    shown = {leaf: leaf not in layers or leaf in outputs for leaf in run.leaves}
+    edges = {
+        sink: {leaf: f for leaf, f in summands(run, sink, outputs.get).items() if shown[leaf]} for sink in run.reads
+    }
+    if run.twice:
+        raise AllHeadsError("parts that run once", f"{', '.join(sorted(run.twice))[:100]} run again", "Not read.")
+    branches = {}
+    for site in sites(twin):
+        leaf = run.parts[site.name]
+        if leaf in run.leaves:
+            branches[site.name] = _branch(run, edges, site, attention.get(site.name))
+    banks = {f"{layer.location.stem}.N": layer.bank for layer in twin.layers}
+    branches = {name: _with_bank(branch, banks.get(name)) for name, branch in branches.items()}
+    return Wiring(twin, branches, run.tables, _unembedding(run), run.parts, edges, run.norms)
 
 
-def rotated(
-    x: Float[Tensor, "*rows d_head"], offsets: Sequence[float], rotary: Float[Tensor, " half"] | None
-) -> Float[Tensor, "*rows d_head"]:
-    """Queries as a key sees them that many positions before, averaged over ``offsets``.
-
-    Rotary turns coordinates i and i + half by ``offset rotary_i``; a mean of rotations turns and shrinks.
-
-    >>> x = torch.tensor([1.0, 0.0, 5.0])
-    >>> [rotated(x, some, torch.ones(1)).round().abs().tolist() for some in ([torch.pi / 2], [0.0, torch.pi])]
-    [[0.0, 1.0, 5.0], [0.0, 0.0, 5.0]]
-    """
-    if rotary is None:
-        return x
-    half, angle = len(rotary), torch.tensor(offsets, dtype=torch.float64, device=x.device)[:, None] * rotary.double()
-    first, second = x[..., :half], x[..., half : 2 * half]
-    cos, sin = angle.cos().mean(0).to(x), angle.sin().mean(0).to(x)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin, x[..., 2 * half :]], -1)
+def _weights(twin: TwinBridge, layer: AttentionLayer) -> Attention | None:
+    try:
+        return read_attention(twin, layer)
+    except AllHeadsError:
+        return None
 
 
-def _run(twin: TwinBridge) -> tuple[Int[Tensor, "2 pos"], dict[str, Tensor]]:
-    """Two rows of random tokens, and what hook points saw of them."""
-    ids = torch.randint(twin.cfg.d_vocab, (2, min(8, twin.cfg.n_ctx)), generator=torch.Generator().manual_seed(0))
-    names = [name for name in twin.hook_dict if name.endswith((".hook_in", ".hook_out", ".attn.hook_pattern"))]
-    with evaluating(twin):
-        return ids, captured(twin, ids.to(twin.cfg.device), names)
+def _branch(
+    run: CutRun, edges: Mapping[str, Mapping[str, float]], site: Site, weights: Attention | None
+) -> ResidualBranch:
+    """What a sublayer reads and writes through, and what its attention is. A norm that only it is behind is its own."""
+    leaf, heads = run.parts[site.name], site.kind != "N"
+    sources = edges.get(f"{leaf}.Q" if heads else leaf, {})
+    before = run.norms.get(next(iter(sources), "")) if len(sources) == 1 else None
+    behind = [name for name in run.norms if list(edges.get(name, ())) == [leaf]]
+    after = run.norms[behind[0]] if len(behind) == 1 else None
+    turning = None if weights is None else as_they_turn(run, site, weights)
+    values = weights is not None and not values_differ(run, site, weights)
+    return ResidualBranch(site, before, after, turning or weights, turning is not None, values)
 
 
-def _norms(twin: TwinBridge, cache: Mapping[str, Tensor]) -> dict[str, Norm]:
-    """The norms of the stream that were run, by name."""
-    norms: dict[str, Norm] = {}
-    scaling = {id(module) for _, module in norm_modules(twin.original_model)}
-    for name, component in named_components(twin):
-        module: Any = getattr(component, "original_component", None)
-        # Norms inside attention act on heads.
-        if id(module) in scaling and ".attn." not in name and f"{name}.hook_out" in cache:
-            norm = known_norm(module, twin.cfg.d_model)
-            norms |= {} if norm is None else {name: norm}
-    return norms
+def _with_bank(branch: ResidualBranch, bank: HeadBank | None) -> ResidualBranch:
+    return replace(branch, bank=bank)
 
 
-def _across_norm(
-    cache: Mapping[str, Tensor], norms: Mapping[str, Norm], name: str
-) -> tuple[Norm | None, Float[Tensor, "batch pos d_model"]]:
-    """The norm that a part reads through, or writes through, and the values on the norm's other side."""
-    if name not in cache:
-        raise AllHeadsError("sublayers with hook points", f"none at {name}", "Not supported.")
-    x, side = cache[name], name.rpartition(".")[2]
-    facing = "hook_out" if side == "hook_in" else "hook_in"
-    for path, norm in norms.items():
-        y = cache[f"{path}.{facing}"]
-        if x.shape == y.shape and torch.equal(x, y):
-            return norm, cache[f"{path}.{side}"].double()
-    return None, x.double()
-
-
-def _proportional(step: Tensor, write: Tensor, tolerance: float) -> bool:
-    """Is one a positive multiple of the other, as far as the dtype shows?"""
-    factor = (step * write).sum() / write.square().sum().clamp_min(1e-300)
-    return bool(factor > 0) and bool((step - factor * write).norm() <= tolerance * step.norm())
-
-
-def _embedding_factor(
-    ids: Int[Tensor, "2 pos"], start: Tensor, W_E: Float[Tensor, "d_vocab d_model"], tolerance: float
-) -> float:
-    """The factor of ``W_E`` in the stream; what positions add is the same in both rows."""
-    rows = W_E[ids.to(W_E.device)].double()
-    step, embedded = start[0] - start[1], rows[0] - rows[1]
-    if not _proportional(step, embedded, tolerance):
-        raise AllHeadsError("a stream that begins with W_E", "another beginning", "Not supported.")
-    return float((step * embedded).sum() / embedded.square().sum())
-
-
-def _scores_differ(cache: Mapping[str, Tensor], weights: Attention, layer: int, tolerance: float) -> bool:
-    """Are the patterns others than those of ``scale (x W_Q + b_Q) R (x W_K + b_K)``?
-
-    Logarithms of a row of the pattern are its scores, up to a constant: they are compared with the largest one's.
-    """
-    x = cache[f"blocks.{layer}.attn.hook_in"].double()
-    q, k = (_projected(x, W, b) for W, b in ((weights.W_Q, weights.b_Q), (weights.W_K, weights.b_K)))
-    q, k = (torch.stack([rotated(t[:, :, p], [p], weights.rotary) for p in range(t.shape[2])], 2) for t in (q, k))
-    ours = weights.scale * weights.rotary_scale**2 * q @ k.mT
-    pattern = cache[f"blocks.{layer}.attn.hook_pattern"].double()
-    seen = (pattern > 1e-30) & torch.ones_like(pattern, dtype=torch.bool).tril()
-    largest = pattern.argmax(-1, keepdim=True)
-    ours, theirs = ((s - s.gather(-1, largest))[seen] for s in (ours, pattern.log()))
-    return not bool((ours - theirs).abs().max() <= tolerance * ours.abs().max().clamp_min(1.0))
-
-
-def _values_differ(cache: Mapping[str, Tensor], weights: Attention, layer: int, tolerance: float) -> bool:
-    """Is something else written than values, carried along the patterns?"""
-    v = _projected(cache[f"blocks.{layer}.attn.hook_in"].double(), weights.W_V, weights.b_V)
-    z = cache[f"blocks.{layer}.attn.hook_pattern"].double() @ v
-    ours = torch.einsum("bhpe,hed->bpd", z, weights.W_O.double())
-    ours = ours if weights.b_O is None else ours + weights.b_O.double()
-    theirs = cache[f"blocks.{layer}.attn.hook_out"].double()
-    return not bool((ours - theirs).norm() <= tolerance * theirs.norm())
-
-
-def _projected(
-    x: Float[Tensor, "batch pos d_model"], W: Float[Tensor, "head d_model d_head"], b: Tensor | None
-) -> Float[Tensor, "batch head pos d_head"]:
-    projected = torch.einsum("bpd,hde->bhpe", x, W.double())
-    return projected if b is None else projected + b.double()[:, None]
+def _unembedding(run: CutRun) -> Tensor | None:
+    """W_U, if two rows of logits differ by what it makes of the difference of the streams, up to a factor."""
+    module = getattr(getattr(run.twin, "unembed", None), "original_component", None)
+    weight, logits, x = getattr(module, "weight", None), run.seen.get("unembed.hook_out"), run.reads[END]
+    if weight is None or logits is None or weight.ndim != 2:
+        return None
+    W_U = weight.detach().T
+    if x.shape[-1] != len(W_U) or logits.shape[-1] != W_U.shape[1] or len(x) != 2:
+        return None
+    step, ours = (logits[0] - logits[1]).double(), (x[0] - x[1]).detach().double() @ W_U.double()
+    factor = (step * ours).sum() / ours.square().sum().clamp_min(1e-300)
+    return W_U if factor > 0 and (step - factor * ours).norm() <= 4 * run.tolerance * step.norm() else None

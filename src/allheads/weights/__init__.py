@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from allheads.heads.weights import HeadWeights as HeadWeights
     from allheads.models.attention import Attention as Attention
     from allheads.models.attention import read_attention as read_attention
+    from allheads.models.attention import rotated as rotated
     from allheads.models.norms import Norm as Norm
     from allheads.twin.wiring import Wiring as Wiring
     from allheads.twin.wiring import read_wiring as read_wiring
-    from allheads.twin.wiring import rotated as rotated
     from allheads.weights.circuits import circuit as circuit
     from allheads.weights.compositions import Composition as Composition
     from allheads.weights.compositions import composition as composition
@@ -38,7 +38,7 @@ _HOME = {
     "Norm": "..models.norms",
     "Wiring": "..twin.wiring",
     "read_wiring": "..twin.wiring",
-    "rotated": "..twin.wiring",
+    "rotated": "..models.attention",
     "require_scores": "factors",
     "require_values": "factors",
     "Composition": "compositions",

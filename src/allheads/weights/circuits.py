@@ -28,7 +28,9 @@ def circuit(twin: TwinBridge, label: str, *, k: int = 10) -> Circuit:
                  promotes, suppresses                           (x(t) W_V + b_V) W_O U
 
     Of a plain neuron there is no value side: what opens it is its value. Streams deeper in the network are sums of many
-    writes: these are directions that the part reads and writes, and predictions for no prompt.
+    writes: these are directions that the part reads and writes, and predictions for no prompt. An expert's neuron is
+    read without its router's weight. Where one end of the stream is something else, such as the patches of an image,
+    the other end is read: sides are then empty, or are refused when they are asked for.
 
     Args:
         twin: from `ah.convert`.
@@ -39,8 +41,8 @@ def circuit(twin: TwinBridge, label: str, *, k: int = 10) -> Circuit:
         A `NeuronCircuit`, or a `HeadCircuit` whose sides are computed when they are asked for.
 
     Raises:
-        AllHeadsError: an unknown label, or weights that cannot be read this way: several stacks, mixtures of experts,
-            attention that writes something else, edited neurons.
+        AllHeadsError: an unknown label, or weights that cannot be read this way: attention that writes something else,
+            edited neurons, a stream that neither begins with tokens nor ends in logits.
 
     >>> import allheads as ah
     >>> ah.weights.circuit(twin, "L3.N812").opens  # doctest: +SKIP
@@ -53,6 +55,7 @@ def circuit(twin: TwinBridge, label: str, *, k: int = 10) -> Circuit:
     if wanted.part is not None:
         raise AllHeadsError("a whole neuron or an ordinary head", label, f"Read {wanted.neuron}.")
     wiring = read_wiring(twin)
-    if wanted.kind == "A":
-        return head_circuit(wiring, label, wanted.layer, wanted.index, k)
-    return neuron_circuits(wiring, wanted.layer, [wanted.index], k)[0]
+    branch = wiring.branch(wanted)
+    if wanted.kind != "N":
+        return head_circuit(wiring, branch, wanted.index, k)
+    return neuron_circuits(wiring, branch, [wanted.index], k)[0]

@@ -16,9 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
+from allheads.models.norms import Norm
 from allheads.progress import bar
 from allheads.twin.twin import TwinBridge, require_twin
-from allheads.twin.wiring import read_wiring
+from allheads.twin.wiring import ResidualBranch, Side, Wiring, read_wiring
 from allheads.weights.baseline import baseline
 from allheads.weights.factors import (
     Factors,
@@ -67,7 +68,7 @@ class Composition:
     offsets: list[int]
     pairs: list[Pair]
     count: int
-    #: The mean excess of all pairs of two layers; nan where a write does not reach a read.
+    #: The mean excess of all pairs of two layers, stack by stack; nan where a write does not reach a read.
     by_layer: Float[Tensor, "writer_layer reader_layer"]
     #: Over all pairs: the mean squared score times the dimensions of the stream, which is 1 by chance.
     chance_ratio: float
@@ -93,7 +94,10 @@ def composition(twin: TwinBridge, kind: str, *, k: int = 100, offsets: Sequence[
     The score of Elhage et al. (2021), ``||W_write W_read||_F / (||W_write||_F ||W_read||_F)``, from 0 to 1, with norm
     gains folded into what reads, less its mean over random rotations of one against the other
     (`allheads.weights.baseline`). A head's write is ``W_V W_O``; its read by Q is ``W_Q R W_K^T``, by K the same
-    transposed, by V ``W_V W_O``. Biases are left out.
+    transposed, by V ``W_V W_O``. Biases are left out. Norms of queries and keys have their gains folded in, and their
+    scales left out, which differ between positions; so is what positions alone add to scores. Norms in the stream
+    itself, behind its sums, count for whoever reads behind them. Experts are read without their router's weights, and
+    cross-attention reads keys and values where its stack of the other side ends.
 
     Args:
         twin: from `ah.convert`.
@@ -107,8 +111,8 @@ def composition(twin: TwinBridge, kind: str, *, k: int = 100, offsets: Sequence[
         A `Composition`: the pairs, largest excess first.
 
     Raises:
-        AllHeadsError: an unknown kind; weights that cannot be read this way: several stacks, mixtures of experts, norms
-            of queries (for Q and K), edited heads.
+        AllHeadsError: an unknown kind; weights that cannot be read this way, by name: heads that carry something else
+            than values, scores of another form (for Q and K), norms of an unknown kind, edited heads.
 
     >>> import allheads as ah
     >>> for pair in ah.weights.composition(twin, "neuron->Q", k=3):  # doctest: +SKIP
@@ -119,20 +123,35 @@ def composition(twin: TwinBridge, kind: str, *, k: int = 100, offsets: Sequence[
         raise AllHeadsError("k of 1 or more", repr(k), "It is how many pairs to keep.")
     offsets = checked_offsets(offsets)
     wiring = read_wiring(twin)
-    layers, d = range(len(twin.banks)), seen_dimensions(wiring)
+    writers, readers = (wiring.of_kind(neurons) for neurons in (writer == "neuron", reader in ("query", "value")))
+    if reader == "value":
+        readers = _gated(readers)
+    for side, branches in ((writer, writers), (reader, readers)):
+        if not branches:
+            raise AllHeadsError(f"sublayers with a {side}", "none that run beside a stream", "Choose another kind.")
     if reader in ("Q", "K"):
-        require_scores(wiring, layers)
-    if reader == "V" or writer == "head":
-        require_values(wiring, layers)
+        require_scores(readers)
+    if reader == "V":
+        require_values(readers)
+    if writer == "head":
+        require_values(writers)
+    reached = _reached(wiring, writers, readers, "Q" if reader in ("Q", "query", "value") else "V")
+    places, d = _places(wiring), seen_dimensions(wiring)
     top: TopK[Pair] = TopK(k)
-    sums = torch.zeros(3, len(layers), len(layers), dtype=torch.float64)
-    for group in grouped_reads(wiring, reader, offsets):
-        for layer in bar(kind, layers):
-            later = [read for read in group if read.depth > 2 * layer + (writer == "neuron")]
+    sums = torch.zeros(3, len(places), len(places), dtype=torch.float64)
+    for group in grouped_reads(wiring, reader, readers, offsets):
+        behind: dict[str, tuple[Sequence[Norm], Factors]] = {}
+        for branch in bar(kind, writers):
+            later = [read for read in group if (branch.site.name, read.branch.site.name) in reached]
             if later:
-                written = writes(wiring, writer, layer)
+                written = writes(wiring, branch)
                 for read in later:
-                    _compare(written, read, d, top, sums)
+                    name = read.branch.site.name
+                    norms = reached[branch.site.name, name]
+                    if name not in behind or list(map(id, behind[name][0])) != list(map(id, norms)):
+                        behind[name] = norms, read.through(norms)
+                    cell = sums[:, _place(places, branch), _place(places, read.branch)]
+                    _compare(written, behind[name][1], d, top, cell)
     count, excess, squares = sums
     pairs = int(count.sum())
     return Composition(
@@ -153,10 +172,45 @@ def _sides(twin: TwinBridge, kind: str) -> tuple[Writer, Reader]:
     return cast(Writer, writer), cast(Reader, reader)
 
 
-def _compare(writes: Factors, reads: Factors, d: int, top: TopK[Pair], sums: Float[Tensor, "3 layer layer"]) -> None:
-    """Compare every write of a layer with every read of a later one.
+def _gated(branches: Sequence[ResidualBranch]) -> list[ResidualBranch]:
+    """Those whose neurons are gated; all of them where none is, to be refused by name."""
+    gated = [branch for branch in branches if branch.bank is not None and branch.bank.gated]
+    return gated or list(branches)
 
-    ``sums`` over pairs, by layer of writer and reader: their count, their excess, their squared scores.
+
+def _reached(
+    wiring: Wiring, writers: Sequence[ResidualBranch], readers: Sequence[ResidualBranch], side: Side
+) -> dict[tuple[str, str], tuple[Norm, ...]]:
+    """The norms between every writer and every reader that its writes reach. Raises `AllHeadsError` if none."""
+    ways = {
+        (writer.site.name, reader.site.name): wiring.norms(writer, reader, side)
+        for writer in writers
+        for reader in readers
+    }
+    reached = {pair: norms for pair, norms in ways.items() if norms is not None}
+    if not reached:
+        raise AllHeadsError(
+            "parts that write into a stream which others read later",
+            f"{writers[0].name}, whose writes reach none of {readers[0].name} to {readers[-1].name} as they are",
+            "Circuits can be read.",
+        )
+    return reached
+
+
+def _places(wiring: Wiring) -> dict[tuple[str, int], int]:
+    """The number of every layer of every stack."""
+    layers = dict.fromkeys((b.site.stack, b.site.location.layer) for b in wiring.branches.values())
+    return {layer: number for number, layer in enumerate(layers)}
+
+
+def _place(places: dict[tuple[str, int], int], branch: ResidualBranch) -> int:
+    return places[branch.site.stack, branch.site.location.layer]
+
+
+def _compare(writes: Factors, reads: Factors, d: int, top: TopK[Pair], sums: Float[Tensor, " 3"]) -> None:
+    """Compare every write of a sublayer with every read of a later one.
+
+    ``sums`` over pairs: their count, their excess, their squared scores.
     """
     (count, rank, _), (readers, width, _) = writes.M.shape, reads.M.shape
     vectors, across = rank == width == 1, reads.M.flatten(0, 1).T
@@ -174,5 +228,5 @@ def _compare(writes: Factors, reads: Factors, d: int, top: TopK[Pair], sums: Flo
             return Pair(*names, value + by_chance, by_chance, sign if vectors else 0)
 
         top.offer(excess, pair)
-        for total, values in zip(sums, (torch.ones_like(excess), excess, scores.square()), strict=True):
-            total[writes.layer, reads.layer] += values.sum(dtype=torch.float64).cpu()
+        totals = (torch.ones_like(excess), excess, scores.square())
+        sums += torch.stack([values.sum(dtype=torch.float64).cpu() for values in totals])

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -24,69 +25,70 @@ from jaxtyping import Float
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
-from allheads.models.attention import read_attention
-from allheads.twin.wiring import ResidualBranch, Wiring, rotated
+from allheads.models.attention import Attention, rotated
+from allheads.models.norms import Norm
+from allheads.twin.wiring import ResidualBranch, Wiring
 from allheads.weights.baseline import peakedness
 from allheads.weights.vocabulary import written
 
 Writer = Literal["neuron", "head"]
 Reader = Literal["Q", "K", "V", "query", "value"]
-#: Numbers in the factors of the reads that are compared at a time: 256 MB in float32.
-GROUP = 2**26
+#: Numbers in the factors of the reads that are compared at a time: 128 MB in float32, and as much behind norms.
+GROUP = 2**25
 
 
 @dataclass(frozen=True)
 class Factors:
-    """The matrices of one sublayer, of norm 1; one that is zero stays zero.
+    """The matrices of one sublayer, of norm 1; one that is zero stays zero. ``peaks``: how peaked each spectrum is."""
 
-    ``depth`` is how many sublayers have written to the stream before this one, ``peaks`` how peaked each spectrum is.
-    """
-
-    kind: Literal["A", "N"]
-    layer: int
-    depth: int
+    branch: ResidualBranch
     peaks: Float[Tensor, " matrix"]
     M: Float[Tensor, "matrix rank d_model"]
 
     def label(self, index: int) -> str:
         """The head or neuron that a matrix belongs to."""
-        return f"L{self.layer}.{self.kind}{index}"
+        return str(self.branch.site.label(index))
+
+    def through(self, norms: Sequence[Norm]) -> Factors:
+        """What reads the stream before these norms as this reads behind them; scales and shifts are left out."""
+        M = self.M
+        for norm in reversed(norms):
+            M = norm.centre(norm.gain.to(M) * M)
+        return normalised(self.branch, M)
 
 
-def writes(wiring: Wiring, writer: Writer, layer: int) -> Factors:
-    """What the neurons or heads of a layer write."""
-    if writer == "neuron":
-        sublayer, M = wiring.neurons[layer], _neurons(wiring, layer, "W_O")[:, None]
-        return _normalised("N", layer, sublayer, _seen(wiring, written(sublayer, M)))
-    sublayer, read = wiring.attention[layer], read_attention(wiring.twin, layer)
-    root = torch.linalg.qr(_folded(sublayer, read.W_V), mode="r").R
-    return _normalised("A", layer, sublayer, root @ _seen(wiring, written(sublayer, _wide(read.W_O))))
+def writes(wiring: Wiring, branch: ResidualBranch) -> Factors:
+    """What the neurons or heads of a sublayer write."""
+    if branch.site.kind == "N":
+        return normalised(branch, _seen(wiring, written(branch, _neurons(branch, "W_O")[:, None])))
+    read = require_attention(branch)
+    root = torch.linalg.qr(_folded(branch, read.W_V), mode="r").R
+    return normalised(branch, root @ _seen(wiring, written(branch, _wide(read.W_O))))
 
 
-def reads(wiring: Wiring, reader: Reader, layer: int, offsets: Sequence[int]) -> Factors:
-    """What the neurons of a layer read by query or value, or its heads by Q, K or V; ``offsets`` are for Q and K."""
+def reads(wiring: Wiring, reader: Reader, branch: ResidualBranch, offsets: Sequence[int]) -> Factors:
+    """What neurons read by query or value, or heads by Q, K or V, behind their norms; ``offsets`` are for Q and K."""
     if reader in ("query", "value"):
-        sublayer = wiring.neurons[layer]
-        W = _neurons(wiring, layer, "W_Q" if reader == "query" else "W_V").T[None]
-        return _normalised("N", layer, sublayer, _folded(sublayer, W)[0].T[:, None])
-    sublayer, read = wiring.attention[layer], read_attention(wiring.twin, layer)
+        return normalised(branch, _neurons(branch, "W_Q" if reader == "query" else "W_V")[:, None])
+    read = require_attention(branch)
     if reader == "V":
-        out = _seen(wiring, written(sublayer, _wide(read.W_O)))
-        M = _folded(sublayer, read.W_V) @ torch.linalg.qr(out.mT, mode="r").R.mT
+        out = _seen(wiring, written(branch, _wide(read.W_O)))
+        M = _wide(read.W_V) @ torch.linalg.qr(out.mT, mode="r").R.mT
     else:
-        queries, keys = (_folded(sublayer, W) for W in (read.W_Q, read.W_K))
         # Seen from a key, queries are turned the other way.
-        sign = -1 if reader == "Q" else 1
-        mine, other = (queries, keys) if reader == "Q" else (keys, queries)
-        M = mine @ _root(other, read.rotary, [sign * offset for offset in offsets])
-    return _normalised("A", layer, sublayer, M.mT)
+        sign, other = (-1, "K") if reader == "Q" else (1, "Q")
+        turns = [sign * offset for offset in offsets]
+        M = read.directions(reader) @ _root(_folded(branch, read.directions(other)), read, turns)
+    return normalised(branch, M.mT)
 
 
-def grouped_reads(wiring: Wiring, reader: Reader, offsets: Sequence[int]) -> Iterator[list[Factors]]:
-    """The reads of all layers, as many layers at a time as `GROUP` numbers hold."""
+def grouped_reads(
+    wiring: Wiring, reader: Reader, branches: Sequence[ResidualBranch], offsets: Sequence[int]
+) -> Iterator[list[Factors]]:
+    """The reads of these sublayers, as many at a time as `GROUP` numbers hold."""
     group: list[Factors] = []
-    for layer in range(len(wiring.twin.banks)):
-        new = reads(wiring, reader, layer, offsets)
+    for branch in branches:
+        new = reads(wiring, reader, branch, offsets)
         if group and sum(read.M.numel() for read in [*group, new]) > GROUP:
             yield group
             group = []
@@ -99,20 +101,39 @@ def seen_dimensions(wiring: Wiring) -> int:
     return wiring.twin.cfg.d_model - _centred(wiring)
 
 
-def require_values(wiring: Wiring, layers: Sequence[int]) -> None:
-    """Raises `AllHeadsError` if a layer writes something else than values carried along patterns."""
-    if other := [layer for layer in layers if layer in wiring.unread_values]:
-        raise AllHeadsError("heads that write pattern x W_V W_O", f"others in layers {other}", "Not supported.")
-
-
-def require_scores(wiring: Wiring, layers: Sequence[int]) -> None:
-    """Raises `AllHeadsError` if the scores of a layer are not ``x W_Q R W_K^T x^T``."""
-    if other := [layer for layer in layers if layer in wiring.unread_scores]:
+def require_attention(branch: ResidualBranch) -> Attention:
+    """The weights of its heads. Raises `AllHeadsError` where they are not there."""
+    if branch.attention is None:
         raise AllHeadsError(
-            "scores that are x W_Q R W_K^T x^T",
-            f"others in layers {other}: norms of queries, ALiBi, or rotary of another kind",
-            "Values can be read: '->V'.",
+            "attention with W_Q, W_K, W_V and W_O of each head", f"another kind in {branch.name}", "Not supported."
         )
+    return branch.attention
+
+
+def require_values(branches: Sequence[ResidualBranch]) -> None:
+    """Raises `AllHeadsError` if a sublayer writes something else than values carried along patterns."""
+    for branch in branches:
+        require_attention(branch)
+    if other := [branch.name for branch in branches if not branch.values]:
+        raise AllHeadsError("heads that write pattern x W_V W_O", f"others in layers {', '.join(other)}", "Not read.")
+
+
+def require_scores(branches: Sequence[ResidualBranch]) -> None:
+    """Raises `AllHeadsError` if the scores of a sublayer are not ``x W_Q R W_K^T x^T``, norms and positions aside."""
+    for branch in branches:
+        require_attention(branch)
+        if not branch.scores:
+            others = [branch.name for branch in branches if not branch.scores]
+            raise scores_differ(branch, ", ".join(others))
+
+
+def scores_differ(branch: ResidualBranch, where: str = "") -> AllHeadsError:
+    """What is wrong with scores that cannot be read."""
+    return AllHeadsError(
+        "scores that are x W_Q R W_K^T x^T",
+        f"others in {where or branch.name}: positions that are multiplied with content, or rotary of another kind",
+        "Values can be read: '->V'.",
+    )
 
 
 def checked_offsets(offsets: Sequence[int]) -> list[int]:
@@ -123,36 +144,36 @@ def checked_offsets(offsets: Sequence[int]) -> list[int]:
     return numbers
 
 
-def _normalised(kind: Literal["A", "N"], layer: int, sublayer: ResidualBranch, M: Tensor) -> Factors:
+def normalised(branch: ResidualBranch, M: Tensor) -> Factors:
+    """Matrices brought to norm 1."""
     size = M.norm(dim=(1, 2), keepdim=True)
     M = M / size.masked_fill(size == 0, 1.0)
-    peaks = M.new_ones(len(M)) if M.shape[1] == 1 else peakedness(M)
-    return Factors(kind, layer, sublayer.depth, peaks, M)
+    return Factors(branch, M.new_ones(len(M)) if M.shape[1] == 1 else peakedness(M), M)
 
 
-def _root(W: Tensor, rotary: Tensor | None, offsets: Sequence[int]) -> Float[Tensor, "head d_head d_head"]:
+def _root(W: Tensor, read: Attention, offsets: Sequence[int]) -> Float[Tensor, "head d_head d_head"]:
     """The root of the sum over offsets of ``R W^T W R^T``: only its direction counts."""
     gram = W.mT.double() @ W.double()
-    if rotary is not None:
-        turns = (rotated(rotated(gram, [offset], rotary).mT, [offset], rotary) for offset in offsets)
+    if read.rotary is not None:
+        turn = partial(rotated, rotary=read.rotary, interleaved=read.interleaved)
+        turns = (turn(turn(gram, [offset]).mT, [offset]) for offset in offsets)
         gram = sum(turns, torch.zeros_like(gram))
     values, vectors = torch.linalg.eigh(gram)
     return ((vectors * values.clamp_min(0).sqrt()[:, None]) @ vectors.mT).to(W)
 
 
-def _neurons(wiring: Wiring, layer: int, name: str) -> Float[Tensor, "neuron d_model"]:
-    bank = wiring.twin.banks[layer]
-    bank.require_shared("neurons whose heads share their weights", f"L{layer}")
-    weight = getattr(bank.weights(), name)
+def _neurons(branch: ResidualBranch, name: str) -> Float[Tensor, "neuron d_model"]:
+    assert branch.bank is not None
+    branch.bank.require_shared("neurons whose heads share their weights", branch.name)
+    weight = getattr(branch.bank.weights(), name)
     if weight is None:
-        raise AllHeadsError("gated neurons, for '->value'", f"plain ones in L{layer}", "Theirs is '->query'.")
+        raise AllHeadsError("gated neurons, for '->value'", f"plain ones in {branch.name}", "Theirs is '->query'.")
     return _wide(weight[0].detach())
 
 
 def _centred(wiring: Wiring) -> bool:
     """Is the mean of the stream invisible to every reader?"""
-    sublayers = [*wiring.attention, *wiring.neurons]
-    return all(sublayer.before is not None and sublayer.before.centred for sublayer in sublayers)
+    return all(branch.before is not None and branch.before.centred for branch in wiring.branches.values())
 
 
 def _seen(wiring: Wiring, M: Tensor) -> Tensor:
@@ -160,11 +181,11 @@ def _seen(wiring: Wiring, M: Tensor) -> Tensor:
     return M - M.mean(-1, keepdim=True) if _centred(wiring) else M
 
 
-def _folded(sublayer: ResidualBranch, W: Float[Tensor, "head d_model out"]) -> Float[Tensor, "head d_model out"]:
+def _folded(branch: ResidualBranch, W: Float[Tensor, "head d_model out"]) -> Float[Tensor, "head d_model out"]:
     W = _wide(W)
-    if sublayer.before is None:
+    if branch.before is None:
         return W
-    return torch.stack([sublayer.before.folded(head) for head in W])
+    return torch.stack([branch.before.folded(head) for head in W])
 
 
 def _wide(W: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from allheads.heads.bank import HeadBank
-from allheads.twin.wiring import Wiring
+from allheads.errors import AllHeadsError
+from allheads.twin.wiring import ResidualBranch, Wiring
 from allheads.weights.vocabulary import TokenValue, extreme_tokens, read_tokens, write_logits
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ class NeuronCircuit:
     ``opens`` and ``closes``: preactivation of its gate, with its bias, if the stream were the token's embedding.
     ``raises`` and ``lowers``: the same for the value of a gated neuron; empty for a plain one, whose value reads what
     its gate reads. ``promotes`` and ``suppresses``: logits, less their mean over the vocabulary, per unit of activation
-    and of the final norm's scale.
+    and of the final norm's scale. Both of the first are empty where the stream does not begin with tokens, the last
+    where it does not end in logits; ``unread`` then says so.
     """
 
     label: str
@@ -36,6 +37,8 @@ class NeuronCircuit:
     lowers: list[TokenValue]
     promotes: list[TokenValue]
     suppresses: list[TokenValue]
+    #: Why sides are empty: an end of the stream that is not tokens.
+    unread: tuple[str, ...] = ()
 
     def to_dataframe(self) -> pandas.DataFrame:
         """Columns: side, token, text, value."""
@@ -46,23 +49,41 @@ class NeuronCircuit:
 
     def __str__(self) -> str:
         texts = {side: " ".join(repr(token.text) for token in getattr(self, side)) for side in SIDES}
-        return "\n".join([self.label, *(f"{side:>10}: {text}" for side, text in texts.items() if text)])
+        lines = (f"{side:>10}: {text}" for side, text in texts.items() if text)
+        return "\n".join([self.label, *lines, *self.unread])
 
 
-def neuron_circuits(wiring: Wiring, layer: int, neurons: Sequence[int], k: int) -> list[NeuronCircuit]:
-    """Read these neurons of a layer together. Raises `AllHeadsError` if the layer's heads were edited."""
-    bank: HeadBank = wiring.twin.banks[layer]
-    bank.require_shared("a neuron whose heads share its weights", f"L{layer}")
-    weights, sublayer, some = bank.weights(), wiring.neurons[layer], list(neurons)
+def neuron_circuits(wiring: Wiring, branch: ResidualBranch, neurons: Sequence[int], k: int) -> list[NeuronCircuit]:
+    """Read these neurons of a sublayer together.
+
+    Raises `AllHeadsError` if its heads were edited, and where neither end of its stream is tokens.
+    """
+    bank = branch.bank
+    assert bank is not None
+    bank.require_shared("a neuron whose heads share its weights", branch.name)
+    weights, some, unread = bank.weights(), list(neurons), []
+    none: list[list[TokenValue]] = [[] for _ in some]
 
     def read(W: Tensor, b: Tensor | None) -> Tensor:
-        return read_tokens(wiring, sublayer, W[0, some].detach().T, None if b is None else b[0, some]).T
+        made = read_tokens(wiring, branch, lambda x: x @ W[0, some].detach().T.to(x))
+        return (made if b is None else made + b[0, some].detach().to(made)).T
 
-    opens = extreme_tokens(wiring.twin, read(weights.W_Q, weights.b_Q), k)
-    none: list[list[TokenValue]] = [[] for _ in some]
-    raises = (none, none) if weights.W_V is None else extreme_tokens(wiring.twin, read(weights.W_V, weights.b_V), k)
-    promotes = extreme_tokens(wiring.twin, write_logits(wiring, sublayer, weights.W_O[0, some].detach()), k)
+    opens, raises, promotes = (none, none), (none, none), (none, none)
+    try:
+        opens = extreme_tokens(wiring.twin, read(weights.W_Q, weights.b_Q), k)
+        raises = raises if weights.W_V is None else extreme_tokens(wiring.twin, read(weights.W_V, weights.b_V), k)
+    except AllHeadsError as error:
+        unread.append(error)
+    try:
+        promotes = extreme_tokens(wiring.twin, write_logits(wiring, branch, weights.W_O[0, some].detach()), k)
+    except AllHeadsError as error:
+        unread.append(error)
+    if len(unread) == 2:
+        raise unread[0]
+    reasons = tuple(map(str, unread))
     return [
-        NeuronCircuit(f"L{layer}.N{neuron}", *sides)
-        for neuron, *sides in zip(some, *opens, *raises, *promotes, strict=True)
+        NeuronCircuit(str(branch.site.label(neuron)), opened, closed, raised, lowered, promoted, suppressed, reasons)
+        for neuron, opened, closed, raised, lowered, promoted, suppressed in zip(
+            some, *opens, *raises, *promotes, strict=True
+        )
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from allheads.twin.prompt import token_texts
 from allheads.twin.twin import TwinBridge
-from allheads.twin.wiring import ResidualBranch, Wiring
+from allheads.twin.wiring import ResidualBranch, Side, Wiring
 from allheads.weights.top_k import chunks
 
 
@@ -34,32 +35,36 @@ class TokenPair:
 
 
 def read_tokens(
-    wiring: Wiring, sublayer: ResidualBranch, W: Float[Tensor, "d_model out"], b: Float[Tensor, " out"] | None
-) -> Float[Tensor, "d_vocab out"]:
-    """``norm(W_E) W + b``: what would be read if the stream were one token's embedding, without its position."""
-    W_E = wiring.twin.W_E.detach()
-    dtype = torch.promote_types(W_E.dtype, torch.float32)
+    wiring: Wiring, branch: ResidualBranch, read: Callable[[Tensor], Tensor], side: Side = "Q"
+) -> Float[Tensor, "d_vocab ..."]:
+    """``read(norm(W_E))``: what would be read if the stream were one token's embedding, without its position.
+
+    Raises `AllHeadsError` where the stream does not begin with embeddings of tokens.
+    """
+    table, steps = wiring.tokens(branch, side)
+    dtype = torch.promote_types(table.dtype, torch.float32)
     rows = []
-    for some in chunks(*W_E.shape):
-        x = wiring.embedding * W_E[some].to(dtype)
-        x = x if sublayer.before is None else sublayer.before(x)
-        rows.append(x @ W.to(x))
-    read = torch.cat(rows)
-    return read if b is None else read + b.to(read)
+    for some in chunks(*table.shape):
+        x = table[some].to(dtype)
+        for factor, norm in steps:
+            x = factor * x if norm is None else norm(factor * x)
+        rows.append(read(x))
+    return torch.cat(rows)
 
 
 def write_logits(
-    wiring: Wiring, sublayer: ResidualBranch, W: Float[Tensor, "row d_model"]
+    wiring: Wiring, branch: ResidualBranch, W: Float[Tensor, "row d_model"]
 ) -> Float[Tensor, "row d_vocab"]:
     """``W gain W_U``: logits per unit written and per unit of the final norm's scale, less their mean.
 
-    The mean over the vocabulary changes no probability. A norm behind the sublayer adds its gain, and multiplies by
-    a scale of its own that is left out.
+    The mean over the vocabulary changes no probability. Norms behind the sublayer or in the stream add their gains, and
+    multiply by scales of their own that are left out. Raises `AllHeadsError` where the stream does not end in logits.
     """
-    direction = written(sublayer, W.to(torch.promote_types(W.dtype, torch.float32)))
-    if wiring.final is not None:
-        direction = wiring.final.gain.to(direction) * wiring.final.centre(direction)
-    logits = direction @ wiring.twin.W_U.detach().to(direction)
+    norms, W_U = wiring.to_logits(branch)
+    direction = W.to(torch.promote_types(W.dtype, torch.float32))
+    for norm in norms:
+        direction = norm.direction(direction)
+    logits = direction @ W_U.to(direction)
     return logits - logits.mean(-1, keepdim=True)
 
 
@@ -78,6 +83,6 @@ def extreme_tokens(
     return tokens(True), tokens(False)
 
 
-def written(sublayer: ResidualBranch, W: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+def written(branch: ResidualBranch, W: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
     """What is added to the stream, up to a positive factor: through the norm behind the sublayer, if there is one."""
-    return W if sublayer.after is None else sublayer.after.gain.to(W) * sublayer.after.centre(W)
+    return W if branch.after is None else branch.after.direction(W)

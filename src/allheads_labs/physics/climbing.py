@@ -72,7 +72,7 @@ def climbing(twin: TwinBridge, prompts: Int[Tensor, "prompt pos"], layers: Seque
         for potential, (layer, head) in zip(fields, labels, strict=True):
             stream, z = (activations[f"blocks.{layer}.{name}"][0] for name in ("hook_resid_pre", "attn.hook_z"))
             stream, gradients = stream.to(potential.x), (potential.gradient, potential.gradient + potential.own)
-            uphill, whole = (through(wiring.attention[layer].before, stream, g)[1:] for g in gradients)
+            uphill, whole = (through(wiring.attention_branch(layer).before, stream, g)[1:] for g in gradients)
             W_O = weights[layer]
             write = z.to(potential.x).reshape(len(z), len(W_O), -1)[1:, head] @ W_O[head].to(potential.x)
             directions = [uphill, whole, *(uphill[order] for order in orders)]

@@ -120,8 +120,9 @@ def _negligible(sizes: Tensor, d_model: int) -> Tensor:
 
 
 def _memory(wiring: Wiring, twin: TwinBridge, layer: int, number: int) -> Memory:
-    require_scores(wiring, [layer])
-    require_values(wiring, [layer])
+    branch = wiring.attention_branch(layer)
+    require_scores([branch])
+    require_values([branch])
     read = read_attention(twin, layer)
     W_Q, W_K, W_V, W_O = (getattr(read, name)[number].double() for name in ("W_Q", "W_K", "W_V", "W_O"))
     keys, queries = torch.linalg.qr(W_K), torch.linalg.qr(W_Q)

@@ -99,7 +99,7 @@ class Trajectories:
         else:
             labels = [where]
         label = self.twin.index.heads(labels[0])[0].label
-        norm = (self._wiring.attention if label.kind == "A" else self._wiring.neurons)[label.layer].before
+        norm = self._wiring.branch(label).before
         reading = self.stream if norm is None else norm(self.stream)
         total = torch.zeros(reading.shape[:-1], dtype=reading.dtype)
         for potential in potentials(self.twin, self.ids, labels):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import allheads as ah
-from allheads.twin.wiring import rotated
+from allheads.models.attention import rotated
 from allheads_labs import physics
 from allheads_labs.physics.climbing import explained, share_of_variance
 from allheads_labs.physics.memories import key_share, memories

@@ -148,7 +148,7 @@ def test_gradients_through_a_norm_are_those_of_small_steps(twin_of):
     from allheads.twin.wiring import read_wiring
 
     twin, _ = twin_of("GPT2LMHeadModel")
-    norm = read_wiring(twin).attention[1].before
+    norm = read_wiring(twin).attention_branch(1).before
     draw = torch.Generator().manual_seed(0)
     stream, gradient, step = (torch.randn(3, 32, generator=draw).double() for _ in range(3))
     small = 1e-6
