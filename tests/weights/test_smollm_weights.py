@@ -57,7 +57,7 @@ def test_scores_of_the_first_layer(twin):
     ids = twin.to_tokens(TEXT, prepend_bos=False)
     scores = _cached(twin, ids, "blocks.0.attn.hook_attn_scores")[0, 4]
     for query, key in ((5, 2), (9, 9), (12, 0)):
-        q = rotated(found.query[ids[0, query]], [query - key], found.rotary)
+        q = rotated(found.query[ids[0, query]], [query - key], found.attention.rotary)
         assert float(q @ found.key[ids[0, key]]) == pytest.approx(float(scores[query, key]), rel=1e-4, abs=1e-4)
 
 

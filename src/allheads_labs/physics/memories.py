@@ -123,6 +123,12 @@ def _memory(wiring: Wiring, twin: TwinBridge, layer: int, number: int) -> Memory
     branch = wiring.attention_branch(layer)
     require_scores([branch])
     require_values([branch])
+    if branch.attention is not None and (branch.attention.norm_Q or branch.attention.norm_K):
+        raise AllHeadsError(
+            "scores that are x W_Q R W_K^T x^T",
+            f"norms of queries and keys in {branch.name}",
+            "Its potential has no one matrix.",
+        )
     read = read_attention(twin, layer)
     W_Q, W_K, W_V, W_O = (getattr(read, name)[number].double() for name in ("W_Q", "W_K", "W_V", "W_O"))
     keys, queries = torch.linalg.qr(W_K), torch.linalg.qr(W_Q)
