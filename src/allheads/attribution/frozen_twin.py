@@ -201,7 +201,7 @@ class FrozenTwin:
             if not parts.recorded:
                 calls.append(value.detach())
             kept = calls[number if len(calls) > 1 else 0]
-            if kept.shape[1:] != value.shape[1:]:
+            if kept.shape[1:] != value.shape[1:] or len(kept) not in (1, len(value)):
                 raise other_length(kept.shape[1], tuple(value.shape))
             return kept.expand_as(value)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from allheads.corpus.averages import Means
 from allheads.errors import AllHeadsError
 from allheads.models.observe import Inputs, run_bridge
+from allheads.twin.capture import require_hook_points
 from allheads.twin.heads import Head
 from allheads.twin.labels import Label
 from allheads.twin.prompt import Texts, named_inputs
@@ -200,6 +201,7 @@ def _fitting(new: Tensor, there: Tensor, hook: Any) -> Tensor:
 @contextmanager
 def _hooked(twin: TwinBridge, hooks: Sequence[tuple[str, Callable[..., None]]]) -> Iterator[TwinBridge]:
     """Let these change what passes hook points, in place: ``[batch pos head d_head]``, ``[batch pos d_mlp]``, ..."""
+    require_hook_points(twin, [name for name, _ in hooks])
     counts = {f"{layer.location.prefix}hook_z": layer.n_heads for layer in twin.index.attention.values()}
 
     def changer(name: str, write: Callable[..., None]) -> Callable[..., Tensor]:

@@ -66,7 +66,7 @@ class CutRun:
     def leaf(self, name: str, value: Tensor) -> Tensor:
         """The same value, without what it was made of."""
         self.leaves[name] = value.detach().requires_grad_()
-        return self.leaves[name]
+        return self.leaves[name].clone()  # some layers add to it in place
 
 
 def cut_run(twin: TwinBridge) -> CutRun:
