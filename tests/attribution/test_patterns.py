@@ -58,6 +58,14 @@ def test_preactivations(twins, name):
     assert one.pattern.tolist() == pytest.approx([float(why.pattern[0])])
 
 
+def test_scores_without_a_scale(twins):
+    twin, ids = twins("GPTNeoForCausalLM")
+    why = ah.attribute_pattern(twin, ids, "L0.A3", (1, 2))
+    (pattern,) = _cache(twin, ids, "blocks.0.attn.hook_pattern")
+    assert why.score == pytest.approx(float(pattern[3, -1, 1].log() - pattern[3, -1, 2].log()), abs=1e-5)
+    assert why.query.total == pytest.approx(why.score, abs=1e-11)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_scores(twins, name):
     twin, ids = twins(name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -201,15 +202,17 @@ def _scores_of(
     def as_shown(activations: Mapping[str, Tensor]) -> Tensor:
         return activations[shown][0, head.number, at]
 
-    def as_product(activations: Mapping[str, Tensor]) -> Tensor:
+    def as_product(activations: Mapping[str, Tensor], scaled: bool) -> Tensor:
         keys = activations[k][0]
         group = head.number * keys.shape[1] // activations[q].shape[2]
-        return keys[:, group] @ activations[q][0, at, head.number] / keys.shape[-1] ** 0.5
+        scores = keys[:, group] @ activations[q][0, at, head.number]
+        return scores / keys.shape[-1] ** 0.5 if scaled else scores
 
     pattern = activations[f"{head.hook_prefix}hook_pattern"][0, head.number, at]
     visible = pattern > 0
-    known = [as_shown] if shown in activations else []
-    for scores in (*known, as_product):
+    known: list[Callable[[Mapping[str, Tensor]], Tensor]] = [as_shown] if shown in activations else []
+    known += [partial(as_product, scaled=True), partial(as_product, scaled=False)]
+    for scores in known:
         row = scores(activations).detach().to(pattern)
         if torch.allclose(row[visible].softmax(0), pattern[visible], atol=1e-4):
             return scores
