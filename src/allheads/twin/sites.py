@@ -50,6 +50,7 @@ def by_head(written: Tensor, count: int) -> Tensor:
 
     Columns stand head by head. Anything else is returned as it is.
 
+    >>> import torch
     >>> by_head(torch.zeros(1, 3, 8, 4), 4).shape
     torch.Size([1, 3, 4, 8])
     """
