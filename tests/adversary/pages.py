@@ -39,8 +39,8 @@ from allheads.plots.token_names import visible
 from allheads.untrusted import sealed, unsealed
 from allheads_labs import zoo
 
-#: Seconds that a page may take; those of a machine that is busy otherwise, too.
-LENGTH, SECONDS = 9, 60.0
+#: Positions of a prompt, and seconds after which a page hangs, on a machine that is busy with much else.
+LENGTH, SECONDS = 9, 600.0
 IDS = torch.arange(3, 3 + LENGTH)[None]
 
 

@@ -29,6 +29,7 @@ def test_a_wrong_answer_is_seen(monkeypatch):
     assert list(faults("GPT2LMHeadModel", seed=2))
 
 
+@pytest.mark.filterwarnings("ignore:.*ook alias")  # of TransformerLens, about parts that it does not find
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_read_is_refused(name):
     twin = ah.convert(zoo.build(name).bridge)
