@@ -167,6 +167,12 @@ def test_prompts_of_another_kind(name, prompt, message):
         ah.frozen(twin, prompt).__enter__()
 
 
+def test_several_prompts_are_refused():
+    twin = ah.convert(zoo.build("MixtralForCausalLM").bridge)
+    with pytest.raises(ah.AllHeadsError, match="one prompt as input, got 2 rows"):
+        ah.attribute(twin, {"input": torch.tensor([[3, 4], [5, 6]])}, 7)
+
+
 def test_tables_are_refused_where_layers_differ():
     _, _, found, _ = asked("Qwen2MoeForCausalLM")
     assert found.heads.shape[:2] == (2, 4)

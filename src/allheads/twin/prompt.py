@@ -54,7 +54,11 @@ def one_prompt(model: TransformerBridge, given: Texts | Inputs) -> dict[str, Ten
     Raises `AllHeadsError` as `one_row` and `named_inputs` do.
     """
     if isinstance(given, Mapping):
-        return named_inputs(model, given)
+        made = named_inputs(model, given)
+        for name in ("input", "decoder_input"):
+            if name in made and len(made[name]) != 1:
+                raise AllHeadsError(f"one prompt as {name}", f"{len(made[name])} rows", "Pass one at a time.")
+        return made
     if (reads := getattr(model.original_model, "main_input_name", "input_ids")) != "input_ids":
         example = "arguments by name, as in {'input': tensor}"
         raise AllHeadsError(example, type(given).__name__, f"This model reads {reads}, not text.")
