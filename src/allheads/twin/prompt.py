@@ -78,7 +78,9 @@ def named_inputs(model: TransformerBridge, given: Mapping[str, Any]) -> dict[str
     for name in ("input", "decoder_input"):
         if name in made and not (isinstance(made[name], Tensor) and made[name].is_floating_point()):
             rows = token_rows(model, made[name])
-            made[name] = torch.cat(rows) if len({row.shape for row in rows}) == 1 else rows[0]
+            if len({row.shape for row in rows}) != 1:
+                raise AllHeadsError(f"rows of one length as {name}", f"{len(rows)} of several", "Pass one at a time.")
+            made[name] = torch.cat(rows)
     return made
 
 
