@@ -45,8 +45,6 @@ IDS = torch.arange(3, 3 + LENGTH)[None]
 
 
 _CALM = "calm model", "calm label"
-#: What a card has that shows where a head looks: which card a page opens, and when it is drawn, is not of the words.
-_OF_CARDS = {"span title"}
 
 
 @dataclass(frozen=True)
@@ -273,6 +271,21 @@ _TOUCH = """async (word) => {
   const some = (list) => [...list].filter((_, at) => list.length < 40 || at % Math.ceil(list.length / 40) === 0);
   const shown = (list) => some([...list].filter((item) => item.checkVisibility()));
   const wait = () => new Promise((done) => setTimeout(done, 20));
+  // Everything that was there for a moment: what is there at the end is a matter of timing.
+  const seen = new Set();
+  const note = (each) => {
+    if (each.nodeType !== 1) return;
+    for (const one of [each, ...each.querySelectorAll("*")]) {
+      seen.add(one.localName);
+      for (const attribute of one.attributes) seen.add(`${one.localName} ${attribute.name}`);
+    }
+  };
+  const observers = frames.map((each) => {
+    const observer = new each.defaultView.MutationObserver((changes) =>
+      changes.forEach((change) => (change.type === "attributes" ? [change.target] : change.addedNodes).forEach(note)));
+    observer.observe(each, { subtree: true, childList: true, attributes: true });
+    return observer;
+  });
   for (const each of frames) {
     const { MouseEvent, KeyboardEvent, Event } = each.defaultView;
     for (const select of shown(each.querySelectorAll("select"))) {
@@ -307,6 +320,9 @@ _TOUCH = """async (word) => {
       await new Promise((done) => setTimeout(done, 60)); // it takes no two at once
     }
   }
+  await wait();
+  observers.forEach((observer) => observer.disconnect());
+  return [...seen];
 }"""
 
 
@@ -320,7 +336,7 @@ def browser_faults(browser: Browser, path: Path, calm: dict[str, Any], names: Na
         yield "a script ran"
     if found["said"] or found["asked"]:
         yield f"said {found['said'][:2]}, asked for {found['asked'][:2]}"
-    if strange := sorted(set(found["elements"]) - set(calm["elements"]) - _OF_CARDS):
+    if strange := sorted(set(found["elements"]) - set(calm["elements"])):
         yield f"other elements: {strange[:3]}"
     tokens = {visible(word) for word in names.tokens}
     placed = {f"{at} {visible(token)}" for at, token in enumerate(names.tokens)}
@@ -343,12 +359,12 @@ def look(browser: Browser, path: Path, word: str) -> dict[str, Any]:
     with browser.open(path, fragment=quote(word, errors="replace") if len(word) % 2 else word[:50]) as opened:
         _wait(opened.page)
         before = opened.page.evaluate(_LOOK)
-        opened.page.evaluate(_TOUCH, word)
+        between = opened.page.evaluate(_TOUCH, word)
         after = opened.page.evaluate(_LOOK)
         return {
             "ran": before["ran"] or after["ran"],
             "title": after["title"],
-            "elements": sorted({*before["elements"], *after["elements"]}),
+            "elements": sorted({*before["elements"], *between, *after["elements"]}),
             "tokens": before["tokens"],
             "ticks": [*before["ticks"], *after["ticks"]],
             "text": before["text"],
