@@ -88,3 +88,13 @@ def test_copying_is_nan_where_values_are_compressed():
     found = ah.corpus.head_scores(_twin("DeepseekV2ForCausalLM"), length=7, batch=1)
     assert found.copying.isnan().all()
     assert (found.previous > 0).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_experts_with_rows_of_their_own_are_refused(seed):
+    """Which tokens their rows are is not known: of what chose another expert, nothing would have been counted."""
+    twin = ah.convert(zoo.build("SwitchTransformersForConditionalGeneration", seed=seed).bridge)
+    with pytest.raises(ah.AllHeadsError, match=r"EL1\.M\d, which reads rows of its own"):
+        ah.corpus.sweep(twin, TEXTS)
+    ordinary = [head for head in twin.heads() if not head.of_neuron]
+    assert len(ah.corpus.head_scores(twin, length=8, batch=1).to_dataframe()) == len(ordinary)

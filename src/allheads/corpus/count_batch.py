@@ -35,6 +35,7 @@ class Countable:
     twin: TwinBridge
     heads: list[Site]
     neurons: list[Site]
+    own_rows: list[Site]
 
     @classmethod
     def of(cls, twin: TwinBridge) -> Countable:
@@ -51,12 +52,23 @@ class Countable:
             layer.bank.require_shared("neurons with one activation each", layer.location.stem)
         points = {site: _shown(site) for site in sites(twin)}
         known = [point for point in points.values() if point in twin.hook_dict]
-        probe = cls(twin, [], [])
+        probe = cls(twin, [], [], [])
         with torch.no_grad(), capturing(twin, known) as activations:
             probe.run(torch.arange(3, device=twin.cfg.device)[None] % twin.cfg.d_vocab)
-        found = [site for site, point in points.items() if point in activations and 3 in activations[point].shape[1:]]
+        ran = [site for site, point in points.items() if point in activations]
+        found = [site for site in ran if 3 in activations[points[site]].shape[1:]]
         heads, neurons = ([site for site in found if (site.kind == "N") == of_neurons] for of_neurons in (False, True))
-        return cls(twin, heads, neurons)
+        own = [site for site in ran if site not in found and site.location.expert is not None]
+        return cls(twin, heads, neurons, own)
+
+    def require_positions(self) -> None:
+        """Raises `AllHeadsError` for experts that read only rows of tokens that chose them: whose these are is lost."""
+        if self.own_rows:
+            raise AllHeadsError(
+                "experts that read every position",
+                f"{self.own_rows[0].location.stem}, which reads rows of its own",
+                "Its activations cannot be told by token; ah.corpus.head_scores reads the ordinary heads.",
+            )
 
     @property
     def labels(self) -> list[list[str]]:

@@ -94,6 +94,7 @@ def sweep(
     """
     settings = settings or SweepSettings()
     countable = Countable.of(twin)
+    countable.require_positions()
     context = settings.window(twin)
     target = None if out is None else _target(out, resume)
     index, _ = processes.join()
