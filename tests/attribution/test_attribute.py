@@ -276,15 +276,6 @@ def test_parts_that_are_not_held_are_named(twins):
         ah.attribute(twin, ids, 7)
 
 
-def test_edited_banks_are_refused(twins):
-    sample = zoo.build("LlamaForCausalLM")
-    twin = ah.convert(sample.bridge)
-    with twin.banks[1].edit() as heads:
-        heads.W_O[3] *= 2.0
-    with pytest.raises(ah.AllHeadsError, match="share their neuron's weights, got edited heads"):
-        ah.attribute(twin, sample.inputs["input"], 3)
-
-
 @pytest.mark.parametrize("name", ["LlamaForCausalLM", "GPT2LMHeadModel", "Olmo2ForCausalLM"])
 @pytest.mark.parametrize("by_position", [False, True])
 def test_relative_to_means(twins, name, by_position):

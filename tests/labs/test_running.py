@@ -255,7 +255,9 @@ def test_bad_input_is_one_line(counted, arguments, message):
 def test_ctrl_c_ends_a_run_and_the_next_one_goes_on(cache):
     """A real process, interrupted after the first unit is kept."""
     script = (
-        "import sys, time\nfrom allheads_labs.kit.lab import Lab, Unit\nfrom allheads_labs.kit.running import run\n"
+        # Whoever starts tests in the background of a shell starts them deaf to Ctrl-C.
+        "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from allheads_labs.kit.lab import Lab, Unit\nfrom allheads_labs.kit.running import run\n"
         "def do(unit):\n    print(unit.seed, flush=True)\n    time.sleep(0 if unit.seed < 1 else 30)\n    return {}\n"
         "lab = Lab('slow', 1, lambda q, n: [Unit({}, s, 1.0) for s in range(n)], do, lambda r: {}, lambda r: [])\n"
         "run(lab, quick=True, seeds=3, minutes=60)\n"

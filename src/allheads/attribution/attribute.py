@@ -31,7 +31,7 @@ from allheads.errors import AllHeadsError
 from allheads.models.observe import Inputs
 from allheads.twin.capture import EMBEDDINGS
 from allheads.twin.prompt import Texts
-from allheads.twin.sites import sites
+from allheads.twin.sites import Site, sites
 from allheads.twin.twin import TwinBridge
 
 
@@ -152,14 +152,19 @@ def _effects(
     if EMBEDDINGS[2] in begins:
         values[EMBEDDINGS[2]] = (float(begins.pop(EMBEDDINGS[2]).sum()), -1)
     of_means = sum(float(absolute[name].sum()) - float(begins[name].sum()) for name in begins)
-    effects = {site.name: effect(site.point, _written(cache, site.point, means)) for site in cache.sites}
+    effects = {site: effect(site.point, _written(cache, site.point, means)) for site in cache.sites}
     return {
         "begins": {name.removesuffix(".hook_out"): written.sum(-1) for name, written in begins.items()},
         "constants": values,
-        "effects": {s.name: effects[s.name].sum(-1).T if s.kind != "N" else effects[s.name] for s in cache.sites},
+        "effects": {site.name: _by_part(site, values) for site, values in effects.items()},
         "stream": _stacked([absolute[name].sum(-1) for name in streams]),
         "baseline": of_means if means else 0.0,
     }
+
+
+def _by_part(site: Site, values: Tensor) -> Tensor:
+    """What every head, ``[head pos]``, or neuron, ``[pos d_mlp]``, contributes, of what each entry does."""
+    return site.summed(values) if site.kind == "N" else values.sum(-1).T
 
 
 def _stacked(streams: list[Tensor]) -> Tensor:
@@ -228,7 +233,7 @@ def _at_position(
         part, at = torch.zeros_like(written), slice(None) if position is None else position
         if gradient is not None:
             part[at] = gradient.detach()[0, at] * written[at]
-        direct[site.name] = part.sum(-1).T if site.kind != "N" else part
+        direct[site.name] = _by_part(site, part)
     return direct
 
 

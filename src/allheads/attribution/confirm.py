@@ -16,7 +16,7 @@ from allheads.attribution.question import Question
 from allheads.errors import AllHeadsError
 from allheads.progress import bar
 from allheads.twin.labels import Label
-from allheads.twin.sites import by_head
+from allheads.twin.sites import Site, sites
 from allheads.twin.twin import TwinBridge
 
 if TYPE_CHECKING:
@@ -142,26 +142,24 @@ def _measured(question: Question, parts: Sequence[Part], factors: Tensor) -> Ten
 
 def _changes(twin: TwinBridge, parts: Sequence[Part], factors: Tensor) -> Iterator[tuple[str, Callable[..., Tensor]]]:
     """Hooks under which each row has another part changed."""
-    entries: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
-    counts: dict[str, int] = {}
+    known = {site.name: site for site in sites(twin)}
+    entries: dict[Site, list[tuple[int, int, int]]] = defaultdict(list)
     for row, (name, position, _) in enumerate(parts):
         label = Label.parse(name)
-        head = twin.index.heads(label)[0]
-        point = f"{head.hook_prefix}{'hook_post' if label.kind == 'N' else 'hook_z'}"
-        counts[point] = 0 if label.kind == "N" else twin.index.attention[label.stem, label.kind].n_heads
-        entries[point].append((row, position, label.index))
-    for point, columns in entries.items():
+        site = known[f"{label.stem}.{label.kind}"]
+        entries[site] += [(row, position, entry) for entry in site.entries(label.index)]
+    for site, columns in entries.items():
         at = tuple(torch.tensor(column) for column in zip(*columns, strict=True))
 
-        def change(value: Tensor, hook: object, at: tuple[Tensor, ...] = at, count: int = counts[point]) -> Tensor:
-            shape = value.shape
+        def change(value: Tensor, hook: object, at: tuple[Tensor, ...] = at, site: Site = site) -> Tensor:
+            shape, value = value.shape, site.seen(value)
             # Some layers run all rows in one.
-            value = by_head(value, count).clone().reshape(len(parts), -1, *by_head(value, count).shape[2:])
+            value = value.clone().reshape(len(parts), -1, *value.shape[2:])
             factor = factors[at[0]].to(value)
             value[at] *= (1.0 - factor).reshape(-1, *[1] * (value.ndim - 3))
             return value.view(shape)
 
-        yield point, change
+        yield site.point, change
 
 
 def _values(question: Question, rows: int = 1) -> Tensor:

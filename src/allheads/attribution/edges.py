@@ -102,12 +102,14 @@ class Edges:
             seeds = torch.zeros(len(chunk), *read.shape, dtype=read.dtype, device=read.device)
             for row, members in enumerate(chunk):
                 for neuron, position in members:
-                    seeds[row, 0, position, neuron] = gradient[0, position, neuron]
+                    heads = site.entries(neuron)
+                    seeds[row, 0, position, heads] = gradient[0, position, heads]
             parts, begins = self._parts(read, seeds)
             for row, members in enumerate(chunk):
                 for neuron, position in members:
-                    at, slope = slice(position, position + 1) if alone else slice(None), gradient[0, position, neuron]
-                    total, constant = (float(slope * value[0, position, neuron].detach()) for value in (read, zero))
+                    at, heads = slice(position, position + 1) if alone else slice(None), site.entries(neuron)
+                    slopes = gradient[0, position, heads]
+                    total, constant = (float((slopes * v[0, position, heads].detach()).sum()) for v in (read, zero))
                     here = {name: part[row][at if name.endswith("N") else (..., at)] for name, part in parts.items()}
                     there = {name: part[row, at] for name, part in begins.items()}
                     yield (neuron, position), [IncomingEdges("V", total, here, there, constant, at)]
@@ -138,8 +140,11 @@ class Edges:
             for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
             if grad is not None
         }
-        parts = {site.name: found[site.point] for site in self.cut.sites if site.point in found}
-        parts = {name: part if name.endswith("N") else part.sum(-1).transpose(1, 2) for name, part in parts.items()}
+        written = {site: found[site.point] for site in self.cut.sites if site.point in found}
+        parts = {
+            site.name: site.summed(part) if site.kind == "N" else part.sum(-1).transpose(1, 2)
+            for site, part in written.items()
+        }
         return parts, _by_begin({name: found[name].sum(-1) for name in self.cut.embeddings if name in found})
 
 

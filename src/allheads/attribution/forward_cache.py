@@ -12,7 +12,7 @@ from torch import Tensor
 
 from allheads.errors import AllHeadsError
 from allheads.twin.capture import EMBEDDINGS
-from allheads.twin.sites import Site, by_head, sites
+from allheads.twin.sites import Site, sites
 from allheads.twin.twin import TwinBridge
 
 #: What the unembedding reads.
@@ -41,7 +41,7 @@ class ForwardCache:
     #: The sublayers that ran. Towers do not where a prompt has nothing for them to see or hear.
     sites: list[Site] = field(default_factory=list)
     _layers: dict[str, int] = field(default_factory=dict)
-    _points: dict[str, int] = field(default_factory=dict)
+    _points: dict[str, Site] = field(default_factory=dict)
 
     @property
     def embeddings(self) -> dict[str, Tensor]:
@@ -114,7 +114,7 @@ class ForwardCache:
             raise self._unread(f"without {missing[0]}")
         stacks = dict.fromkeys(site.stack for site in everything)
         self._layers = {s: next(n for n in count() if f"{s}.{n}.hook_resid_pre" not in known) for s in stacks}
-        self._points = {site.point: site.count for site in everything}
+        self._points = {site.point: site for site in everything}
         shown = [
             f"{stack}.{layer}.hook_{name}"
             for stack, layers in self._layers.items()
@@ -142,9 +142,9 @@ class ForwardCache:
             return
         shape = self.activations[site.point].shape
         length = self.activations.get(f"{site.stack}.{site.location.layer}.hook_resid_pre")
-        if shape[2] != site.count:
+        if shape[2] != site.width:
             what = "neurons" if site.kind == "N" else "heads"
-            raise self._unread(f"whose {site.count} {what} are shown as {shape[2]} at {site.point}")
+            raise self._unread(f"whose {site.width} {what} are shown as {shape[2]} at {site.point}")
         if length is not None and shape[:2] != length.shape[:2]:
             raise self._unread(f"where {shape[1]} of {length.shape[1]} positions pass {site.point}")
 
@@ -164,13 +164,13 @@ class ForwardCache:
             if name in EMBEDDINGS and value.ndim == 2:  # positions, for every row
                 value = value[None]
             shape = value.shape
-            value = by_head(value, self._points.get(name, 0))
+            value = self._points[name].seen(value) if name in self._points else value
             if self._begins(name, value) or (self.cut and name in self._points):
                 self.uncut[name] = value
                 value = torch.zeros_like(value) if self.empty else value.detach().requires_grad_()
                 self.leaves[name] = value
             self.activations[name] = value
-            return value.reshape(shape) if value.ndim == 4 else value
+            return value.reshape(shape)
 
         return record
 

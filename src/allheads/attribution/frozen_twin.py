@@ -177,11 +177,15 @@ class FrozenTwin:
         parts = self.contexts[-1]
         if not parts.rule.gates or bank.frozen is None:
             return
-        if bank.hooks.watched(*HeadHooks.PER_HEAD):
+        if bank.edited is None and bank.hooks.watched(*HeadHooks.PER_HEAD):
             raise AllHeadsError(
                 "hooks on whole neurons, whose heads are frozen together",
                 "one on the heads of neurons",
                 "Use hook_pre or hook_post: patch or ablate neurons such as L10.N77.",
+            )
+        if bank.hooks.watched(*HeadHooks.PATTERNS):
+            raise AllHeadsError(
+                "hooks on what edited heads write", "one on their patterns, which are frozen", "Use hook_z."
             )
         value, rows = bank.frozen.value, inputs[0]
         if value is not None and not parts.recorded:

@@ -37,8 +37,11 @@ class GraphBuilder:
     def __init__(self, flows: Edges) -> None:
         self.flows = flows
         self.sites = {site.name: site for site in flows.cut.sites}
-        shapes = {name: flows.cut.leaves[site.point].shape[1:3] for name, site in self.sites.items()}
-        self.shapes = {name: (p, n) if name.endswith("N") else (n, p) for name, (p, n) in shapes.items()}
+        lengths = {name: flows.cut.leaves[site.point].shape[1] for name, site in self.sites.items()}
+        self.shapes = {
+            name: (length, self.sites[name].count) if name.endswith("N") else (self.sites[name].count, length)
+            for name, length in lengths.items()
+        }
         sizes = [rows * columns for rows, columns in self.shapes.values()]
         self.starts = [0, *np.cumsum(sizes).tolist()]
         self.weights = flows.value.detach().new_zeros(sum(sizes))

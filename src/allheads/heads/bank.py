@@ -248,12 +248,8 @@ class HeadBank(nn.Module):
         return self.edited
 
     def freeze(self, gate_share: float = 0.0) -> None:
-        """Keep the patterns that the next run has, until `unfreeze`; see `allheads.heads.frozen`.
-
-        Raises `AllHeadsError` for edited heads.
-        """
-        self.require_shared("banks whose heads share their neuron's weights", remedy="Use rule='gradient'.")
-        self.frozen = FrozenGates(self.gates.activation, gate_share)
+        """Keep the patterns that the next run has, until `unfreeze`; see `allheads.heads.frozen`."""
+        self.frozen = FrozenGates(self.gates.activation, gate_share if self.gated else 0.0)
 
     def unfreeze(self) -> None:
         """Let the patterns follow the input again."""

@@ -53,19 +53,19 @@ def slots(
     scale: Float[Tensor, "batch pos"] | None = None,
 ) -> Float[Tensor, "batch pos d_model"]:
     """Softmax over self and bias tokens, in ``pattern_dtype``; ``scale`` multiplies every value."""
-    stream, x = x.dtype, _read_in(heads, x, pattern_dtype)
+    stream, x = x.dtype, read_in(heads, x, pattern_dtype)
     t, u = projections(heads, x, at)
-    q = _per_head(t.to(pattern_dtype), heads.parts, at.hook_q)
+    q = per_head(t.to(pattern_dtype), heads.parts, at.hook_q)
     v = heads.alpha.to(pattern_dtype)[:, None] * u.to(pattern_dtype) + heads.delta.to(pattern_dtype)[:, None]
-    v = _per_head(v if scale is None else v * scale[..., None, None].to(v.dtype), heads.parts, at.hook_v)
+    v = per_head(v if scale is None else v * scale[..., None, None].to(v.dtype), heads.parts, at.hook_v)
     if at.watched("hook_attn_scores", "hook_pattern"):
         pattern = _watched_patterns(heads, x, q, at)
     else:
         pattern = patterns_on_self(heads, x, q)
     if at.watched("hook_pattern_self"):
         pattern = _split(at.hook_pattern_self(rearrange(pattern, "b p h n -> b (h n) p")), heads.parts)
-    z = _per_head(pattern * v, heads.parts, at.hook_z)
-    return _write(heads, z, at, stream, scale)
+    z = per_head(pattern * v, heads.parts, at.hook_z)
+    return sum_of_heads(heads, z, at, stream, scale)
 
 
 def attention(
@@ -76,7 +76,7 @@ def attention(
     scale: Float[Tensor, "batch pos"] | None = None,
 ) -> Float[Tensor, "batch pos d_model"]:
     """Every head over every position, masked: what an attention layer would literally do."""
-    stream, x, length = x.dtype, _read_in(heads, x, pattern_dtype), x.shape[1]
+    stream, x, length = x.dtype, read_in(heads, x, pattern_dtype), x.shape[1]
     t, u = (projected.to(pattern_dtype) for projected in projections(heads, x, at))
     keys = _self_keys(heads, x, pattern_dtype)
     z = []
@@ -98,10 +98,10 @@ def attention(
             queries, torch.cat([own_keys, bias_keys], 2), values, attn_mask=mask, scale=1.0
         )
         z.append(rearrange(out, "b n p 1 -> b p n"))
-    return _write(heads, torch.stack(z, 2), at, stream, scale)
+    return sum_of_heads(heads, torch.stack(z, 2), at, stream, scale)
 
 
-def _read_in(heads: HeadWeights, x: Tensor, pattern_dtype: torch.dtype) -> Tensor:
+def read_in(heads: HeadWeights, x: Tensor, pattern_dtype: torch.dtype) -> Tensor:
     """Edited heads have the gates' large coefficients folded into their values: they read in the patterns' dtype."""
     return x.to(pattern_dtype) if heads.edited else x
 
@@ -128,7 +128,7 @@ def _self_keys(heads: HeadWeights, x: Tensor, dtype: torch.dtype) -> Tensor | No
     return None if heads.W_K is None else _project(x, heads.W_K, heads.b_K).to(dtype)
 
 
-def _per_head(tensor: Tensor, parts: int, hook: HookPoint) -> Tensor:
+def per_head(tensor: Tensor, parts: int, hook: HookPoint) -> Tensor:
     """Show ``[batch pos part neuron]`` to a hook as ``[batch pos head 1]``."""
     if not hook.has_hooks():
         return tensor
@@ -183,7 +183,7 @@ def _watched_patterns(heads: HeadWeights, x: Tensor, q: Tensor, at: HeadHooks) -
     return _split(pattern[..., 0], heads.parts)
 
 
-def _write(
+def sum_of_heads(
     heads: HeadWeights,
     z: Float[Tensor, "batch pos part neuron"],
     at: HeadHooks,

@@ -43,6 +43,9 @@ class HeadHooks(nn.Module):
         "hook_result",
     )
 
+    #: What is frozen with the gates.
+    PATTERNS = ("hook_attn_scores", "hook_pattern", "hook_pattern_self")
+
     #: Large: a cache without a names filter leaves these out.
     ON_REQUEST = ("hook_q", "hook_v", "hook_attn_scores", "hook_pattern", "hook_z", "hook_result")
 

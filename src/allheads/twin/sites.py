@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from allheads.models.locations import Location
@@ -18,12 +19,14 @@ from allheads.twin.twin import TwinBridge
 class Site:
     """The ``count`` heads, or neurons, of one sublayer, which write side by side: ``A``, ``X`` or ``N`` by `kind`.
 
-    What they write passes ``point``: ``[batch pos head d_head]``, or ``[batch pos d_mlp]``.
+    What they write passes ``point``: ``[batch pos head d_head]``, or ``[batch pos d_mlp]``. Where heads of neurons were
+    edited, these have no activation in common, and their heads write ``[batch pos head 1]``: ``parts`` for each.
     """
 
     location: Location
     kind: Kind
     count: int
+    parts: int | None = None
 
     @property
     def name(self) -> str:
@@ -33,7 +36,25 @@ class Site:
     @property
     def point(self) -> str:
         """Where it writes."""
-        return f"{self.location.prefix}{'hook_post' if self.kind == 'N' else 'hook_z'}"
+        return f"{self.location.prefix}{'hook_post' if self.kind == 'N' and self.parts is None else 'hook_z'}"
+
+    @property
+    def width(self) -> int:
+        """How many write there."""
+        return self.count * (self.parts or 1)
+
+    def entries(self, index: int) -> list[int]:
+        """Which of these make one head or neuron."""
+        return list(range(index, self.width, self.count))
+
+    def seen(self, written: Tensor) -> Tensor:
+        """What passed the point, ``[batch pos head d_head]`` or ``[batch pos neuron]``, or a neuron's heads instead."""
+        written = by_head(written, self.width)
+        return written[..., 0] if self.kind == "N" and written.ndim == 4 else written
+
+    def summed(self, values: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows count"]:
+        """The sum over each neuron's heads."""
+        return values if self.parts is None else values.unflatten(-1, (self.parts, self.count)).sum(-2)
 
     @property
     def stack(self) -> str:
@@ -91,7 +112,10 @@ def sites(twin: TwinBridge) -> list[Site]:
 
 def _sites(twin: TwinBridge) -> Iterator[Site]:
     attention = [Site(layer.location, layer.kind, layer.n_heads) for layer in twin.index.attention.values()]
-    neurons = [Site(layer.location, "N", layer.bank.d_mlp) for layer in twin.layers]
+    neurons = [
+        Site(layer.location, "N", layer.bank.d_mlp, layer.bank.gates.heads if layer.bank.edited else None)
+        for layer in twin.layers
+    ]
     order = dict.fromkeys((site.stack, site.location.layer) for site in (*attention, *neurons))
     for stack, layer in order:
         yield from (s for s in (*attention, *neurons) if (s.stack, s.location.layer) == (stack, layer))
