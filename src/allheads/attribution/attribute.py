@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from allheads.attribution.attribution import Attribution
-from allheads.attribution.constants import constants, layers_of
+from allheads.attribution.constants import ULPS, constants, layers_of, unnamed
 from allheads.attribution.forward_cache import ForwardCache
-from allheads.attribution.freezing import ULPS, differentiable
+from allheads.attribution.freezing import differentiable, require_linear
 from allheads.attribution.frozen_twin import FrozenParts
 from allheads.attribution.metric import Metric, Target
 from allheads.attribution.question import Question
@@ -93,6 +93,8 @@ def answers(questions: Sequence[Question], means: Means | None = None) -> Iterat
         for question, value, straight in zip(questions, values, direct, strict=True):
             effects = _effects(cache, parts, value, question.metric, means)
             result = Attribution(question, float(value.detach()), 0.0, **effects, **straight, means=means)
+            if rule.complete and not result.constants.keys().isdisjoint(cache.starts):
+                require_linear(question)
             yield _checked(result, logits.dtype) if rule.complete else result
 
 
@@ -135,7 +137,7 @@ def _effects(
     """Gradient times what is written, everywhere: embeddings, the stream, heads, neurons, constants."""
     fixed = constants(parts)
     streams = cache.cuts(metric.stream)
-    names = [*dict.fromkeys([*cache.embeddings, *streams, *(site.point for site in cache.sites)])]
+    names = [*dict.fromkeys([*cache.embeddings, *cache.starts, *streams, *(site.point for site in cache.sites)])]
     tensors = [cache.activations[name] for name in names] + [tensor for _, tensor in fixed.values()]
     gradients = torch.autograd.grad(value, tensors, retain_graph=True, allow_unused=True)
     gradient = dict(zip([*names, *fixed], gradients, strict=True))
@@ -149,6 +151,7 @@ def _effects(
     reached = {name: pair for name, pair in fixed.items() if gradient[name] is not None}
     layers = layers_of(cache, reached, streams)
     values = {name: (float((gradient[name] * fixed[name][1].detach()).sum()), layer) for name, layer in layers.items()}
+    values |= {name: (effect, -1) for name, effect in unnamed(cache, gradient, fixed).items()}
     if EMBEDDINGS[2] in begins:
         values[EMBEDDINGS[2]] = (float(begins.pop(EMBEDDINGS[2]).sum()), -1)
     of_means = sum(float(absolute[name].sum()) - float(begins[name].sum()) for name in begins)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -12,6 +12,9 @@ from allheads.attribution.forward_cache import ForwardCache
 from allheads.attribution.frozen_twin import FrozenParts
 from allheads.models.compat import network_module, network_path
 from allheads.twin.twin import TwinBridge
+
+#: What rounding may do in a forward pass, relative to the size of what is summed, in units of the last place.
+ULPS = 2.0**10
 
 
 def constants(parts: FrozenParts) -> dict[str, tuple[nn.Module, Tensor]]:
@@ -43,6 +46,33 @@ def layers_of(cache: ForwardCache, found: dict[str, tuple[nn.Module, Tensor]], c
         )
         known |= {name: after if gradient is None else -1 for name, gradient in zip(outside, reach, strict=True)}
     return {name: known.get(name, -1) for name in found}
+
+
+def unnamed(
+    cache: ForwardCache, gradients: Mapping[str, Tensor | None], found: dict[str, tuple[nn.Module, Tensor]]
+) -> dict[str, float]:
+    """What streams begin with beside embeddings and constants that have a name, times its gradient, by hook point.
+
+    A table of positions that is computed, or what ends the rows of an image. Nothing says that it is constant: whoever
+    asks makes sure that the network is linear.
+    """
+    known = {**cache.leaves, **{name: tensor for name, (_, tensor) in found.items()}}
+    rest: dict[str, float] = {}
+    for name in cache.starts:
+        stream, gradient = cache.activations[name], gradients[name]
+        if gradient is None or not stream.requires_grad:
+            continue
+        carried = torch.autograd.grad(stream, list(known.values()), gradient, retain_graph=True, allow_unused=True)
+        parts = [
+            (back * tensor.detach()).sum()
+            for back, tensor in zip(carried, known.values(), strict=True)
+            if back is not None
+        ]
+        whole = (gradient * stream.detach()).sum()
+        gap, size = float(whole - sum(parts)), float((gradient * stream.detach()).abs().sum())
+        if abs(gap) > ULPS * torch.finfo(stream.dtype).eps * size:
+            rest[name] = gap
+    return rest
 
 
 @contextmanager

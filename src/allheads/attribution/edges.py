@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from allheads.attribution.constants import constants
+from allheads.attribution.constants import constants, unnamed
 from allheads.attribution.forward_cache import ForwardCache
 from allheads.attribution.freezing import differentiable
 from allheads.attribution.question import Question
@@ -172,9 +172,10 @@ def edges(question: Question) -> Iterator[Edges]:
         with whole.recording():
             value = metric.of(question.run(), whole.activations)
         begins = tuple(whole.embeddings)
-        tensors = {name: whole.activations[name] for name in (*begins, *(site.point for site in whole.sites))}
-        tensors |= {name: tensor for name, (_, tensor) in constants(frozen).items()}
-        found = torch.autograd.grad(value, list(tensors.values()), allow_unused=True)
+        named, written = constants(frozen), [site.point for site in whole.sites]
+        tensors = {name: whole.activations[name] for name in (*begins, *whole.starts, *written)}
+        tensors |= {name: tensor for name, (_, tensor) in named.items()}
+        found = torch.autograd.grad(value, list(tensors.values()), retain_graph=True, allow_unused=True)
         gradients = {
             name: torch.zeros_like(tensor) if gradient is None else gradient
             for (name, tensor), gradient in zip(tensors.items(), found, strict=True)
@@ -189,7 +190,7 @@ def edges(question: Question) -> Iterator[Edges]:
         with cut.recording():
             value = metric.of(question.run(), cut.activations)
         embeddings = _by_begin({name: effects[name][0].sum(-1) for name in begins})
-        fixed = sum(float(effects[name].sum()) for name in constants(frozen))
+        fixed = sum(float(effects[name].sum()) for name in named) + sum(unnamed(whole, gradients, named).values())
         yield Edges(question, cut, zero, gradients, value, embeddings, fixed)
 
 

@@ -49,6 +49,12 @@ class ForwardCache:
         return {name: leaf for name, leaf in self.leaves.items() if name not in self._points}
 
     @property
+    def starts(self) -> list[str]:
+        """Where streams begin that embeddings reach: hook points before the first layer of each stack."""
+        names = [f"{stack}.0.hook_resid_pre" for stack in self.stacks]
+        return [name for name in names if name in self.activations and name not in self.leaves]
+
+    @property
     def heads(self) -> list[Site]:
         """The sublayers of ordinary heads."""
         return [site for site in self.sites if site.kind != "N"]

@@ -20,7 +20,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from allheads.attribution.constants import only_biases_differ
+from allheads.attribution.constants import ULPS, only_biases_differ
 from allheads.attribution.forward_cache import ForwardCache
 from allheads.attribution.frozen_twin import FrozenParts, entered
 from allheads.attribution.metric import NOTHING
@@ -31,9 +31,6 @@ from allheads.models.observe import Inputs
 from allheads.twin.capture import capturing
 from allheads.twin.prompt import Texts, one_prompt
 from allheads.twin.twin import TwinBridge, require_twin
-
-#: What rounding may do in a forward pass, relative to the size of what is summed, in units of the last place.
-ULPS = 2.0**10
 
 
 @contextmanager
@@ -99,14 +96,16 @@ def frozen(twin: TwinBridge, tokens: Texts | Inputs, *, rule: str | Rule = DEFAU
         )
     question = Question(require_twin(twin), one_prompt(twin, tokens), NOTHING, chosen)
     with freezing(twin, chosen):
-        _require_linear(question)
+        require_linear(question)
         yield twin
 
 
-def _require_linear(question: Question) -> None:
-    """Run the prompt, none of its embeddings, and -2 times these: the stream has to follow along a line.
+def require_linear(question: Question) -> None:
+    """Run the prompt in a frozen twin, none of its embeddings, and -2 times these: the stream has to follow a line.
 
     The end of the network may be curved, so the stream is compared before it, where that is shown.
+
+    Raises `AllHeadsError` if it does not.
     """
     cache = ForwardCache(question.twin)
     # Tensors of inference mode have no gradients, and those show where streams begin.

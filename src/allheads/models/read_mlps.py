@@ -65,7 +65,8 @@ def routers(twin: TransformerBridge) -> Iterator[tuple[str, nn.Module]]:
 def mixers(twin: TransformerBridge) -> Iterator[tuple[str, nn.Module]]:
     """What is neither attention nor heads in the layers of a twin, and does not weigh experts, by path.
 
-    State spaces, convolutions, recurrences: what a layer calls beside attention and neurons.
+    State spaces, convolutions, recurrences: what a layer calls beside attention and neurons; and attention of which
+    the bridge has no component, so that nothing shows its heads.
     """
     others = {id(module) for _, module in _untouched(twin)}
     known = {id(layer.module.original_component) for layer in attention_layers(twin)}
@@ -76,8 +77,8 @@ def mixers(twin: TransformerBridge) -> Iterator[tuple[str, nn.Module]]:
         for number, layer in layers.named_children():
             for name, child in network_module(layer).named_children():
                 parts = [network_module(child), *network_module(child).modules()]
-                mixes = any(id(part) in others for part in parts)
-                if mixes and not any(id(p) in known or is_attention(p) or "heads" in p._modules for p in parts):
+                mixes = any(id(part) in others or is_attention(part) for part in parts)
+                if mixes and not any(id(part) in known or "heads" in part._modules for part in parts):
                     yield f"{path}.{number}.{name}", network_module(child)
 
 
