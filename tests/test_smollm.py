@@ -28,7 +28,7 @@ def test_the_twin_is_the_model(report):
 
 
 def test_with_patterns_in_float64(smollm, smollm_twin):
-    report = ah.verify(smollm, smollm_twin, sample_texts(), pattern_dtype=torch.float64)
+    report = ah.verify(smollm, smollm_twin, sample_texts()[:1], pattern_dtype=torch.float64)
     assert report.max_logit_error <= 1e-4
     assert report.mean_kl <= 1e-8
 

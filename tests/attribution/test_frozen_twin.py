@@ -291,3 +291,23 @@ def test_many_threads_are_right_or_refused(twin):
     assert all("another thread" in message for message in refused)
     assert logit(twin) == own
     untouched(twin)
+
+
+def test_what_a_stream_begins_with_beside_embeddings_is_a_constant(twin):
+    """A table of positions that is computed, for example: it has a name, and is known to be constant."""
+    table = torch.randn(1, 6, twin.cfg.d_model, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    start = "blocks.0.hook_resid_pre"
+    with twin.hooks(fwd_hooks=[(start, lambda value, hook: value + table)]):
+        found, graph = ah.attribute(twin, IDS, 11), ah.graph(twin, IDS, 11, budget=10)
+        assert found.completeness_error < 1e-12
+        with ah.frozen(twin, IDS):
+            whole = logit(twin)
+            with twin.hooks(fwd_hooks=[(start, lambda value, hook: value - table)]):
+                assert whole - logit(twin) == pytest.approx(found.constants[start][0], abs=1e-10)
+        ends = sum(node.effect for node in graph.nodes if node.kind in "EC")
+        assert ends == pytest.approx(found.target_value, abs=1e-10)
+    with (
+        twin.hooks(fwd_hooks=[(start, lambda value, hook: value + 0.1 * value**2)]),
+        pytest.raises(ah.AllHeadsError, match="linear under rule 'half', got LlamaForCausalLM, off a line"),
+    ):
+        ah.attribute(twin, IDS, 11)
