@@ -9,6 +9,7 @@ import torch
 
 import allheads as ah
 from allheads.plots.cards import cards
+from allheads_labs import zoo
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,17 @@ def test_every_part_has_a_card_and_its_pattern(flows):
     labels = {node.label for node in flows.parts}
     assert set(data["cards"]) == labels
     assert {str(ah.Label.parse(head["label"]).neuron) for head in data["heads"]} == labels
+
+
+def test_neurons_whose_heads_were_edited_have_no_card():
+    twin, ids = ah.convert(zoo.build("LlamaForCausalLM").bridge), torch.tensor([5, 9, 30, 22])
+    with twin.banks[1].edit() as heads:
+        heads.W_O[3] *= 2
+    made = cards(twin, ids[None], {"L0.N7": 3, "L1.N7": 3, "L1.A1": 2})
+    assert set(made) == {"L0.N7", "L1.A1"}
+    graph = ah.graph(twin, ids, 7, budget=60)
+    assert any(node.label.startswith("L1.N") for node in graph.parts)
+    assert not any(label.startswith("L1.N") for label in ah.plots.graph(graph).data["cards"])
 
 
 def test_a_neurons_card_reads_its_weights_and_bounds_its_error(twin, ids):

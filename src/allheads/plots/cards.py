@@ -38,11 +38,15 @@ Card = dict[str, Any]
 def cards(twin: TwinBridge, tokens: Int[Tensor, "1 pos"], positions: Mapping[str, int]) -> dict[str, Card]:
     """Cards by label, for ordinary heads and whole neurons; ``positions`` says where each matters most.
 
+    Neurons whose heads were edited have none: no weights are those of a whole one.
+
     Raises `AllHeadsError` where weights cannot be read through the embeddings, as `allheads.weights.circuits` does.
     """
     wiring = read_wiring(twin)
     layers: dict[tuple[str, int], list[Label]] = defaultdict(list)
     for label in map(Label.parse, positions):
+        if label.kind == "N" and twin.banks[label.layer].edited is not None:
+            continue
         layers[label.kind, label.layer].append(label)
     points = {
         (kind, layer): [f"blocks.{layer}.attn.hook_z"] if kind == "A" else _neuron_points(twin.banks[layer], layer)

@@ -46,7 +46,7 @@ class Card {
   }
 
   missing(label) {
-    return label.includes(".N") ? `Not among the parts that matter most here: ah.weights.circuit(twin, "${label}") reads its weights.` : "";
+    return label.includes(".N") ? `Not among the parts that matter most here, or edited. ah.weights.circuit(twin, "${label}") reads weights that were not.` : "";
   }
 
   /** How far a neuron's gate is open at each token. */
