@@ -239,11 +239,11 @@ def _detached(part: Any) -> Any:
 
 def _repeated(part: Any, shape: torch.Size, rows: torch.Size) -> Any:
     """What was said of the rows of one prompt, said of each of several: laid end to end, or side by side."""
-    if isinstance(part, Tensor) and len(shape) == 1 and part.shape[:1] == shape and rows.numel() % shape[0] == 0:
-        return part.repeat(rows.numel() // shape[0], *[1] * (part.ndim - 1))
-    if isinstance(part, Tensor) and part.shape[: len(shape)] == shape and shape[1:] == rows[1:]:
-        return part.expand(*rows, *part.shape[len(shape) :])
-    if isinstance(part, Tensor) and part.shape[:1] == (shape.numel(),) and rows.numel() % shape.numel() == 0:
+    if not isinstance(part, Tensor):
+        return part
+    if len(shape) > 1 and shape[1:] == rows[1:] and part.shape[:1] == shape[:1]:
+        return part.expand(rows[0], *part.shape[1:])
+    if part.shape[:1] == (shape.numel(),) and rows.numel() % shape.numel() == 0:
         return part.repeat(rows.numel() // shape.numel(), *[1] * (part.ndim - 1))
     raise AllHeadsError(
         f"the prompt of {shape.numel()} tokens on which the router was frozen, one at a time",
