@@ -56,6 +56,21 @@ def test_experts_are_counted_where_they_are_chosen(name):
     assert (found.loc[heads, "chosen"] == 1).all()
 
 
+def test_which_tokens_choose_an_expert():
+    """By hand, of texts in which tokens come again."""
+    twin, ids = _twin("MixtralForCausalLM"), torch.tensor([5, 9, 30, 9, 9, 30, 22, 5, 9])
+    table = ah.corpus.sweep(twin, [ids]).experts(k=3)
+    prefix = next(layer.location.prefix for layer in twin.layers if layer.location.stem == "L1.M2")
+    chosen = _cached(twin, [f"{prefix}hook_post"], ids[None])[f"{prefix}hook_post"][0, 1:].abs().sum(1) > 0
+    rows = table[table["expert"] == "L1.M2"].set_index("token")
+    assert len(rows) == 3 and rows["chosen"].tolist() == pytest.approx(3 * [float(chosen.double().mean())])
+    for token, row in rows.iterrows():
+        at = ids[1:] == token
+        assert row["count"] == int(at.sum()) and row["share"] == pytest.approx(float(chosen[at].double().mean()))
+    assert rows["share"].is_monotonic_decreasing and rows["share"].iloc[0] > 0
+    assert not len(ah.corpus.sweep(_twin("LlamaForCausalLM"), [ids]).experts())
+
+
 def test_a_decoder_reads_what_its_encoder_reads():
     twin = _twin("T5ForConditionalGeneration")
     scores = ah.corpus.head_scores(twin, length=7, batch=1)

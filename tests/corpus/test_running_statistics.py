@@ -14,7 +14,7 @@ NEURONS, HEADS, PARTS = 4, 3, 6
 def _part(number, seed):
     """Statistics with integer activations, so that ties are common and sums exact."""
     draw = torch.Generator().manual_seed(1000 * seed + number)
-    part = RunningStatistics.empty(NEURONS, HEADS)
+    part = RunningStatistics.empty([NEURONS], HEADS)
     for name, tensor in part.tensors().items():
         if not name.startswith("example"):
             tensor += torch.randint(-5, 6, tensor.shape, generator=draw)
@@ -26,7 +26,7 @@ def _part(number, seed):
 
 
 def _added(parts):
-    total = RunningStatistics.empty(NEURONS, HEADS)
+    total = RunningStatistics.empty([NEURONS], HEADS)
     for part in parts:
         total.add(part)
     return total
@@ -52,7 +52,7 @@ def test_examples_are_the_largest_and_of_equals_the_first():
     rows = [[], [], [], []]
     for number in range(PARTS):
         draw = torch.Generator().manual_seed(number)
-        for name, tensor in RunningStatistics.empty(NEURONS, HEADS).tensors().items():
+        for name, tensor in RunningStatistics.empty([NEURONS], HEADS).tensors().items():
             if not name.startswith("example"):
                 torch.randint(-5, 6, tensor.shape, generator=draw)
         values = torch.randint(-3, 4, (NEURONS, 4), generator=draw)
@@ -66,7 +66,7 @@ def test_examples_are_the_largest_and_of_equals_the_first():
 
 
 def test_nothing_is_no_example():
-    part = RunningStatistics.empty(NEURONS, HEADS)
+    part = RunningStatistics.empty([NEURONS], HEADS)
     part.offer(slice(0, 2), *(each[:2, :1] for each in _part(0, 0).examples))
     assert (part.example_texts[:2, 0] == 0).all()
     assert (part.example_texts[:2, 1:] == -1).all()

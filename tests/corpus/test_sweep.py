@@ -184,7 +184,7 @@ def test_files_that_are_no_sweep(tmp_path):
         with pytest.raises(ah.AllHeadsError, match=r"a file that ah.corpus.sweep has written"):
             ah.corpus.Sweep.load(path)
     save_file({"x": torch.zeros(1)}, path, {checkpoint.KEY: about})
-    with pytest.raises(ah.AllHeadsError, match="a sweep of version 4, got 99"):
+    with pytest.raises(ah.AllHeadsError, match="a sweep of version 5, got 99"):
         ah.corpus.Sweep.load(path)
     path.write_bytes(b"nothing")
     with pytest.raises(ah.AllHeadsError, match=r"a file that ah.corpus.sweep has written"):
@@ -250,7 +250,7 @@ def test_a_header_is_bounded_before_it_is_read(tmp_path):
     for metadata in (deep, "[" + "0," * 5_000_000 + "0]", "null", "3", '{"version": 3}'):
         path = tmp_path / "file.safetensors"
         save_file({"x": torch.zeros(1)}, path, {checkpoint.KEY: metadata})
-        with pytest.raises(ah.AllHeadsError, match=r"a file that ah.corpus.sweep has written|a sweep of version 4"):
+        with pytest.raises(ah.AllHeadsError, match=r"a file that ah.corpus.sweep has written|a sweep of version 5"):
             ah.corpus.Sweep.load(path)
 
 

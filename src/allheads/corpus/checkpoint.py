@@ -19,7 +19,7 @@ from allheads.heads.evaluate import Evaluation
 from allheads.untrusted import fitted, parsed, read_tensors, sealed, unsealed
 
 #: The one entry of the file's metadata: more would come in a random order, and equal sweeps are equal files.
-KEY, VERSION = "allheads.sweep", 4
+KEY, VERSION = "allheads.sweep", 5
 _NAMES = {*(field.name for field in fields(RunningStatistics)), "groups"}
 
 
@@ -78,10 +78,10 @@ def _check(tensors: Mapping[str, Tensor], settings: Settings) -> None:
     """Raise `ValueError` if tensors have not the names, dtypes and shapes that the settings tell of."""
     if tensors.keys() != _NAMES:
         raise ValueError(f"other tensors than expected, such as {min(tensors.keys() ^ _NAMES)!r}")
-    neurons, groups = sum(width for _, width in settings.stems), tensors["groups"]
-    if len(tensors["open"].flatten()) != neurons:
-        raise ValueError(f"statistics of other than {neurons} neurons")
-    expected = RunningStatistics.empty(neurons, len(settings.heads), "meta").tensors()
+    widths, groups = [width for _, width in settings.stems], tensors["groups"]
+    if len(tensors["open"].flatten()) != sum(widths):
+        raise ValueError(f"statistics of other than {sum(widths)} neurons")
+    expected = RunningStatistics.empty(widths, len(settings.heads), "meta").tensors()
     for name, tensor in expected.items():
         if (tensors[name].shape, tensors[name].dtype) != (tensor.shape, tensor.dtype):
             raise ValueError(f"{name} of shape {tuple(tensors[name].shape)} in {tensors[name].dtype}")

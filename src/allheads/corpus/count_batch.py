@@ -126,16 +126,20 @@ def count_batch(
         scale = args[1] if len(args) > 1 and args[1] is not None else args[0].any(-1)
         chosen[id(bank)] = counted & apart(scale != 0)
 
-    def count_gate(rows: slice, bank: HeadBank, pre: Float[Tensor, "batch pos neuron"], hook: object) -> None:
-        where = chosen.get(id(bank), counted)
-        statistics.chosen[rows] += where.sum()
+    def count_gate(site: Site, rows: slice, pre: Float[Tensor, "batch pos neuron"], hook: object) -> None:
+        where = chosen.get(id(banks[site.location.prefix]), counted)
+        found = torch.bincount(token_groups[batch.tokens[where]], minlength=len(statistics.chosen))
+        statistics.chosen[:, countable.neurons.index(site)] += found
         statistics.open[rows] += ((apart(pre) > 0) & where[..., None]).sum((0, 1))
 
     heads = _rows({_shown(site): site.count for site in countable.heads})
     neurons = _rows({site.location.prefix: site.count for site in countable.neurons})
     hooks: list[Any] = [(name, partial(count_pattern, rows)) for name, rows in heads.items()]
     banks = {layer.location.prefix: layer.bank for layer in countable.twin.layers}
-    hooks += [(f"{prefix}hook_pre", partial(count_gate, rows, banks[prefix])) for prefix, rows in neurons.items()]
+    hooks += [
+        (f"{site.location.prefix}hook_pre", partial(count_gate, site, neurons[site.location.prefix]))
+        for site in countable.neurons
+    ]
     hooks += [(f"{prefix}hook_post", partial(count_activation, rows)) for prefix, rows in neurons.items()]
     # Padding is behind what it pads, but not every network looks backward only.
     options = {} if bool(batch.real.all()) else {"attention_mask": batch.real.long()}

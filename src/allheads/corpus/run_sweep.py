@@ -127,7 +127,8 @@ def _rounds(
 ) -> Iterator[int]:
     """Count what is left, a part for each process in a round; says after each round how many parts are done."""
     every, parts = checkpoint.settings["every"], checkpoint.settings["parts"]
-    sizes = len(total.open), total.attention.shape[1], total.open.device
+    widths = [width for _, width in checkpoint.settings["stems"]]
+    sizes = widths, total.attention.shape[1], total.open.device
     part = RunningStatistics.empty(*sizes)
     index, several = processes.join()
     steps = -(-checkpoint.settings["windows"] // checkpoint.settings["batch"])
@@ -150,8 +151,8 @@ def _rounds(
 def _checkpoint(about: dict[str, Any], groups: torch.Tensor, target: Path | None) -> Sweep:
     """The sweep so far. Raises `AllHeadsError` if the file is one of something else."""
     if target is None or not target.exists():
-        neurons = sum(width for _, width in about["stems"])
-        return Sweep(about, groups, RunningStatistics.empty(neurons, len(about["heads"])), 0)
+        widths = [width for _, width in about["stems"]]
+        return Sweep(about, groups, RunningStatistics.empty(widths, len(about["heads"])), 0)
     saved = Sweep.load(target)
     for name, value in about.items():
         require_same(name, value, saved.settings.get(name))

@@ -6,6 +6,7 @@ and may differ in their last bits. `allheads.corpus.run_sweep` therefore always 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -26,12 +27,12 @@ EXAMPLES, SHOWN = 5, 8
 class RunningStatistics:
     """Sums over all positions but the first of each window. An empty example has the text -1.
 
-    ``chosen`` is where the router has chosen the expert of a neuron: everywhere, outside of mixtures. ``attention`` has
-    a row for each of `ROLES`, over ``destinations``; the last is the entropy of patterns in nats.
+    ``chosen`` is how often a router has chosen the expert whose neurons a sublayer is: everywhere, outside of mixtures.
+    ``attention`` has a row for each of `ROLES`, over ``destinations``; the last is the entropy of patterns in nats.
     """
 
     open: Int[Tensor, " neuron"]
-    chosen: Int[Tensor, " neuron"]
+    chosen: Int[Tensor, "group sublayer"]
     squares: Float[Tensor, " neuron"]
     token_counts: Int[Tensor, " group"]
     token_sums: Float[Tensor, "group neuron"]
@@ -45,8 +46,9 @@ class RunningStatistics:
     attention: Float[Tensor, "role head"]
 
     @classmethod
-    def empty(cls, neurons: int, heads: int, device: str | torch.device = "cpu") -> RunningStatistics:
-        """Nothing seen yet."""
+    def empty(cls, widths: Sequence[int], heads: int, device: str | torch.device = "cpu") -> RunningStatistics:
+        """Nothing seen yet, of sublayers with so many neurons."""
+        neurons = sum(widths)
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.float64, device=device)
@@ -56,7 +58,7 @@ class RunningStatistics:
 
         return cls(
             open=whole(neurons),
-            chosen=whole(neurons),
+            chosen=whole(2 * FREQUENT, len(widths)),
             squares=zeros(neurons),
             token_counts=whole(2 * FREQUENT),
             token_sums=zeros(2 * FREQUENT, neurons),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from allheads.corpus import checkpoint
 from allheads.corpus.head_roles import ROLES
-from allheads.corpus.running_statistics import RunningStatistics
+from allheads.corpus.running_statistics import FREQUENT, RunningStatistics
 from allheads.corpus.variance import explained, spread
 from allheads.errors import AllHeadsError
 from allheads.twin.labels import Label
@@ -56,13 +56,14 @@ class Sweep:
         activation by size, at token ``offset`` of ``text``.
         """
         statistics, n = self.statistics, self.statistics.positions
-        share = statistics.open.double() / statistics.chosen.clamp_min(1)
+        chosen = statistics.chosen.sum(0).repeat_interleave(torch.tensor(self._widths))
+        share = statistics.open.double() / chosen.clamp_min(1)
         mean = statistics.token_sums.sum(0) / max(n, 1)
         state = [_STATES.get(each, "") if n else "" for each in share.tolist()]
         return pd.DataFrame(
             {
                 "label": self._neurons(),
-                "chosen": statistics.chosen.double() / max(n, 1),
+                "chosen": chosen.double() / max(n, 1),
                 "open": share,
                 "state": state,
                 "mean": mean,
@@ -74,6 +75,29 @@ class Sweep:
                 "offset": statistics.example_offsets[:, 0],
             }
         )
+
+    def experts(self, k: int = 5) -> pd.DataFrame:
+        """Which tokens the router sends to each expert: a row for each of the k that it sends there most often.
+
+        ``share`` is how many of a token's positions choose the expert, in [0, 1], out of ``count`` positions;
+        ``chosen`` the same for all tokens. Only the most frequent tokens are counted one by one. Empty outside of
+        mixtures.
+
+        >>> sweep.experts(k=3)  # doctest: +SKIP
+        """
+        statistics, rows = self.statistics, []
+        alone = (self.groups < FREQUENT).nonzero().flatten()
+        counts = statistics.token_counts[self.groups[alone]]
+        alone, counts = alone[counts > 0], counts[counts > 0]
+        for sublayer, (stem, _) in enumerate(self.settings["stems"]):
+            if ".M" not in stem:
+                continue
+            chosen = statistics.chosen[:, sublayer]
+            shares = chosen[self.groups[alone]].double() / counts
+            for at in sorted(range(len(alone)), key=lambda at: (-shares[at], -counts[at]))[:k]:
+                all_tokens = int(chosen.sum()) / max(statistics.positions, 1)
+                rows.append((stem, all_tokens, int(alone[at]), float(shares[at]), int(counts[at])))
+        return pd.DataFrame(rows, columns=["expert", "chosen", "token", "share", "count"])
 
     def heads(self) -> pd.DataFrame:
         """A row for each ordinary head: mean attention in each role, in [0, 1], and mean entropy in nats.
@@ -124,7 +148,7 @@ class Sweep:
             raise AllHeadsError("sweeps with the same groups of tokens", "others", "Sweep with like=the first of them.")
         if not (self.finished and other.finished):
             raise AllHeadsError("two finished sweeps", "one that is not", "Sweep with resume=True first.")
-        total = RunningStatistics.empty(len(self.statistics.open), self.statistics.attention.shape[1])
+        total = RunningStatistics.empty(self._widths, self.statistics.attention.shape[1])
         total.add(self.statistics)
         texts = other.statistics.example_texts
         renumbered = (texts + self.settings["texts"]).where(texts >= 0, -1)
@@ -143,6 +167,10 @@ class Sweep:
         tensors, settings, done = checkpoint.read(path)
         groups = tensors.pop("groups")
         return cls(settings, groups, RunningStatistics(**tensors), done)
+
+    @property
+    def _widths(self) -> list[int]:
+        return [width for _, width in self.settings["stems"]]
 
     def _neurons(self) -> list[str]:
         return [f"{stem}.N{neuron}" for stem, width in self.settings["stems"] for neuron in range(width)]
