@@ -1,0 +1,176 @@
+"""Heads of a twin as `Heads` of the pure form: those of neurons as they are, ordinary ones as their patterns show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from allheads.errors import AllHeadsError
+from allheads.heads.bank import HeadBank
+from allheads.heads.edited import EditedHeads
+from allheads.models import norms
+from allheads.models.attention import Attention, read_attention
+from allheads.models.observe import evaluating, run_bridge
+from allheads.pure.runner import Heads, Norm, allowed, scores
+from allheads.pure.streams import rows, texts
+from allheads.twin.scores import as_they_turn, values_differ
+from allheads.twin.segments import CutRun
+from allheads.twin.sites import Site
+
+#: Positions of a run that shows where windows end; longer windows are taken as they are declared.
+LONGEST = 640
+
+
+def pure_norm(norm: norms.Norm) -> Norm:
+    """The norm in the file's form."""
+    return Norm(norm.gain, norm.shift, norm.centred, norm.eps)
+
+
+def neuron_heads(bank: HeadBank) -> list[Heads]:
+    """One entry per part of the neurons: heads of a part have equally many bias tokens."""
+    weights = bank.weights(torch.float64)
+    groups: list[Heads] = []
+    for number in range(weights.parts):
+        tensors: dict[str, Any] = EditedHeads.layout(weights.part(number))
+        tokens = {name: tensors.pop(name)[:, : weights.tokens(number)] for name in ("bias_keys", "bias_offsets")}
+        W_O, b_O = tensors.pop("W_O"), tensors.pop("b_O")
+        groups.append(Heads(W_O=W_O, **tokens, **{name: tensor for name, tensor in tensors.items() if tensor.any()}))
+    return [*groups, *constant(b_O)]
+
+
+def constant(b_O: Tensor | None) -> list[Heads]:
+    """An output bias as one more head: it attends to its own token, and its value is 1."""
+    if b_O is None or not b_O.any():
+        return []
+    return [Heads(W_O=b_O.detach()[None, None], b_V=b_O.new_ones(1, 1))]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a run on texts of some length shows of a twin's patterns: which keys are visible, by sublayer."""
+
+    visible: dict[str, Bool[Tensor, "query key"]]
+
+    @classmethod
+    def of(cls, run: CutRun, sites: list[Site], n_ctx: int) -> Seen:
+        """Look at a text that is a little longer than the longest window that the network or its attention declares."""
+        length = min(n_ctx, LONGEST, 2 + max([22, *_windows(run.twin.original_model)]))
+        found: dict[str, Tensor] = {}
+        points = {f"{site.location.prefix}hook_pattern": site.name for site in sites}
+
+        def keep(pattern: Tensor, hook: Any) -> None:
+            found[points[hook.name]] = (pattern > 0).flatten(0, -3).any(0)
+
+        hooks = [(point, keep) for point in points if point in run.twin.hook_dict]
+        with torch.no_grad(), evaluating(run.twin), run.twin.hooks(fwd_hooks=hooks):
+            run_bridge(run.twin, texts(run.twin, length))
+        return cls(found)
+
+
+def _windows(network: Any) -> Iterator[int]:
+    """Numbers that configurations call windows or chunks."""
+    for config in (getattr(module, "config", None) for module in network.modules()):
+        for name, value in vars(config or object).items() if hasattr(config, "__dict__") else ():
+            if (
+                isinstance(value, int)
+                and not isinstance(value, bool)
+                and name.endswith(("window", "window_size", "chunk_size"))
+                and 0 < value < LONGEST
+            ):
+                yield value
+
+
+def attention_heads(run: CutRun, site: Site, seen: Seen, n_ctx: int) -> list[Heads]:
+    """The ordinary heads of a sublayer. Raises `AllHeadsError` unless their patterns and values are what these give."""
+    layer = run.twin.index.attention[site.location.stem, site.kind]
+    declared = read_attention(run.twin, layer)
+    weights = as_they_turn(run, site, declared)
+    if weights is None:
+        raise refused(site.name, "queries and keys that are compared in another way")
+    if values_differ(run, site, weights):
+        raise refused(site.name, "values that are not x W_V + b_V")
+    module = layer.module.original_component
+    heads = Heads(
+        W_O=weights.W_O,
+        W_Q=weights.W_Q,
+        W_K=weights.W_K,
+        W_V=weights.W_V,
+        b_Q=weights.b_Q,
+        b_K=weights.b_K,
+        b_V=weights.b_V,
+        norm_Q=None if weights.norm_Q is None else pure_norm(weights.norm_Q),
+        norm_K=None if weights.norm_K is None else pure_norm(weights.norm_K),
+        rotary=weights.rotary,
+        interleaved=weights.interleaved,
+        scale=weights.scale,
+        rotary_scale=weights.rotary_scale,
+        cap=getattr(module, "attn_logit_softcapping", None),
+        **_mask(seen.visible[site.name], weights, site),
+    )
+    return [_with_offsets(run, site, heads, n_ctx), *constant(weights.b_O)]
+
+
+def refused(name: str, what: str) -> AllHeadsError:
+    """What is not a sum of heads and norms, by name."""
+    return AllHeadsError("parts that are norms, attention and matrices only", f"{name} with {what}", "Not exported.")
+
+
+def _mask(visible: Bool[Tensor, "query key"], weights: Attention, site: Site) -> dict[str, Any]:
+    """The mask and window that show what a long text shows."""
+    ahead = torch.arange(visible.shape[0])[:, None] - torch.arange(visible.shape[1])
+    far = int(ahead[visible].abs().max()) + 1
+    causal = site.kind == "A" and not bool(visible[ahead < 0].any())
+    length, declared = max(visible.shape), weights.window or 0
+    window = far if far < length else declared if declared >= length else None
+    mask = {"mask": "causal" if causal else "all", "window": window}
+    if not torch.equal(allowed(Heads(weights.W_O[:1], **mask), *visible.shape)[0], visible):
+        raise refused(site.name, "a mask that is neither causal nor a window")
+    return mask
+
+
+def _with_offsets(run: CutRun, site: Site, heads: Heads, n_ctx: int) -> Heads:
+    """The heads with what their scores have beside queries and keys: a number for each distance, and a sink."""
+    x, other = (rows(run.reads[f"{site.name}.{side}"])[0] for side in "QV")
+    pattern = run.seen[f"{site.location.prefix}hook_pattern"][0].double()
+    logs, visible = pattern.clamp_min(1e-300).log(), pattern > 0
+    shown = logs - scores(x, heads.to(torch.float64), other)
+    start = shown.diagonal(dim1=-2, dim2=-1)[..., None] if site.kind == "A" else shown[..., :1]
+    offsets = (shown - start).masked_fill(~visible, 0.0)
+    if float(offsets.abs().max()) > 4 * run.tolerance:
+        table = next((t for t in _tables(run, heads, offsets, n_ctx) if _shows(t, offsets, visible, run)), None)
+        if table is None:
+            raise refused(site.name, "scores that depend on positions in another way than by distance")
+        heads = replace(heads, distance_offsets=table)
+    missing = (1.0 - pattern.sum(-1)).clamp_min(0.0)
+    if float(missing.max()) > run.tolerance:  # what is left goes to a token without a value
+        offset = (missing.log() - start[..., 0]).mean(-1, keepdim=True)
+        heads = replace(heads, bias_keys=heads.W_O.new_zeros(len(offset), 1, heads.W_O.shape[1]), bias_offsets=offset)
+    return heads
+
+
+def _tables(run: CutRun, heads: Heads, offsets: Tensor, n_ctx: int) -> Iterator[Float[Tensor, "head distance"]]:
+    """Offsets for key minus query from ``1 - n_ctx``: those of the network's own tables, and a slope for each head."""
+    for module in run.twin.original_model.modules():
+        if hasattr(module, "compute_bias") and getattr(module, "has_relative_attention_bias", False):
+            bias = module.compute_bias(n_ctx, n_ctx).detach()[0]
+            yield torch.cat([bias[:, -1, :-1], bias[:, 0]], -1)
+    distance = torch.arange(offsets.shape[-1]) - torch.arange(offsets.shape[-2])[:, None]
+    slopes = (offsets * distance).sum((1, 2)) / (distance.square() * (offsets != 0)).sum((1, 2)).clamp_min(1)
+    rounded = 2.0 ** ((slopes.abs().log2() * len(slopes) / 4).round() * 4 / len(slopes)) * slopes.sign()
+    for chosen in (rounded, slopes):
+        yield chosen[:, None] * torch.arange(1 - n_ctx, n_ctx)
+
+
+def _shows(table: Tensor, offsets: Tensor, visible: Tensor, run: CutRun) -> bool:
+    """Are these the offsets, less that of a query's own position?"""
+    if len(table) != len(offsets):
+        return False
+    distance = torch.arange(offsets.shape[-1]) - torch.arange(offsets.shape[-2])[:, None]
+    middle = table.shape[1] // 2
+    ours = (table[:, distance + middle] - table[:, middle, None, None]).masked_fill(~visible, 0.0)
+    return float((ours - offsets).abs().max()) <= 4 * run.tolerance * max(1.0, float(offsets.abs().max()))

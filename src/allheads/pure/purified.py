@@ -1,0 +1,211 @@
+"""From a twin to its pure form: sublayers in the order of the network, and what makes logits of the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from allheads.models.attention import read_attention
+from allheads.models.compat import network_path
+from allheads.models.observe import evaluating, run_bridge
+from allheads.pure.attention import Seen, attention_heads, neuron_heads, pure_norm, refused
+from allheads.pure.runner import Heads, Norm, Pure, Sublayer
+from allheads.pure.streams import Streams, Sum, cut, reached, rows
+from allheads.twin.segments import END, CutRun
+from allheads.twin.sites import Site, by_head, sites
+from allheads.twin.twin import TwinBridge
+
+
+def purified(twin: TwinBridge) -> tuple[Streams, Pure]:
+    """The twin as `Pure`: weights are views where nothing has to be multiplied. Nothing is compared yet."""
+    run = cut(twin)
+    ran = [site for site in sites(twin) if run.parts.get(site.name) in run.leaves]
+    streams = _streams(twin, run, [site for site in ran if site.kind != "N"])
+    leaves = reached(streams, lambda leaf: _sinks(run, leaf))
+    if again := sorted(run.twice & {sink for leaf in leaves for sink in _sinks(run, leaf)}):
+        raise refused(", ".join(map(network_path, again))[:100], "weights that are used again")
+    _Builder(streams, {site.name: site for site in ran if site.name in leaves}, leaves).build()
+    W_U, b_U, cap = _unembedding(streams)
+    model = Pure(
+        name=twin.cfg.model_name,
+        n_ctx=streams.n_ctx,
+        d_model=run.reads[END].shape[-1],
+        beginnings=streams.beginnings,
+        sublayers=streams.steps,
+        unembed=W_U,
+        unembed_bias=b_U,
+        position=streams.position,
+        cap=cap,
+    )
+    return streams, _renamed(model, run)
+
+
+def _streams(twin: TwinBridge, run: CutRun, attention: list[Site]) -> Streams:
+    """What every leaf writes. Raises `AllHeadsError` for attention without weights."""
+    writes = {name: rows(leaf) for name, leaf in run.leaves.items() if name in run.tables or name in run.reads}
+    outputs = {}
+    for site in attention:
+        weights = read_attention(twin, run.twin.index.attention[site.location.stem, site.kind])
+        outputs[site.name] = W_O = weights.W_O.detach()
+        z = by_head(run.leaves[site.name], len(W_O)).detach().double()
+        written = torch.einsum("bphe,hed->bpd", z.reshape(2, -1, *W_O.shape[:2]), W_O.double())
+        writes[site.name] = written if weights.b_O is None else written + weights.b_O.double()
+    return Streams(twin, run, writes, outputs, n_ctx=_context(twin))
+
+
+def _context(twin: TwinBridge) -> int:
+    """How many positions a file may be run on: those for which frequencies and scales stay as they are."""
+    config = getattr(twin.original_model, "config", None)
+    config = getattr(config, "text_config", config)
+    rope = getattr(config, "rope_parameters", None) or {}
+    first = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+    stays = rope.get("rope_type") not in ("dynamic", "longrope") and not rope.get("llama_4_scaling_beta")
+    return twin.cfg.n_ctx if stays or not first else min(twin.cfg.n_ctx, first)
+
+
+def _sinks(run: CutRun, leaf: str) -> list[str]:
+    """What a leaf is made of: two reads for heads, one for norms and neurons, none for embeddings."""
+    return [leaf] if leaf in run.reads else [sink for side in "QV" if (sink := f"{leaf}.{side}") in run.reads]
+
+
+@dataclass
+class _Builder:
+    """Steps in the order of the network. A norm that only sublayers read becomes part of these."""
+
+    streams: Streams
+    sites: dict[str, Site]
+    leaves: set[str]
+    inner: dict[str, Norm] = field(default_factory=dict)
+    given: set[str] = field(default_factory=set)
+
+    def build(self) -> None:
+        """Begin, and add a step for every leaf that the end depends on."""
+        streams, run = self.streams, self.streams.run
+        heads = [site for site in self.sites.values() if site.kind != "N"]
+        seen = Seen.of(run, heads, streams.n_ctx)
+        banks = {f"{layer.location.stem}.N": layer.bank for layer in run.twin.layers}
+        for leaf in [leaf for leaf in run.leaves if leaf in self.leaves]:
+            if leaf in run.tables:
+                streams.begin(leaf)
+                continue
+            for sink in _sinks(run, leaf)[:1]:
+                streams.note(leaf, sink)
+            if leaf in run.norms:
+                self._norm(leaf)
+            elif leaf in banks:
+                self._add(leaf, neuron_heads(banks[leaf]), leaf)
+            else:
+                written = attention_heads(run, self.sites[leaf], seen, streams.n_ctx)
+                self._add(leaf, written, f"{leaf}.Q", self._other(leaf))
+        self._add("end", [], END)
+
+    def _other(self, leaf: str) -> str | None:
+        """What keys and values read, where it is not what queries read."""
+        queries, values = (self.streams.reads(f"{leaf}.{side}") for side in "QV")
+        return None if queries == values else self._named(f"{leaf}.V")
+
+    def _named(self, sink: str) -> str:
+        """One name for what is read."""
+        (name, factor), *_ = self._source(sink).items()
+        if factor == 1.0:
+            return name
+        self.streams.steps.append(Sublayer(f"{sink} x", reads={name: factor}))
+        return f"{sink} x"
+
+    def _norm(self, leaf: str) -> None:
+        norm = self.streams.run.norms[leaf]
+        if norm is None:
+            raise refused(network_path(leaf), "a norm that is neither RMSNorm nor LayerNorm")
+        self.inner[leaf] = pure_norm(norm)
+        if not self._only_inside(leaf):
+            self._give(leaf)
+
+    def _only_inside(self, leaf: str) -> bool:
+        """Is all that reads a norm a sublayer's heads, which read nothing else?"""
+        streams, run = self.streams, self.streams.run
+        for reader in [*self.leaves, END]:
+            sinks = [END] if reader == END else _sinks(run, reader)
+            readers = [sink for sink in sinks if leaf in streams.found(sink)]
+            if readers and (reader in run.norms or any(streams.found(sink) != {leaf: 1.0} for sink in sinks)):
+                return False
+        return True
+
+    def _give(self, leaf: str) -> None:
+        """Let others read what a norm gives."""
+        if leaf in self.inner and leaf not in self.given:
+            self.given.add(leaf)
+            self.streams.steps.append(Sublayer(leaf, norm=self.inner[leaf], reads=self._source(leaf)))
+
+    def _source(self, sink: str) -> Sum:
+        for leaf in self.streams.reads(sink):
+            self._give(leaf)
+        return self.streams.source(sink)
+
+    def _add(self, name: str, heads: list[Heads], sink: str, other: str | None = None) -> None:
+        """A sublayer, with the norm that it alone reads."""
+        (leaf, factor), *more = self.streams.reads(sink).items()
+        if leaf in self.inner and leaf not in self.given and factor == 1.0 and not more:
+            step = Sublayer(name, heads, self.inner[leaf], self._source(leaf), other)
+        else:
+            step = Sublayer(name, heads, None, self._source(sink), other)
+        self.streams.steps.append(step)
+
+
+def _unembedding(streams: Streams) -> tuple[Tensor | None, Tensor | None, float | None]:
+    """``W_U``, its bias, and the cap of logits, from the end of the stream to what the twin gives."""
+    run, twin = streams.run, streams.twin
+    if "unembed.hook_out" not in run.seen:
+        return None, None, None
+    module: Any = twin.unembed.original_component
+    W_U, b_U = module.weight.detach().T, getattr(module, "bias", None)
+    with torch.no_grad(), evaluating(twin), twin.evaluated("slots"):
+        theirs = rows(run_bridge(twin, run.inputs))
+    ours = rows(run.reads[END]) @ W_U.double()
+    ours = ours if b_U is None else ours + b_U.double()
+    for cap in (None, *_caps(twin)):
+        if ours.shape != theirs.shape or (cap is not None and float(theirs.abs().max()) >= cap):
+            continue
+        inside = theirs if cap is None else cap * (theirs / cap).atanh()
+        factor = float((inside * ours).sum() / ours.square().sum())
+        if float((inside - factor * ours).abs().max()) <= run.tolerance * float(inside.abs().max()):
+            if abs(factor - 1.0) < 1e-6:
+                return W_U, None if b_U is None else b_U.detach(), cap
+            return factor * W_U, None if b_U is None else factor * b_U.detach(), cap
+    raise refused("the end of the model", "logits that are not x W_U + b_U")
+
+
+def _caps(twin: TwinBridge) -> Iterator[float]:
+    """Numbers that configurations call caps of logits."""
+    for module in twin.original_model.modules():
+        for name, value in vars(getattr(module, "config", None) or object).items():
+            if "softcap" in name and isinstance(value, (int, float)) and value > 0:
+                yield float(value)
+
+
+def _renamed(model: Pure, run: CutRun) -> Pure:
+    """Names that can be read: tokens, positions, x3, L0.A, and a norm's path in the network."""
+    names: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for beginning in model.beginnings:
+        stem = (
+            f"{'decoder ' if beginning.decoder else ''}{'tokens' if beginning.name in run.tables else beginning.name}"
+        )
+        counts[stem] += 1
+        names[beginning.name] = stem if counts[stem] == 1 else f"{stem} {counts[stem]}"
+    names |= {step.name: network_path(step.name) for step in model.sublayers}
+    steps = [
+        replace(
+            step,
+            name=names[step.name],
+            reads={names[name]: factor for name, factor in step.reads.items()},
+            other=None if step.other is None else names[step.other],
+        )
+        for step in model.sublayers
+    ]
+    begun = [replace(beginning, name=names[beginning.name]) for beginning in model.beginnings]
+    return replace(model, beginnings=begun, sublayers=steps)
