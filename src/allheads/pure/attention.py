@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,16 +12,20 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
+from allheads.gates.activations import Activation
+from allheads.gates.approximation import approximate
 from allheads.heads.bank import HeadBank
 from allheads.heads.edited import EditedHeads
 from allheads.models import norms
 from allheads.models.attention import Attention, read_attention
+from allheads.models.norms import known_norm, norm_modules
 from allheads.models.observe import evaluating, run_bridge
-from allheads.pure.runner import Heads, Norm, allowed, scores
+from allheads.pure.runner import Heads, Norm, allowed, patterns, scores
 from allheads.pure.streams import rows, texts
 from allheads.twin.scores import as_they_turn, values_differ
 from allheads.twin.segments import CutRun
 from allheads.twin.sites import Site
+from allheads.twin.twin import TwinBridge
 
 #: Positions of a run that shows where windows end; longer windows are taken as they are declared.
 LONGEST = 640
@@ -41,6 +46,14 @@ def neuron_heads(bank: HeadBank) -> list[Heads]:
         W_O, b_O = tensors.pop("W_O"), tensors.pop("b_O")
         groups.append(Heads(W_O=W_O, **tokens, **{name: tensor for name, tensor in tensors.items() if tensor.any()}))
     return [*groups, *constant(b_O)]
+
+
+def dense_heads(twin: TwinBridge, path: str, activation: Activation) -> list[Heads]:
+    """A dense layer that ends in an activation: neurons whose output projection is the identity."""
+    module: Any = twin.original_model.get_submodule(path)
+    weights = {"W_in": module.weight.mT, "W_out": torch.eye(len(module.weight)).to(module.weight)}
+    weights |= {} if module.bias is None else {"b_in": module.bias}
+    return neuron_heads(HeadBank(weights, approximate(activation, tolerance=twin.tolerance)))
 
 
 def constant(b_O: Tensor | None) -> list[Heads]:
@@ -90,12 +103,39 @@ def attention_heads(run: CutRun, site: Site, seen: Seen, n_ctx: int) -> list[Hea
     layer = run.twin.index.attention[site.location.stem, site.kind]
     declared = read_attention(run.twin, layer)
     weights = as_they_turn(run, site, declared)
+    first = weights is None
+    if weights is None:
+        weights = _turned_first(run, site, declared)
     if weights is None:
         raise refused(site.name, "queries and keys that are compared in another way")
     if values_differ(run, site, weights):
         raise refused(site.name, "values that are not x W_V + b_V")
-    module = layer.module.original_component
-    heads = Heads(
+    cap = getattr(layer.module.original_component, "attn_logit_softcapping", None)
+    mask = _mask(seen.visible[site.name], weights, site)
+    heads = _heads(weights, turned_first=first, cap=cap, **mask)
+    return [_with_offsets(run, site, heads, n_ctx), *constant(weights.b_O)]
+
+
+def _turned_first(run: CutRun, site: Site, declared: Attention) -> Attention | None:
+    """The same with norms of each head's queries and keys, if patterns show that these turn before their norms."""
+    module = run.twin.index.attention[site.location.stem, site.kind].module.original_component
+    inner = [known_norm(norm, declared.W_Q.shape[2]) for _, norm in norm_modules(module)]
+    pattern = run.seen.get(f"{site.location.prefix}hook_pattern")
+    x = run.reads.get(f"{site.name}.Q")
+    if pattern is None or x is None or site.kind != "A":
+        return None
+    for norms_of in itertools.permutations([norm for norm in inner if norm is not None], 2):
+        weights = replace(declared, norm_Q=norms_of[0], norm_K=norms_of[1])
+        heads = _heads(weights, turned_first=True).to(torch.float64)
+        ours = patterns(rows(x)[0], heads, pattern[0] > 0)
+        if ours.shape == pattern[0].shape and float((ours - pattern[0]).abs().max()) <= run.tolerance:
+            return weights
+    return None
+
+
+def _heads(weights: Attention, **more: Any) -> Heads:
+    """The heads without mask and offsets."""
+    return Heads(
         W_O=weights.W_O,
         W_Q=weights.W_Q,
         W_K=weights.W_K,
@@ -109,10 +149,8 @@ def attention_heads(run: CutRun, site: Site, seen: Seen, n_ctx: int) -> list[Hea
         interleaved=weights.interleaved,
         scale=weights.scale,
         rotary_scale=weights.rotary_scale,
-        cap=getattr(module, "attn_logit_softcapping", None),
-        **_mask(seen.visible[site.name], weights, site),
+        **more,
     )
-    return [_with_offsets(run, site, heads, n_ctx), *constant(weights.b_O)]
 
 
 def refused(name: str, what: str) -> AllHeadsError:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
+from allheads.models.compat import network_path
 from allheads.models.observe import evaluating, run_bridge
 from allheads.pure.runner import Pure, logits, write
 from allheads.pure.streams import Streams, rows, texts
@@ -43,7 +44,7 @@ def _same(name: str, ours: Tensor, theirs: Tensor) -> None:
     if not off <= CLOSE * size:
         raise AllHeadsError(
             "parts that are norms, attention and matrices only",
-            f"{name}, which writes up to {size:.2g} and is {off:.1e} away from that",
+            f"{network_path(name)}, which writes up to {size:.2g} and is {off:.1e} away from that",
             "This part cannot be exported.",
         )
 

@@ -7,12 +7,9 @@ from pathlib import Path
 import torch
 
 from allheads.disk import checked_path
-from allheads.models.compat import network_path
-from allheads.models.read_mlps import routers
-from allheads.pure.attention import refused
 from allheads.pure.comparison import compared
 from allheads.pure.packing import save
-from allheads.pure.purified import purified
+from allheads.pure.purified import purified, renamed
 from allheads.twin.twin import TwinBridge, require_twin
 
 
@@ -20,7 +17,7 @@ def export(twin: TwinBridge, path: str | Path) -> None:
     """Write ``twin`` into one file, all of whose sublayers are attention.
 
     Each sublayer and the whole model are first compared with the twin's own on random tokens, so that what this form
-    cannot say (routers, recurrences, attention over chunks) is refused by name and nothing is written. Of a model of
+    cannot say (recurrences, attention over chunks) is refused by name and nothing is written. Of a model of
     texts and images it is the model of texts; of a model of images or sounds, the layers.
 
     Raises `AllHeadsError` for anything but a twin, for a part that is not plain attention, and for a path that no file
@@ -28,7 +25,6 @@ def export(twin: TwinBridge, path: str | Path) -> None:
     """
     require_twin(twin)
     checked_path(path)
-    for router, _ in routers(twin):
-        raise refused(f"the router {network_path(router)}", "a choice of experts")
     with torch.no_grad():
-        save(compared(*purified(twin)), path)
+        streams, model = purified(twin)
+        save(renamed(streams, compared(streams, model)), path)

@@ -13,8 +13,9 @@ from torch import Tensor
 from allheads.models.attention import read_attention
 from allheads.models.compat import network_path
 from allheads.models.observe import evaluating, run_bridge
-from allheads.pure.attention import Seen, attention_heads, neuron_heads, pure_norm, refused
-from allheads.pure.runner import Heads, Norm, Pure, Sublayer
+from allheads.pure.attention import Seen, attention_heads, dense_heads, neuron_heads, pure_norm, refused
+from allheads.pure.router import read_router
+from allheads.pure.runner import Heads, Norm, Pure, Router, Sublayer
 from allheads.pure.streams import Streams, Sum, cut, reached, rows
 from allheads.twin.segments import END, CutRun
 from allheads.twin.sites import Site, by_head, sites
@@ -29,7 +30,7 @@ def purified(twin: TwinBridge) -> tuple[Streams, Pure]:
     leaves = reached(streams, lambda leaf: _sinks(run, leaf))
     if again := sorted(run.twice & {sink for leaf in leaves for sink in _sinks(run, leaf)}):
         raise refused(", ".join(map(network_path, again))[:100], "weights that are used again")
-    _Builder(streams, {site.name: site for site in ran if site.name in leaves}, leaves).build()
+    _Builder(streams, {site.name: site for site in ran if site.name in leaves and site.kind != "N"}, leaves).build()
     W_U, b_U, cap = _unembedding(streams)
     model = Pure(
         name=twin.cfg.model_name,
@@ -42,12 +43,14 @@ def purified(twin: TwinBridge) -> tuple[Streams, Pure]:
         position=streams.position,
         cap=cap,
     )
-    return streams, _renamed(model, run)
+    return streams, model
 
 
 def _streams(twin: TwinBridge, run: CutRun, attention: list[Site]) -> Streams:
     """What every leaf writes. Raises `AllHeadsError` for attention without weights."""
-    writes = {name: rows(leaf) for name, leaf in run.leaves.items() if name in run.tables or name in run.reads}
+    shown = {name: leaf for name, leaf in run.leaves.items() if name in run.tables or name in run.reads}
+    # Experts that are called on rows of their own write into no stream.
+    writes = {name: rows(leaf) for name, leaf in shown.items() if leaf.numel() % (2 * leaf.shape[-1]) == 0}
     outputs = {}
     for site in attention:
         weights = read_attention(twin, run.twin.index.attention[site.location.stem, site.kind])
@@ -86,10 +89,8 @@ class _Builder:
     def build(self) -> None:
         """Begin, and add a step for every leaf that the end depends on."""
         streams, run = self.streams, self.streams.run
-        heads = [site for site in self.sites.values() if site.kind != "N"]
-        seen = Seen.of(run, heads, streams.n_ctx)
-        banks = {f"{layer.location.stem}.N": layer.bank for layer in run.twin.layers}
-        for leaf in [leaf for leaf in run.leaves if leaf in self.leaves]:
+        seen = Seen.of(run, list(self.sites.values()), streams.n_ctx)
+        for leaf in self._order():
             if leaf in run.tables:
                 streams.begin(leaf)
                 continue
@@ -97,12 +98,33 @@ class _Builder:
                 streams.note(leaf, sink)
             if leaf in run.norms:
                 self._norm(leaf)
-            elif leaf in banks:
-                self._add(leaf, neuron_heads(banks[leaf]), leaf)
+            elif leaf not in self.sites:
+                self._add(leaf, *self._neurons(leaf))
             else:
                 written = attention_heads(run, self.sites[leaf], seen, streams.n_ctx)
-                self._add(leaf, written, f"{leaf}.Q", self._other(leaf))
-        self._add("end", [], END)
+                self._add(leaf, written, other=self._other(leaf))
+        self._add(END, [])
+
+    def _order(self) -> list[str]:
+        """Leaves as they run; a dense layer comes before the norm that reads it."""
+        streams, order = self.streams, []
+        for leaf in streams.run.leaves:
+            if leaf in self.leaves:
+                order += [d for d in streams.activated if leaf in streams.run.norms and d in streams.found(leaf)]
+                order.append(leaf)
+        return order
+
+    def _neurons(self, leaf: str) -> tuple[list[Heads], Router | None]:
+        """The heads of a bank, of all experts' banks with their router, or of a dense layer."""
+        twin, run = self.streams.twin, self.streams.run
+        if leaf in self.streams.activated:
+            return dense_heads(twin, leaf, self.streams.activated[leaf]), None
+        banks = {f"{layer.location.stem}.N": layer.bank for layer in twin.layers}
+        experts = [banks[name] for name, parts in run.parts.items() if parts == leaf]
+        if len(experts) == 1:
+            return neuron_heads(experts[0]), None
+        router = read_router(twin, leaf, rows(run.reads[leaf]).flatten(0, 1), run.seen.get(leaf))
+        return [replace(heads, expert=e) for e, bank in enumerate(experts) for heads in neuron_heads(bank)], router
 
     def _other(self, leaf: str) -> str | None:
         """What keys and values read, where it is not what queries read."""
@@ -146,14 +168,13 @@ class _Builder:
             self._give(leaf)
         return self.streams.source(sink)
 
-    def _add(self, name: str, heads: list[Heads], sink: str, other: str | None = None) -> None:
+    def _add(self, name: str, heads: list[Heads], router: Router | None = None, other: str | None = None) -> None:
         """A sublayer, with the norm that it alone reads."""
+        sink = END if name == END else _sinks(self.streams.run, name)[0]
         (leaf, factor), *more = self.streams.reads(sink).items()
-        if leaf in self.inner and leaf not in self.given and factor == 1.0 and not more:
-            step = Sublayer(name, heads, self.inner[leaf], self._source(leaf), other)
-        else:
-            step = Sublayer(name, heads, None, self._source(sink), other)
-        self.streams.steps.append(step)
+        alone = leaf in self.inner and leaf not in self.given and factor == 1.0 and not more
+        norm, reads = (self.inner[leaf], self._source(leaf)) if alone else (None, self._source(sink))
+        self.streams.steps.append(Sublayer(name, heads, norm, reads, other, router))
 
 
 def _unembedding(streams: Streams) -> tuple[Tensor | None, Tensor | None, float | None]:
@@ -187,17 +208,17 @@ def _caps(twin: TwinBridge) -> Iterator[float]:
                 yield float(value)
 
 
-def _renamed(model: Pure, run: CutRun) -> Pure:
-    """Names that can be read: tokens, positions, x3, L0.A, and a norm's path in the network."""
+def renamed(streams: Streams, model: Pure) -> Pure:
+    """Names that can be read: tokens, positions, x3, L0.A, L1.M for experts, and a norm's path in the network."""
     names: dict[str, str] = {}
     counts: Counter[str] = Counter()
     for beginning in model.beginnings:
-        stem = (
-            f"{'decoder ' if beginning.decoder else ''}{'tokens' if beginning.name in run.tables else beginning.name}"
-        )
+        kind = "tokens" if beginning.name in streams.run.tables else beginning.name
+        stem = f"decoder {kind}" if beginning.decoder else kind
         counts[stem] += 1
         names[beginning.name] = stem if counts[stem] == 1 else f"{stem} {counts[stem]}"
-    names |= {step.name: network_path(step.name) for step in model.sublayers}
+    for step in model.sublayers:
+        names[step.name] = step.name.replace(".M0.N", ".M") if step.router else network_path(step.name)
     steps = [
         replace(
             step,

@@ -82,6 +82,7 @@ class Heads:
     scale: float = 1.0
     rotary_scale: float = 1.0
     cap: float | None = None  # scores become cap tanh(score / cap), before offsets
+    expert: int | None = None  # of which expert these are neurons: a router weighs what they write
 
     @property
     def tokens(self) -> int:
@@ -108,6 +109,19 @@ class Heads:
 
 
 @dataclass(frozen=True)
+class Router:
+    """Weighs experts: those of the ``top`` largest ``gate(x W + bias) + correction``, by their gates."""
+
+    W: Tensor  # [d_model expert]
+    bias: Tensor | None = None  # [expert], as the correction
+    correction: Tensor | None = None
+    gate: str = "softmax"  # or "sigmoid"
+    top: int = 1
+    normalised: bool = False  # weights add up to scale
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
 class Sublayer:
     """Heads that read the same normed sum; without heads, that sum is what others read."""
 
@@ -116,6 +130,7 @@ class Sublayer:
     norm: Norm | None = None
     reads: dict[str, float] = field(default_factory=dict)  # factors of what beginnings and sublayers gave, by name
     other: str | None = None  # what keys and values read instead, in cross-attention
+    router: Router | None = None  # of heads that are experts' neurons
 
     @property
     def sources(self) -> set[str]:
@@ -371,16 +386,27 @@ def write(
         return x
     other, total = x if other is None else other, torch.zeros_like(x)
     augmented = torch.cat([x, torch.eye(len(x)).to(x)], 1)
+    weight = None if sublayer.router is None else routes(x, sublayer.router)
     for heads in _chunks(sublayer.heads, max(len(x), len(other)), augmented.shape[1]):
         some = heads.to(x.dtype)
         if masks == "explicit":
-            total += attend(x, some, allowed(some, len(x), len(other)), pattern_dtype, other)
+            written = attend(x, some, allowed(some, len(x), len(other)), pattern_dtype, other)
         else:
             seen = allowed(some, length)
             omega = omega_for(x[:length].to(pattern_dtype), some.to(pattern_dtype), seen)
-            weights = in_weights(some, seen, omega, x[length:])
-            total += attend(augmented, weights, None, pattern_dtype)[:, : x.shape[1]]
+            written = attend(augmented, in_weights(some, seen, omega, x[length:]), None, pattern_dtype)[:, : x.shape[1]]
+        total += written if weight is None or some.expert is None else weight[:, some.expert, None] * written
     return total
+
+
+def routes(x: Tensor, router: Router) -> Tensor:
+    """The weight of every expert ``[pos expert]``, 0 for those that are not chosen."""
+    score = x @ router.W.to(x.dtype)
+    score = score if router.bias is None else score + router.bias.to(x.dtype)
+    gates = score.softmax(-1) if router.gate == "softmax" else score.sigmoid()
+    chosen = (gates if router.correction is None else gates + router.correction.to(x.dtype)).topk(router.top).indices
+    kept = gates * torch.zeros_like(gates).scatter(-1, chosen, 1.0)
+    return router.scale * (kept / kept.sum(-1, keepdim=True) if router.normalised else kept)
 
 
 def _chunks(groups: list[Heads], positions: int, width: int) -> Iterator[Heads]:
@@ -509,7 +535,7 @@ def _refused(path: str | Path, reason: str) -> ValueError:
     return ValueError(f"Expected a file written by allheads.pure.export, got {path} ({reason}). Export it again.")
 
 
-_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Heads, Norm, Sublayer, Beginning, Pure)}
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Heads, Norm, Router, Sublayer, Beginning, Pure)}
 
 
 def _unpacked(node: Any, tensors: dict[str, Tensor]) -> Any:
@@ -551,8 +577,11 @@ def _check(model: Pure) -> None:
             raise TypeError(f"{sublayer.name} reads {sublayer.reads!r:.60}")
         known.add(sublayer.name)
         _check_norm(sublayer.norm, sublayer.name, d_model)
+        experts = 0 if sublayer.router is None else _check_router(sublayer.router, sublayer.name, d_model)
         for heads in sublayer.heads:
             _check_heads(heads, sublayer.name, model)
+            if heads.expert is not None and not 0 <= heads.expert < experts:
+                raise TypeError(f"{sublayer.name} has an expert {heads.expert} of {experts}")
 
 
 def _check_heads(heads: Heads, name: str, model: Pure) -> None:
@@ -573,6 +602,16 @@ def _check_heads(heads: Heads, name: str, model: Pure) -> None:
         raise TypeError(f"{name} turns {2 * len(heads.rotary)} of {d_head} coordinates")
     for norm in (heads.norm_Q, heads.norm_K):
         _check_norm(norm, name, d_head, n * d_head)
+
+
+def _check_router(router: Router, name: str, d_model: int) -> int:
+    experts = router.W.shape[-1]
+    _expect(f"the router of {name}", router.W, (d_model, experts))
+    for part in (router.bias, router.correction):
+        _expect(f"the router of {name}", part, (experts,))
+    if router.gate not in ("softmax", "sigmoid") or not 0 < router.top <= experts:
+        raise TypeError(f"the router of {name} takes {router.top} of {experts} by {router.gate!r}")
+    return experts
 
 
 def _check_norm(norm: Norm | None, name: str, *widths: int) -> None:

@@ -8,7 +8,8 @@ or sounds it is what its layers begin with; anything else cannot be said.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +18,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from allheads.errors import AllHeadsError
+from allheads.gates.activations import ACTIVATIONS, Activation
+from allheads.heads.mixture import MixtureBank
 from allheads.models.compat import network_path, wrappers
 from allheads.models.norms import known_norm, norm_modules
-from allheads.models.observe import evaluating, probe_inputs, run_bridge
+from allheads.models.observe import evaluating, probe_inputs, run_bridge, watching
 from allheads.pure.runner import Beginning, Sublayer
-from allheads.twin.segments import END, CutRun, cut_run, summands
+from allheads.twin.segments import END, CutRun, cut_run, summands, two_rows
 from allheads.twin.twin import TwinBridge
 
 #: A sum of what others gave, by their names.
@@ -35,11 +38,13 @@ class Streams:
     twin: TwinBridge
     run: CutRun
     #: What leaves write ``[row pos d_model]``; those of heads by their output weights.
-    writes: Mapping[str, Tensor]
+    writes: dict[str, Tensor]
     weights: Mapping[str, Tensor]
     beginnings: list[Beginning] = field(default_factory=list)
     steps: list[Sublayer] = field(default_factory=list)
     n_ctx: int = 0
+    #: Dense layers that end in an activation, by path: neurons without an output projection.
+    activated: dict[str, Activation] = field(default_factory=dict)
     _sums: dict[str, Sum] = field(default_factory=dict)
     _rests: dict[str, Tensor] = field(default_factory=dict)
     _decoder: dict[str, bool] = field(default_factory=dict)
@@ -53,6 +58,8 @@ class Streams:
         if sink not in self._found:
             found = summands(self.run, sink, self.weights.get)
             self._found[sink] = {leaf: self._near(factor) for leaf, factor in found.items() if leaf in self.writes}
+            if not self._found[sink] and sink in self.run.norms:
+                self._found[sink] = self._activated(sink)
         return self._found[sink]
 
     def reads(self, sink: str) -> Sum:
@@ -94,6 +101,18 @@ class Streams:
     def note(self, leaf: str, sink: str) -> None:
         """Remember which stream a leaf belongs to: that of what it reads."""
         self._decoder[leaf] = any(self._decoder.get(source, False) for source in self.reads(sink))
+
+    def _activated(self, sink: str) -> Sum:
+        """What a dense layer beside a norm gives it through an activation, as the heads that unembed have them."""
+        y = rows(self.run.reads[sink])
+        for path, output in self.run.seen.items():
+            if path in self.run.reads and _parent(path) == _parent(sink) and output.shape[-1] == y.shape[-1]:
+                for activation in ACTIVATIONS.values():
+                    off = activation(rows(output)) - y
+                    if float(off.abs().max()) <= 1e-2 * self.run.tolerance * float(y.abs().max()):
+                        self.writes[path], self.activated[path] = y, activation
+                        return {path: 1.0}
+        return {}
 
     def _near(self, factor: float) -> float:
         eps = torch.finfo(self.run.reads[END].dtype).eps
@@ -233,12 +252,56 @@ def _module(run: CutRun, sink: str) -> Any:
 
 
 def cut(twin: TwinBridge) -> CutRun:
-    """A run of the twin on two texts, cut into segments."""
-    for _, module in norm_modules(twin.original_model):  # a hook on a norm is there in the copy that is measured, too
-        for weight in module.parameters():
-            known_norm(module, len(weight))
-    with twin.evaluated("slots"):
-        return cut_run(twin)
+    """A run of the twin on two texts, cut into segments.
+
+    ``seen`` has the weights of experts ``[row expert]`` too, under the name of the first, and what dense layers beside
+    a norm give, under their paths.
+    """
+    network, seen = twin.original_model, dict[str, Tensor]()
+    dense: dict[str, Tensor] = {}
+    norms = {network_path(path): module for path, module in norm_modules(network)}
+    with watching(network, norms) as activations, evaluating(twin), torch.no_grad():
+        run_bridge(twin, two_rows(twin))
+    for path, read in activations.inputs.items():  # a hook on a norm would be there in the copy that is measured
+        known_norm(norms[path], read[0].shape[-1])
+    with twin.evaluated("slots"), ExitStack() as stack:
+        for module, hook in _more_hooks(twin, norms, dense, seen):
+            stack.callback(module.register_forward_hook(hook).remove)
+        run = cut_run(twin)
+    run.seen |= seen
+    run.reads |= dense
+    return run
+
+
+def _more_hooks(
+    twin: TwinBridge, norms: Iterable[str], dense: dict[str, Tensor], seen: dict[str, Tensor]
+) -> Iterator[tuple[nn.Module, Callable[..., None]]]:
+    def routed(name: str, count: int) -> Callable[..., None]:
+        def look(_: nn.Module, args: tuple[Any, ...], __: Tensor) -> None:
+            if len(args) == 3:
+                seen[name] = torch.zeros(len(args[0]), count).to(args[2]).scatter_add(1, args[1], args[2]).double()
+
+        return look
+
+    def read(path: str) -> Callable[..., None]:
+        def look(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            dense[path], seen[path] = args[0], output.detach()
+
+        return look
+
+    network = twin.original_model
+    names = {id(layer.bank): f"{layer.location.stem}.N" for layer in twin.layers}
+    for module in network.modules():
+        if isinstance(module, MixtureBank):
+            yield module, routed(names[id(next(iter(module)))], len(module))
+    beside = {_parent(path) for path in norms}
+    for path, module in network.named_modules():
+        if isinstance(module, nn.Linear) and _parent(path) in beside:
+            yield module, read(path)
+
+
+def _parent(path: str) -> str:
+    return network_path(path).rpartition(".")[0]
 
 
 def reached(streams: Streams, sinks: Callable[[str], list[str]]) -> set[str]:
