@@ -111,7 +111,7 @@ def attention_heads(run: CutRun, site: Site, seen: Seen, n_ctx: int) -> list[Hea
     if values_differ(run, site, weights):
         raise refused(site.name, "values that are not x W_V + b_V")
     cap = getattr(layer.module.original_component, "attn_logit_softcapping", None)
-    mask = _mask(seen.visible[site.name], weights, site)
+    mask: dict[str, Any] = _mask(seen.visible[site.name], weights, site)
     heads = _heads(weights, turned_first=first, cap=cap, **mask)
     return [_with_offsets(run, site, heads, n_ctx), *constant(weights.b_O)]
 
@@ -165,7 +165,7 @@ def _mask(visible: Bool[Tensor, "query key"], weights: Attention, site: Site) ->
     causal = site.kind == "A" and not bool(visible[ahead < 0].any())
     length, declared = max(visible.shape), weights.window or 0
     window = far if far < length else declared if declared >= length else None
-    mask = {"mask": "causal" if causal else "all", "window": window}
+    mask: dict[str, Any] = {"mask": "causal" if causal else "all", "window": window}
     if not torch.equal(allowed(Heads(weights.W_O[:1], **mask), *visible.shape)[0], visible):
         raise refused(site.name, "a mask that is neither causal nor a window")
     return mask

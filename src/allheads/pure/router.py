@@ -23,11 +23,12 @@ def read_router(
 
     Raises `AllHeadsError` where it is no choice of the largest of ``x W``.
     """
-    for router in () if given is None else _candidates(twin, x, given):
-        ours = routes(x, router)
-        scale = float((ours * given).sum() / ours.square().sum().clamp_min(1e-300))
-        if float((scale * ours - given).abs().max()) <= 1e-5 * float(given.abs().max()):
-            return replace(router, scale=1.0 if abs(scale - 1.0) < 1e-6 else scale)
+    if given is not None:
+        for router in _candidates(twin, x, given):
+            ours = routes(x, router)
+            scale = float((ours * given).sum() / ours.square().sum().clamp_min(1e-300))
+            if float((scale * ours - given).abs().max()) <= 1e-5 * float(given.abs().max()):
+                return replace(router, scale=1.0 if abs(scale - 1.0) < 1e-6 else scale)
     known = ", ".join(network_path(path) for path, _ in routers(twin))
     raise AllHeadsError(
         "routers that choose the largest of x W",
@@ -37,13 +38,15 @@ def read_router(
 
 
 def _candidates(twin: TwinBridge, x: Tensor, given: Tensor) -> Iterator[Router]:
-    """Every way to choose, with every matrix of the twin's routers that has the shape."""
+    """Every way to choose, with every matrix of the twin's routers that has the shape.
+
+    Those that use more vectors come first: what corrects the choice may not change that of a few rows.
+    """
     count, top = given.shape[1], int((given != 0).sum(-1).max())
     for _, module in routers(twin):
         tensors = [*module.parameters(), *module.buffers()]
-        vectors = [None, *(t.detach() for t in tensors if t.numel() == count)]
+        vectors = [*(t.detach().flatten() for t in tensors if t.numel() == count), None]
         for weight in (t.detach() for t in tensors if t.shape == (count, x.shape[-1])):
             for bias, correction in itertools.product(vectors, vectors):
                 for gate, normalised in itertools.product(("softmax", "sigmoid"), (True, False)):
-                    flat = [None if v is None else v.flatten() for v in (bias, correction)]
-                    yield Router(weight.mT, *flat, gate=gate, top=top, normalised=normalised)
+                    yield Router(weight.mT, bias, correction, gate, top, normalised)

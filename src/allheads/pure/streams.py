@@ -243,9 +243,9 @@ def _module(run: CutRun, sink: str) -> Any:
     for layer in run.twin.layers:
         if f"{layer.location.stem}.N" == sink:
             return layer.bank
-    for layer in run.twin.index.attention.values():
-        if sink.startswith(f"{layer.location.stem}.{layer.kind}."):
-            points, prefix = run.twin.hook_dict, layer.location.prefix
+    for (stem, kind), heads in run.twin.index.attention.items():
+        if sink.startswith(f"{stem}.{kind}."):
+            points, prefix = run.twin.hook_dict, heads.location.prefix
             inner = f"{prefix}{sink[-1].lower()}.hook_in"
             return points[inner if inner in points else f"{prefix}hook_in"]
     return run.twin.hook_dict["unembed.hook_in"]

@@ -204,4 +204,5 @@ def attention_only(model: Transformer, name: str = "transformer") -> Pure:
         heads = in_one_layer(layer).heads if isinstance(layer, PlainMLP) else [layer]
         sublayers.append(Sublayer(f"L{n}", heads, reads={f"x{n}": 1.0}))
         sublayers.append(Sublayer(f"x{n + 1}", reads={f"x{n}": 1.0, f"L{n}": 1.0}))
-    return Pure(name, *model.positions.shape, begun, sublayers, model.unembed)
+    n_ctx, d_model = model.positions.shape
+    return Pure(name, n_ctx, d_model, begun, sublayers, model.unembed)
