@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from allheads.errors import AllHeadsError
 from allheads.gates.activations import Activation
@@ -65,9 +65,12 @@ def constant(b_O: Tensor | None) -> list[Heads]:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a run on texts of some length shows of a twin's patterns: which keys are visible, by sublayer."""
+    """What a run on a longer text shows of a twin's patterns: which keys are visible, by sublayer."""
 
     visible: dict[str, Bool[Tensor, "query key"]]
+    n_ctx: int
+    #: Offsets that the network's own tables give by distance.
+    tables: list[Float[Tensor, "head distance"]]
 
     @classmethod
     def of(cls, run: CutRun, sites: list[Site], n_ctx: int) -> Seen:
@@ -82,7 +85,7 @@ class Seen:
         hooks = [(point, keep) for point in points if point in run.twin.hook_dict]
         with torch.no_grad(), evaluating(run.twin), run.twin.hooks(fwd_hooks=hooks):
             run_bridge(run.twin, texts(run.twin, length))
-        return cls(found)
+        return cls(found, n_ctx, list(_tables(run.twin.original_model, n_ctx)))
 
 
 def _windows(network: Any) -> Iterator[int]:
@@ -98,7 +101,7 @@ def _windows(network: Any) -> Iterator[int]:
                 yield value
 
 
-def attention_heads(run: CutRun, site: Site, seen: Seen, n_ctx: int) -> list[Heads]:
+def attention_heads(run: CutRun, site: Site, seen: Seen) -> list[Heads]:
     """The ordinary heads of a sublayer. Raises `AllHeadsError` unless their patterns and values are what these give."""
     layer = run.twin.index.attention[site.location.stem, site.kind]
     declared = read_attention(run.twin, layer)
@@ -113,7 +116,7 @@ def attention_heads(run: CutRun, site: Site, seen: Seen, n_ctx: int) -> list[Hea
     cap = getattr(layer.module.original_component, "attn_logit_softcapping", None)
     mask: dict[str, Any] = _mask(seen.visible[site.name], weights, site)
     heads = _heads(weights, turned_first=first, cap=cap, **mask)
-    return [_with_offsets(run, site, heads, n_ctx), *constant(weights.b_O)]
+    return [_with_offsets(run, site, heads, seen), *constant(weights.b_O)]
 
 
 def _turned_first(run: CutRun, site: Site, declared: Attention) -> Attention | None:
@@ -171,7 +174,7 @@ def _mask(visible: Bool[Tensor, "query key"], weights: Attention, site: Site) ->
     return mask
 
 
-def _with_offsets(run: CutRun, site: Site, heads: Heads, n_ctx: int) -> Heads:
+def _with_offsets(run: CutRun, site: Site, heads: Heads, seen: Seen) -> Heads:
     """The heads with what their scores have beside queries and keys: a number for each distance, and a sink."""
     x, other = (rows(run.reads[f"{site.name}.{side}"])[0] for side in "QV")
     pattern = run.seen[f"{site.location.prefix}hook_pattern"][0].double()
@@ -180,7 +183,8 @@ def _with_offsets(run: CutRun, site: Site, heads: Heads, n_ctx: int) -> Heads:
     start = shown.diagonal(dim1=-2, dim2=-1)[..., None] if site.kind == "A" else shown[..., :1]
     offsets = (shown - start).masked_fill(~visible, 0.0)
     if float(offsets.abs().max()) > 4 * run.tolerance:
-        table = next((t for t in _tables(run, heads, offsets, n_ctx) if _shows(t, offsets, visible, run)), None)
+        known = (*seen.tables, *_slopes(offsets, seen.n_ctx))
+        table = next((table for table in known if _shows(table, offsets, visible, run)), None)
         if table is None:
             raise refused(site.name, "scores that depend on positions in another way than by distance")
         heads = replace(heads, distance_offsets=table)
@@ -191,12 +195,20 @@ def _with_offsets(run: CutRun, site: Site, heads: Heads, n_ctx: int) -> Heads:
     return heads
 
 
-def _tables(run: CutRun, heads: Heads, offsets: Tensor, n_ctx: int) -> Iterator[Float[Tensor, "head distance"]]:
-    """Offsets for key minus query from ``1 - n_ctx``: those of the network's own tables, and a slope for each head."""
-    for module in run.twin.original_model.modules():
+def _tables(network: nn.Module, n_ctx: int) -> Iterator[Float[Tensor, "head distance"]]:
+    """Offsets for key minus query from ``1 - n_ctx``, of modules that compute relative biases as T5 does."""
+    module: Any
+    for module in network.modules():
         if hasattr(module, "compute_bias") and getattr(module, "has_relative_attention_bias", False):
-            bias = module.compute_bias(n_ctx, n_ctx).detach()[0]
+            try:
+                bias = module.compute_bias(n_ctx, n_ctx).detach()[0]
+            except TypeError:  # attention over blocks takes their length
+                continue
             yield torch.cat([bias[:, -1, :-1], bias[:, 0]], -1)
+
+
+def _slopes(offsets: Tensor, n_ctx: int) -> Iterator[Float[Tensor, "head distance"]]:
+    """The same of a slope for each head: rounded to the powers of two that ALiBi has, and as it shows."""
     distance = torch.arange(offsets.shape[-1]) - torch.arange(offsets.shape[-2])[:, None]
     slopes = (offsets * distance).sum((1, 2)) / (distance.square() * (offsets != 0)).sum((1, 2)).clamp_min(1)
     rounded = 2.0 ** ((slopes.abs().log2() * len(slopes) / 4).round() * 4 / len(slopes)) * slopes.sign()

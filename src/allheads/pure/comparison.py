@@ -34,9 +34,10 @@ def compared(streams: Streams, model: Pure) -> Pure:
             _same(sublayer.name, ours, streams.writes[sublayer.name][0])
     for ours, theirs in _wholes(streams, model):
         _same("the whole model", ours, theirs)
-    if "given" in {beginning.name for beginning in model.beginnings}:
+    special = [] if streams.given is not None else _special(streams.twin)
+    if _known(streams, model, special):
         return model
-    return replace(model, refused=[token for token in _special(streams.twin) if not _known(streams, model, token)])
+    return replace(model, refused=[token for token in special if not _known(streams, model, [token])])
 
 
 def _same(name: str, ours: Tensor, theirs: Tensor) -> None:
@@ -50,12 +51,10 @@ def _same(name: str, ours: Tensor, theirs: Tensor) -> None:
 
 
 def _wholes(streams: Streams, model: Pure) -> Iterator[tuple[Tensor, Tensor]]:
-    """What pure model and twin give for the same texts; for what is not a text, as often as it has been seen."""
+    """What pure model and twin give for the same texts; for what is not a text, for the second that was seen."""
     given = streams.given
     if given is not None:
-        theirs = _theirs(streams.twin, streams.run.inputs)
-        for row, x in enumerate(given):
-            yield logits(model, x, torch.float64, "explicit"), theirs[row]
+        yield logits(model, given[1], torch.float64, "explicit"), _theirs(streams.twin, streams.run.inputs)[1]
         return
     for length in LENGTHS:
         yield _pair(streams, model, texts(streams.twin, min(length, model.n_ctx)))
@@ -84,11 +83,13 @@ def _special(twin: TwinBridge) -> list[int]:
     return sorted(token for token in found if 0 <= token < twin.cfg.d_vocab)
 
 
-def _known(streams: Streams, model: Pure, token: int) -> bool:
-    """Is a text with this token the same for both?"""
-    inputs = texts(streams.twin, min(8, model.n_ctx))
+def _known(streams: Streams, model: Pure, tokens: list[int]) -> bool:
+    """Is a text with these tokens the same for both?"""
+    if not tokens or 6 + len(tokens) > model.n_ctx:
+        return not tokens
+    inputs = texts(streams.twin, 6 + len(tokens))
     for ids in inputs.values():
-        ids[:, -3:-1] = token
+        ids[:, 4:-2] = torch.tensor(tokens)
     try:
         ours, theirs = _pair(streams, model, inputs)
     except Exception:  # of an image that is missing, in many ways

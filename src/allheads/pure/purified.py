@@ -101,7 +101,7 @@ class _Builder:
             elif leaf not in self.sites:
                 self._add(leaf, *self._neurons(leaf))
             else:
-                written = attention_heads(run, self.sites[leaf], seen, streams.n_ctx)
+                written = attention_heads(run, self.sites[leaf], seen)
                 self._add(leaf, written, other=self._other(leaf))
         self._add(END, [])
 

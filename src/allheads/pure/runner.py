@@ -494,12 +494,13 @@ def _rows(model: Pure, tokens: Tensor, decoder: bool) -> Tensor:
     tables = [begin.rows for begin in model.begins(decoder) if begin.rows is not None and begin.by == "token"]
     given, what = not tables, "token ids [batch pos]" if tables else f"streams [batch pos {model.d_model}]"
     rows = tokens if tokens.ndim > 1 + given else tokens[None]
+    first = 1 + (0 if decoder or model.position is None else model.position)
     fits = (
         rows.ndim == 2 + given and rows.is_floating_point() == given and (not given or rows.shape[2] == model.d_model)
     )
-    if not fits or rows.dtype == torch.bool or not (0 < rows.shape[1] <= model.n_ctx and len(rows)):
+    if not fits or rows.dtype == torch.bool or not (first <= rows.shape[1] <= model.n_ctx and len(rows)):
         raise ValueError(
-            f"Expected {what} with 1 to {model.n_ctx} positions, got {tuple(tokens.shape)} of {tokens.dtype}. "
+            f"Expected {what} with {first} to {model.n_ctx} positions, got {tuple(tokens.shape)} of {tokens.dtype}. "
             "Split the text."
         )
     if tables and (rows.min() < 0 or rows.max() >= min(map(len, tables))):
@@ -561,21 +562,29 @@ def _check(model: Pure) -> None:
     d_vocab = 0 if model.unembed is None else model.unembed.shape[-1]
     _expect("unembed", model.unembed, (d_model, d_vocab))
     _expect("unembed_bias", model.unembed_bias, (d_vocab,))
-    known = set()
+    of_decoder: dict[str, bool] = {}
     for beginning in model.beginnings:
         count = model.n_ctx if beginning.by == "position" else 0 if beginning.rows is None else len(beginning.rows)
         _expect(beginning.name, beginning.rows, (count, d_model))
         if beginning.by not in ("token", "position"):
             raise TypeError(f"{beginning.name} is by {beginning.by!r}")
-        known.add(beginning.name)
-    if not all(isinstance(token, int) for token in model.refused):
-        raise TypeError(f"refused tokens are {model.refused!r:.40}")
+        of_decoder[beginning.name] = beginning.decoder
+    for decoder in {False, *of_decoder.values()}:
+        kinds = {beginning.rows is None for beginning in model.begins(decoder) if beginning.by == "token"}
+        if len(kinds) != 1 or (decoder and kinds == {True}):
+            raise TypeError(f"the beginnings are {[beginning.name for beginning in model.begins(decoder)]!r:.60}")
+    if not model.sublayers or not all(isinstance(token, int) for token in model.refused):
+        raise TypeError(f"there are {len(model.sublayers)} sublayers, and refused tokens {model.refused!r:.40}")
+    if not 0 <= (model.position or 0) < model.n_ctx:
+        raise TypeError(f"the position is {model.position}")
     for sublayer in model.sublayers:
-        if not sublayer.reads or not sublayer.sources <= known or sublayer.name in known:
-            raise TypeError(f"{sublayer.name} reads {sorted(sublayer.sources)!r:.60}")
+        if sublayer.name in of_decoder or len({of_decoder[name] for name in sublayer.reads}) != 1:
+            raise TypeError(f"{sublayer.name} reads {sorted(sublayer.reads)!r:.60}")
+        if sublayer.other is not None and sublayer.other not in of_decoder:
+            raise TypeError(f"{sublayer.name} reads {sublayer.other!r:.60}")
         if not all(isinstance(factor, float) and math.isfinite(factor) for factor in sublayer.reads.values()):
             raise TypeError(f"{sublayer.name} reads {sublayer.reads!r:.60}")
-        known.add(sublayer.name)
+        of_decoder[sublayer.name] = of_decoder[next(iter(sublayer.reads))]
         _check_norm(sublayer.norm, sublayer.name, d_model)
         experts = 0 if sublayer.router is None else _check_router(sublayer.router, sublayer.name, d_model)
         for heads in sublayer.heads:
@@ -598,8 +607,8 @@ def _check_heads(heads: Heads, name: str, model: Pure) -> None:
         shape = {"W": (n, model.d_model, d_head), "b": (n, d_head)}.get(part[:2].rstrip("_"))
         if part not in ("W_O", "rotary"):
             _expect(f"{part} of {name}", tensor, shapes.get(part, shape))
-    if heads.rotary is not None and 2 * len(heads.rotary) > d_head:
-        raise TypeError(f"{name} turns {2 * len(heads.rotary)} of {d_head} coordinates")
+    if heads.rotary is not None:
+        _expect(f"rotary of {name}", heads.rotary, (min(len(heads.rotary), d_head // 2),))
     for norm in (heads.norm_Q, heads.norm_K):
         _check_norm(norm, name, d_head, n * d_head)
 
