@@ -17,7 +17,7 @@ from allheads_labs import zoo
 
 #: What is new about each family, and whether its masks can be weights.
 STRUCTURES = {
-    "GPTJForCausalLM": ("parallel, neighbours turn, a part turns", True),
+    "GPTNeoXForCausalLM": ("parallel, a part turns", True),
     "BloomForCausalLM": ("a norm of embeddings, a slope by distance", True),
     "OpenAIGPTLMHeadModel": ("norms after the sum", True),
     "Gemma2ForCausalLM": ("norms of what is written, caps, windows, scaled embeddings", False),
@@ -26,7 +26,7 @@ STRUCTURES = {
     "NanoChatForCausalLM": ("norms without weights, capped logits", False),
     "HunYuanDenseV1ForCausalLM": ("queries and keys that turn before their norms", False),
     "GraniteForCausalLM": ("factors of embeddings, sublayers, scores and logits", True),
-    "CohereForCausalLM": ("parallel, scaled logits", True),
+    "CohereForCausalLM": ("neighbours turn, scaled logits", True),
     "T5ForConditionalGeneration": ("two streams, tables by distance", False),
     "MarianMTModel": ("two streams, norms after the sum, sinusoids", False),
     "GPTNeoForCausalLM": ("windows of some layers", True),

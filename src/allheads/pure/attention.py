@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
 from allheads.errors import AllHeadsError
 from allheads.gates.activations import Activation
@@ -19,16 +19,13 @@ from allheads.heads.edited import EditedHeads
 from allheads.models import norms
 from allheads.models.attention import Attention, read_attention
 from allheads.models.norms import known_norm, norm_modules
-from allheads.models.observe import evaluating, run_bridge
+from allheads.pure.masks import Masks
 from allheads.pure.runner import Heads, Norm, allowed, patterns, scores
-from allheads.pure.streams import rows, texts
+from allheads.pure.streams import rows
 from allheads.twin.scores import as_they_turn, values_differ
 from allheads.twin.segments import CutRun
 from allheads.twin.sites import Site
 from allheads.twin.twin import TwinBridge
-
-#: Positions of a run that shows where windows end; longer windows are taken as they are declared.
-LONGEST = 640
 
 
 def pure_norm(norm: norms.Norm) -> Norm:
@@ -63,45 +60,7 @@ def constant(b_O: Tensor | None) -> list[Heads]:
     return [Heads(W_O=b_O.detach()[None, None], b_V=b_O.new_ones(1, 1))]
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What a run on a longer text shows of a twin's patterns: which keys are visible, by sublayer."""
-
-    visible: dict[str, Bool[Tensor, "query key"]]
-    n_ctx: int
-    #: Offsets that the network's own tables give by distance.
-    tables: list[Float[Tensor, "head distance"]]
-
-    @classmethod
-    def of(cls, run: CutRun, sites: list[Site], n_ctx: int) -> Seen:
-        """Look at a text that is a little longer than the longest window that the network or its attention declares."""
-        length = min(n_ctx, LONGEST, 2 + max([22, *_windows(run.twin.original_model)]))
-        found: dict[str, Tensor] = {}
-        points = {f"{site.location.prefix}hook_pattern": site.name for site in sites}
-
-        def keep(pattern: Tensor, hook: Any) -> None:
-            found[points[hook.name]] = (pattern > 0).flatten(0, -3).any(0)
-
-        hooks = [(point, keep) for point in points if point in run.twin.hook_dict]
-        with torch.no_grad(), evaluating(run.twin), run.twin.hooks(fwd_hooks=hooks):
-            run_bridge(run.twin, texts(run.twin, length))
-        return cls(found, n_ctx, list(_tables(run.twin.original_model, n_ctx)))
-
-
-def _windows(network: Any) -> Iterator[int]:
-    """Numbers that configurations call windows or chunks."""
-    for config in (getattr(module, "config", None) for module in network.modules()):
-        for name, value in vars(config or object).items() if hasattr(config, "__dict__") else ():
-            if (
-                isinstance(value, int)
-                and not isinstance(value, bool)
-                and name.endswith(("window", "window_size", "chunk_size"))
-                and 0 < value < LONGEST
-            ):
-                yield value
-
-
-def attention_heads(run: CutRun, site: Site, seen: Seen) -> list[Heads]:
+def attention_heads(run: CutRun, site: Site, seen: Masks) -> list[Heads]:
     """The ordinary heads of a sublayer. Raises `AllHeadsError` unless their patterns and values are what these give."""
     layer = run.twin.index.attention[site.location.stem, site.kind]
     declared = read_attention(run.twin, layer)
@@ -114,7 +73,7 @@ def attention_heads(run: CutRun, site: Site, seen: Seen) -> list[Heads]:
     if values_differ(run, site, weights):
         raise refused(site.name, "values that are not x W_V + b_V")
     cap = getattr(layer.module.original_component, "attn_logit_softcapping", None)
-    mask: dict[str, Any] = _mask(seen.visible[site.name], weights, site)
+    mask: dict[str, Any] = _mask(seen, site)
     heads = _heads(weights, turned_first=first, cap=cap, **mask)
     return [_with_offsets(run, site, heads, seen), *constant(weights.b_O)]
 
@@ -161,20 +120,19 @@ def refused(name: str, what: str) -> AllHeadsError:
     return AllHeadsError("parts that are norms, attention and matrices only", f"{name} with {what}", "Not exported.")
 
 
-def _mask(visible: Bool[Tensor, "query key"], weights: Attention, site: Site) -> dict[str, Any]:
-    """The mask and window that show what a long text shows."""
+def _mask(seen: Masks, site: Site) -> dict[str, Any]:
+    """The mask and window that show what longer texts show."""
+    visible = seen.visible[site.name]
     ahead = torch.arange(visible.shape[0])[:, None] - torch.arange(visible.shape[1])
-    far = int(ahead[visible].abs().max()) + 1
     causal = site.kind == "A" and not bool(visible[ahead < 0].any())
-    length, declared = max(visible.shape), weights.window or 0
-    window = far if far < length else declared if declared >= length else None
-    mask: dict[str, Any] = {"mask": "causal" if causal else "all", "window": window}
-    if not torch.equal(allowed(Heads(weights.W_O[:1], **mask), *visible.shape)[0], visible):
+    mask: dict[str, Any] = {"mask": "causal" if causal else "all", "window": seen.window(site.name)}
+    like = Heads(torch.zeros(1, 1, 1), **mask)
+    if not torch.equal(allowed(like, *visible.shape)[0], visible):
         raise refused(site.name, "a mask that is neither causal nor a window")
     return mask
 
 
-def _with_offsets(run: CutRun, site: Site, heads: Heads, seen: Seen) -> Heads:
+def _with_offsets(run: CutRun, site: Site, heads: Heads, seen: Masks) -> Heads:
     """The heads with what their scores have beside queries and keys: a number for each distance, and a sink."""
     x, other = (rows(run.reads[f"{site.name}.{side}"])[0] for side in "QV")
     pattern = run.seen[f"{site.location.prefix}hook_pattern"][0].double()
@@ -193,18 +151,6 @@ def _with_offsets(run: CutRun, site: Site, heads: Heads, seen: Seen) -> Heads:
         offset = (missing.log() - start[..., 0]).mean(-1, keepdim=True)
         heads = replace(heads, bias_keys=heads.W_O.new_zeros(len(offset), 1, heads.W_O.shape[1]), bias_offsets=offset)
     return heads
-
-
-def _tables(network: nn.Module, n_ctx: int) -> Iterator[Float[Tensor, "head distance"]]:
-    """Offsets for key minus query from ``1 - n_ctx``, of modules that compute relative biases as T5 does."""
-    module: Any
-    for module in network.modules():
-        if hasattr(module, "compute_bias") and getattr(module, "has_relative_attention_bias", False):
-            try:
-                bias = module.compute_bias(n_ctx, n_ctx).detach()[0]
-            except TypeError:  # attention over blocks takes their length
-                continue
-            yield torch.cat([bias[:, -1, :-1], bias[:, 0]], -1)
 
 
 def _slopes(offsets: Tensor, n_ctx: int) -> Iterator[Float[Tensor, "head distance"]]:

@@ -13,7 +13,8 @@ from torch import Tensor
 from allheads.models.attention import read_attention
 from allheads.models.compat import network_path
 from allheads.models.observe import evaluating, run_bridge
-from allheads.pure.attention import Seen, attention_heads, dense_heads, neuron_heads, pure_norm, refused
+from allheads.pure.attention import attention_heads, dense_heads, neuron_heads, pure_norm, refused
+from allheads.pure.masks import Masks
 from allheads.pure.router import read_router
 from allheads.pure.runner import Heads, Norm, Pure, Router, Sublayer
 from allheads.pure.streams import Streams, Sum, cut, reached, rows
@@ -65,10 +66,13 @@ def _context(twin: TwinBridge) -> int:
     """How many positions a file may be run on: those for which frequencies and scales stay as they are."""
     config = getattr(twin.original_model, "config", None)
     config = getattr(config, "text_config", config)
-    rope = getattr(config, "rope_parameters", None) or {}
-    first = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
-    stays = rope.get("rope_type") not in ("dynamic", "longrope") and not rope.get("llama_4_scaling_beta")
-    return twin.cfg.n_ctx if stays or not first else min(twin.cfg.n_ctx, first)
+    own = getattr(config, "rope_parameters", None) or {}
+    limits = [twin.cfg.n_ctx]
+    for rope in (own, *(inner for inner in own.values() if isinstance(inner, dict))):  # some have one for each kind
+        first = rope.get("original_max_position_embeddings", getattr(config, "original_max_position_embeddings", None))
+        if first and (rope.get("rope_type") in ("dynamic", "longrope") or rope.get("llama_4_scaling_beta")):
+            limits.append(first)
+    return min(limits)
 
 
 def _sinks(run: CutRun, leaf: str) -> list[str]:
@@ -89,7 +93,7 @@ class _Builder:
     def build(self) -> None:
         """Begin, and add a step for every leaf that the end depends on."""
         streams, run = self.streams, self.streams.run
-        seen = Seen.of(run, list(self.sites.values()), streams.n_ctx)
+        seen = Masks.of(run.twin, list(self.sites.values()), streams.n_ctx)
         for leaf in self._order():
             if leaf in run.tables:
                 streams.begin(leaf)
@@ -188,16 +192,18 @@ def _unembedding(streams: Streams) -> tuple[Tensor | None, Tensor | None, float 
         theirs = rows(run_bridge(twin, run.inputs))
     ours = rows(run.reads[END]) @ W_U.double()
     ours = ours if b_U is None else ours + b_U.double()
+    found: list[tuple[float, float, float | None]] = []
     for cap in (None, *_caps(twin)):
-        if ours.shape != theirs.shape or (cap is not None and float(theirs.abs().max()) >= cap):
-            continue
-        inside = theirs if cap is None else cap * (theirs / cap).atanh()
-        factor = float((inside * ours).sum() / ours.square().sum())
-        if float((inside - factor * ours).abs().max()) <= run.tolerance * float(inside.abs().max()):
-            if abs(factor - 1.0) < 1e-6:
-                return W_U, None if b_U is None else b_U.detach(), cap
-            return factor * W_U, None if b_U is None else factor * b_U.detach(), cap
-    raise refused("the end of the model", "logits that are not x W_U + b_U")
+        if ours.shape == theirs.shape and (cap is None or float(theirs.abs().max()) < cap):
+            inside = theirs if cap is None else cap * (theirs / cap).atanh()
+            factor = float((inside * ours).sum() / ours.square().sum())
+            found.append((float((inside - factor * ours).abs().max() / inside.abs().max()), factor, cap))
+    error, factor, cap = min(found, key=lambda candidate: candidate[0], default=(1.0, 1.0, None))
+    if not error <= run.tolerance:
+        raise refused("the end of the model", "logits that are not x W_U + b_U")
+    if abs(factor - 1.0) > 1e-6:
+        W_U, b_U = factor * W_U, None if b_U is None else factor * b_U
+    return W_U, None if b_U is None else b_U.detach(), cap
 
 
 def _caps(twin: TwinBridge) -> Iterator[float]:
