@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 from tests.pure.files import rewritten
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from transformer_lens.model_bridge.sources import build_bridge_from_module
+from transformers import MistralConfig, MistralForCausalLM
 
 import allheads as ah
-from allheads.pure import export, run, runner
+from allheads.pure import export, purified, run, runner
 from allheads_labs import zoo
 
 #: What is new about each family, and whether its masks can be weights.
@@ -42,7 +45,7 @@ class InDouble(TorchFunctionMode):
         name = getattr(function, "__name__", "")
         if name == "float":
             return args[0].double()
-        if name in ("to", "softmax"):
+        if name in ("to", "type", "softmax"):
             args = tuple(torch.float64 if value is torch.float32 else value for value in args)
             kwargs = {k: torch.float64 if value is torch.float32 else value for k, value in (kwargs or {}).items()}
         return function(*args, **(kwargs or {}))
@@ -143,10 +146,28 @@ def test_the_decoder_reads_the_encoder(exported):
         run(path, ids[0].expand(2, -1), ids[1])
 
 
+def test_windows_that_are_longer_than_any_text_that_is_run(tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MistralConfig(
+        **sizes, num_key_value_heads=2, head_dim=8, vocab_size=96, sliding_window=700, max_position_embeddings=900
+    )
+    config._attn_implementation = "eager"
+    torch.manual_seed(0)
+    model = MistralForCausalLM(config).eval()
+    twin = ah.convert(build_bridge_from_module(model, "MistralForCausalLM", hf_config=config, model_name="tiny"))
+    path = tmp_path / "windows.safetensors"
+    export(twin, path)
+    assert twin.original_model.config.sliding_window == 700
+    assert [heads.window for heads in runner.load(path).sublayers[0].heads] == [700]
+    ids = torch.randint(3, 64, (1, 710), generator=torch.Generator().manual_seed(0))
+    assert error(twin, path, [ids]) < 1e-5
+
+
 def test_tokens_that_are_padding_are_refused(exported):
     """Positions of this family are counted without padding."""
-    _, path = exported("XGLMForCausalLM", torch.float32)
+    _, path = exported("RobertaForMaskedLM", torch.float32)
     assert runner.load(path).refused == [0]
+    assert runner.load(path).n_ctx == 63
     with pytest.raises(ValueError, match=r"Expected tokens other than \[0\]"):
         run(path, torch.tensor([5, 0, 6]))
 
@@ -189,7 +210,7 @@ def test_what_shows_on_longer_texts_only_is_seen(tmp_path):
 @pytest.mark.parametrize(
     ("family", "change", "name"),
     [
-        ("Gemma2ForCausalLM", {"cap": None}, "L0.A, which writes"),
+        ("Gemma2ForCausalLM", {"cap": 5.0}, "L0.A, which writes"),
         ("HunYuanDenseV1ForCausalLM", {"turned_first": False}, "L0.A, which writes"),
         ("GPTJForCausalLM", {"interleaved": False}, "L0.A, which writes"),
         ("BloomForCausalLM", {"distance_offsets": None}, "L0.A, which writes"),
@@ -200,10 +221,6 @@ def test_what_shows_on_longer_texts_only_is_seen(tmp_path):
 )
 def test_a_field_that_is_wrong_is_seen(tmp_path, monkeypatch, family, change, name):
     """Heads broken on purpose: every field counts, and is compared."""
-    from dataclasses import replace
-
-    from allheads.pure import purified
-
     original = purified.attention_heads
     monkeypatch.setattr(
         purified, "attention_heads", lambda *args: [replace(original(*args)[0], **change), *original(*args)[1:]]
@@ -239,7 +256,7 @@ def test_a_field_that_is_wrong_is_seen(tmp_path, monkeypatch, family, change, na
         ),
         (
             "Gemma3ForCausalLM",
-            lambda steps, model: steps["L0.A"]["heads"][0].update(norm_Q=steps["L0.A"]["norm"]),
+            lambda steps, model: steps["L0.A"]["heads"][0]["norm_Q"].update(gain=model["unembed"]),
             "a norm of L0.A has shape",
         ),
     ],
