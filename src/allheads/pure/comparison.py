@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +18,8 @@ from allheads.twin.twin import TwinBridge
 #: Largest difference of attention and its pure form, and of anything else, relative to what it writes: float32 is at
 #: 1e-6, and neurons, whose heads cancel, at 1e-5.
 ATTENTION, CLOSE = 2e-5, 1e-4
-#: Lengths of the texts that a whole model is compared on.
-LENGTHS = (11, 24)
+#: Ordinary tokens of the text that a whole model is compared on.
+LENGTH = 24
 
 
 def compared(streams: Streams, model: Pure) -> Pure:
@@ -34,11 +33,14 @@ def compared(streams: Streams, model: Pure) -> Pure:
             ours = write(x, len(x), replace(sublayer, norm=None), other=other)
             close = ATTENTION if reads[0] != sublayer.name else CLOSE
             _same(sublayer.name, ours, streams.writes[sublayer.name][0], close)
-    for ours, theirs in _wholes(streams, model):
-        _same("the whole model", ours, theirs, CLOSE)
-    special = [] if streams.given is not None else _special(streams.twin)
+    if streams.given is not None:
+        theirs = _theirs(streams.twin, run.inputs)[1]
+        _same("the whole model", logits(model, streams.given[1], torch.float64, "explicit"), theirs, CLOSE)
+        return model
+    special = _special(streams.twin)
     if _known(streams, model, special):
         return model
+    _same("the whole model", *_pair(streams, model, []), CLOSE)
     return replace(model, refused=[token for token in special if not _known(streams, model, [token])])
 
 
@@ -52,19 +54,13 @@ def _same(name: str, ours: Tensor, theirs: Tensor, close: float) -> None:
         )
 
 
-def _wholes(streams: Streams, model: Pure) -> Iterator[tuple[Tensor, Tensor]]:
-    """What pure model and twin give for the same texts; for what is not a text, for the second that was seen."""
-    given = streams.given
-    if given is not None:
-        yield logits(model, given[1], torch.float64, "explicit"), _theirs(streams.twin, streams.run.inputs)[1]
-        return
-    for length in LENGTHS:
-        yield _pair(streams, model, texts(streams.twin, min(length, model.n_ctx)))
-
-
-def _pair(streams: Streams, model: Pure, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _pair(streams: Streams, model: Pure, tokens: list[int]) -> tuple[Tensor, Tensor]:
+    """What pure model and twin give for a text with these tokens among others."""
+    inputs = texts(streams.twin, min(LENGTH + len(tokens), model.n_ctx))
+    for text in inputs.values():
+        text[:, 4 : 4 + len(tokens)] = torch.tensor(tokens, dtype=text.dtype)
     if "decoder_input" in inputs:
-        inputs = inputs | {"decoder_input": inputs["decoder_input"][:, 2:]}
+        inputs = inputs | {"decoder_input": inputs["decoder_input"][:, :-2]}
     ids = [inputs[name][0] for name in ("input", "decoder_input") if name in inputs]
     return logits(model, ids[0], torch.float64, "explicit", *ids[1:]), _theirs(streams.twin, inputs)[0]
 
@@ -87,13 +83,10 @@ def _special(twin: TwinBridge) -> list[int]:
 
 def _known(streams: Streams, model: Pure, tokens: list[int]) -> bool:
     """Is a text with these tokens the same for both?"""
-    if not tokens or 6 + len(tokens) > model.n_ctx:
-        return not tokens
-    inputs = texts(streams.twin, 6 + len(tokens))
-    for ids in inputs.values():
-        ids[:, 4:-2] = torch.tensor(tokens)
+    if 6 + len(tokens) > model.n_ctx:
+        return False
     try:
-        ours, theirs = _pair(streams, model, inputs)
+        ours, theirs = _pair(streams, model, tokens)
     except Exception:  # of an image that is missing, in many ways
         return False
     return bool((ours - theirs).abs().max() <= CLOSE * theirs.abs().max())
