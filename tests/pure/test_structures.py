@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import MistralConfig, MistralForCausalLM
 
 import allheads as ah
-from allheads.pure import export, purified, run, runner
+from allheads.pure import attention, export, purified, run, runner
 from allheads_labs import zoo
 
 #: What is new about each family, and whether its masks can be weights.
@@ -161,6 +162,21 @@ def test_windows_that_are_longer_than_any_text_that_is_run(tmp_path):
     assert [heads.window for heads in runner.load(path).sublayers[0].heads] == [700]
     ids = torch.randint(3, 64, (1, 710), generator=torch.Generator().manual_seed(0))
     assert error(twin, path, [ids]) < 1e-5
+
+
+def test_a_sink_is_a_bias_token():
+    """What a row of a pattern lacks to 1 went to a token without a value, whose offset is the same in every row."""
+    draw = torch.Generator().manual_seed(0)
+    x, W = torch.randn(2, 8, 6, generator=draw).double(), torch.randn(3, 6, 4, generator=draw).double()
+    heads, sink = runner.Heads(W.mT, W, -W, mask="causal"), torch.tensor([[0.5], [-1.0], [2.0]]).double()
+    with_sink = replace(heads, bias_keys=torch.zeros(3, 1, 4).double(), bias_offsets=sink)
+    rows = [runner.patterns(row, with_sink, runner.allowed(with_sink, 8))[..., :-1] for row in x]
+    site = SimpleNamespace(name="L0.A", kind="A", location=SimpleNamespace(prefix=""))
+    seen = {"hook_pattern": torch.stack(rows)}
+    run = SimpleNamespace(reads={"L0.A.Q": x, "L0.A.V": x}, seen=seen, tolerance=1e-4)
+    found = attention._with_offsets(run, site, heads, SimpleNamespace(tables=[], n_ctx=8))
+    assert (found.bias_offsets - sink).abs().max() < 1e-11
+    assert (runner.patterns(x[0], found, runner.allowed(found, 8))[..., :-1] - rows[0]).abs().max() < 1e-12
 
 
 def test_tokens_that_are_padding_are_refused(exported):

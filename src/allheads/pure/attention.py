@@ -148,7 +148,8 @@ def _with_offsets(run: CutRun, site: Site, heads: Heads, seen: Masks) -> Heads:
         heads = replace(heads, distance_offsets=table)
     missing = (1.0 - pattern.sum(-1)).clamp_min(0.0)
     if float(missing.max()) > run.tolerance:  # what is left goes to a token without a value
-        offset = (missing.log() - start[..., 0]).mean(-1, keepdim=True)
+        most = missing.argmax(-1, keepdim=True)  # least lost to rounding
+        offset = (missing.log() - start[..., 0]).gather(-1, most)
         heads = replace(heads, bias_keys=heads.W_O.new_zeros(len(offset), 1, heads.W_O.shape[1]), bias_offsets=offset)
     return heads
 

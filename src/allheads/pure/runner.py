@@ -7,9 +7,9 @@ of what beginnings and earlier sublayers gave, and gives
 
 or, without heads, norm(x) itself: a stream is a sum that others read, ``x' = x + heads(norm(x))``. In cross-attention,
 k and v read another stream. So nothing acts on a position but matrix products, softmax and norms. Where a model has
-them, queries and keys are normed and turned, scores and logits capped by a tanh, and a router chooses among experts, whose
-neurons are heads. Every head, ordinary or once a neuron, goes through `attend`, which computes its pattern literally
-over all positions.
+them, queries and keys are normed and turned, scores and logits capped by a tanh, and a router chooses among experts,
+whose neurons are heads. Every head, ordinary or once a neuron, goes through `attend`, which computes its pattern
+literally over all positions.
 
 ``masks="explicit"``: a mask is a boolean matrix, and bias tokens are further keys (of value zero).
 ``masks="weights"``: there is no mask, no bias vector and no further key. The stream is augmented by one coordinate per
