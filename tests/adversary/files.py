@@ -43,6 +43,7 @@ from allheads.models import pretrained
 from allheads.models.cache import MANIFEST, cached_folder
 from allheads.pure import runner
 from allheads.untrusted import sealed
+from allheads_labs import zoo
 from allheads_labs.kit import results
 from allheads_labs.kit.lab import Lab, Result, Unit
 
@@ -209,6 +210,8 @@ def formats(folder: Path) -> dict[str, Format]:
     texts = [torch.arange(20) % 32, torch.arange(9)]
     ah.corpus.sweep(twin, texts, ah.corpus.SweepSettings(context=8, batch=2, every=1), out=folder / "sweep.safetensors")
     ah.pure.export(twin, folder / "pure.safetensors")
+    for name, family in PURE.items():
+        ah.pure.export(ah.convert(zoo.build(family).bridge), folder / f"{name}.safetensors")
     ah.graph(twin, ids, (3, 5), budget=6).save(folder / "graph.json")
     with twin.banks[1].edit() as heads:
         heads.W_O[3] *= 2.0
@@ -254,17 +257,9 @@ def formats(folder: Path) -> dict[str, Format]:
             },
             frozenset({"settings forged"}),
         ),
-        "pure": Format(
-            folder / "pure.safetensors",
-            lambda path: _digest(ah.pure.run(path, ids[0])),
-            {
-                **bytewise(""),
-                "header edited": ("", header_edited),
-                "model edited": ("", metadata_edited(runner.FORMAT)),
-                "model forged": ("", metadata_edited(runner.FORMAT, _seal_pure)),
-            },
-            frozenset({"model forged"}),
-        ),
+        "pure": _pure(folder / "pure.safetensors", ids),
+        "pure streams": _pure(folder / "pure streams.safetensors", ids, ids + 3),
+        "pure experts": _pure(folder / "pure experts.safetensors", ids),
         "twin": Format(
             folder / "twin",
             lambda path: logits(ah.load(path, source=source)),
@@ -310,6 +305,22 @@ def formats(folder: Path) -> dict[str, Format]:
     }
 
 
+def _pure(path: Path, *ids: torch.Tensor) -> Format:
+    return Format(
+        path,
+        lambda path: _digest(ah.pure.run(path, *ids)),
+        {
+            **{f"file: {name}": ("", damage) for name, damage in BYTEWISE.items()},
+            "header edited": ("", header_edited),
+            "model edited": ("", metadata_edited(runner.FORMAT)),
+            "model forged": ("", metadata_edited(runner.FORMAT, _seal_pure)),
+        },
+        frozenset({"model forged"}),
+    )
+
+
+#: Families with what the first pure file has not: two streams and tables by distance, routers.
+PURE = {"pure streams": "T5ForConditionalGeneration", "pure experts": "MixtralForCausalLM"}
 #: A lab that nobody runs, and its unit.
 _LAB = Lab("adversary", 1, lambda quick, seeds: [], lambda unit: {}, lambda found: {})
 _UNIT = Unit({"width": 3}, 0, 1.0)

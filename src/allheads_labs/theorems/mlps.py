@@ -40,7 +40,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from allheads.gates import Gate, GateSum
-from allheads.pure.runner import Heads, Pure, Sublayer, write
+from allheads.pure.runner import Beginning, Heads, Pure, Sublayer, write
 
 
 def neuron_heads(
@@ -198,8 +198,11 @@ class Transformer:
 
 def attention_only(model: Transformer, name: str = "transformer") -> Pure:
     """The same transformer as a list of attention layers."""
-    sublayers = [
-        Sublayer(f"L{n}.N", in_one_layer(layer).heads) if isinstance(layer, PlainMLP) else Sublayer(f"L{n}.A", [layer])
-        for n, layer in enumerate(model.layers)
-    ]
-    return Pure(name, len(model.positions), model.embed, model.unembed, sublayers, positions=model.positions)
+    begun = [Beginning("tokens", model.embed), Beginning("positions", model.positions, "position")]
+    sublayers = [Sublayer("x0", reads={"tokens": 1.0, "positions": 1.0})]
+    for n, layer in enumerate(model.layers):
+        heads = in_one_layer(layer).heads if isinstance(layer, PlainMLP) else [layer]
+        sublayers.append(Sublayer(f"L{n}", heads, reads={f"x{n}": 1.0}))
+        sublayers.append(Sublayer(f"x{n + 1}", reads={f"x{n}": 1.0, f"L{n}": 1.0}))
+    n_ctx, d_model = model.positions.shape
+    return Pure(name, n_ctx, d_model, begun, sublayers, model.unembed)

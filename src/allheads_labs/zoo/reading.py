@@ -6,6 +6,7 @@ fault of the toolkit, and passes through. Twins are in float64, so that what is 
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -153,6 +154,24 @@ def _attention(subject: Subject) -> float:
     return len(ah.plots.attention(subject.twin, subject.sample.inputs).data["heads"])
 
 
+def _pure(subject: Subject) -> float:
+    """The largest difference between what the twin's pure form gives and the twin's own outputs, relative to these.
+
+    Words are asked about without their image; an image or a sound by what its layers begin with.
+    """
+    twin, ids = subject.twin, subject.sample.inputs["input"]
+    rest = {name: value for name, value in subject.sample.inputs.items() if name == "decoder_input"}
+    ids = ids if ids.is_floating_point() else ids[ids < WORDS[1]][None]
+    begins = "embed_ln.hook_in" if "embed_ln.hook_in" in twin.hook_dict else "blocks.0.hook_in"
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        ah.pure.export(twin, f"{folder}/twin.safetensors")
+        own, cache = twin.run_with_cache(ids, **rest, names_filter=[begins] if ids.is_floating_point() else [])
+        begun = cache[begins] if ids.is_floating_point() else ids
+        ours = ah.pure.run(f"{folder}/twin.safetensors", begun, *rest.values())
+    own = own.view_as(ours) if isinstance(own, Tensor) else own[0]
+    return float((ours - own).abs().max() / own.abs().max())
+
+
 #: What is tried, and what its figure says.
 CAPABILITIES: dict[str, Callable[[Subject], float]] = {
     "attribute": _attribute,
@@ -165,4 +184,5 @@ CAPABILITIES: dict[str, Callable[[Subject], float]] = {
     "head_scores": _head_scores,
     "sweep": _sweep,
     "attention": _attention,
+    "pure": _pure,
 }

@@ -26,6 +26,7 @@ EXACT = {
     "graph": 1e-10,
     "pattern of a head": 1e-12,
     "pattern of a neuron": 1e-12,
+    "pure": 1e-6,  # norms and softmax are in float32 inside
 }
 
 
