@@ -8,9 +8,8 @@ the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -31,6 +30,7 @@ from allheads.twin.heads import Head
 from allheads.twin.labels import Label
 from allheads.twin.prompt import Texts, one_prompt, position_in
 from allheads.twin.sites import sites
+from allheads.twin.softmax import PATTERN, SCORES, scores_shown
 from allheads.twin.twin import TwinBridge, require_twin
 
 #: The stack that heads of a decoder attend to.
@@ -133,11 +133,11 @@ def _of_head(
     question: Question, head: Head, position: int, source: int | tuple[int | None, int] | None
 ) -> PatternAttribution:
     twin = question.twin
-    points = {name: f"{head.hook_prefix}hook_{name}" for name in ("pattern", "attn_scores", "q", "k")}
-    activations = _seen(question, points.values())
-    pattern = activations[points["pattern"]][0, head.number]
+    scores, pattern_point, *sides = (f"{head.hook_prefix}{name}" for name in (SCORES, PATTERN, "hook_q", "hook_k"))
+    points = dict(zip("qk", sides, strict=True))
+    pattern = _seen(question, [pattern_point, *sides, scores])[pattern_point][0, head.number]
     at, length = position_in(len(pattern), position), pattern.shape[1]
-    pattern, scores = pattern[at], _scores_of(question, head, at, activations)
+    pattern = pattern[at]
     here = twin.index.location(head.label)
     # Heads that attend to an encoder read its end.
     streams = {"q": _stream(here), "k": _stream(here) if head.label.kind == "A" else _encoder_end(twin)}
@@ -150,11 +150,10 @@ def _of_head(
 
     def side(letter: str, where: int, plus: int, minus: int | None) -> Attribution:
         def score(logits: Tensor, activations: Mapping[str, Tensor]) -> Tensor:
-            row = scores(activations)
+            row = activations[scores][0, head.number, at]
             return row[plus] if minus is None else row[plus] - row[minus]
 
-        shown = tuple(points[name] for name in ("attn_scores", "q", "k") if points[name] in activations)
-        metric = Metric(f"{name}: {letter}", where, score, streams[letter], shown)
+        metric = Metric(f"{name}: {letter}", where, score, streams[letter], (scores, *sides))
         return answer(question.about(metric, unfrozen=(points[letter],)))
 
     query, key = side("q", at, to, other), side("k", to, to, None)
@@ -182,42 +181,14 @@ def _encoder_end(twin: TwinBridge) -> str:
     return f"{_ENCODER}.{last}.hook_resid_post"
 
 
-def _seen(question: Question, names: Iterable[str]) -> dict[str, Tensor]:
+def _seen(question: Question, names: Sequence[str]) -> dict[str, Tensor]:
     """What passes these hook points on the prompt, without gradients. Raises `AllHeadsError` for one that is silent."""
-    with torch.no_grad(), capturing(question.twin, names) as activations:
+    points = [name for name in names if not name.endswith(SCORES)]
+    twin = question.twin
+    with torch.no_grad(), capturing(twin, points) as activations, scores_shown(twin, names, activations):
         question.run()
-    if silent := [name for name in names if name not in activations and not name.endswith("attn_scores")]:
+    if silent := [name for name in names if name not in activations]:
         raise AllHeadsError(
             f"a prompt on which something passes {silent[0]}", "one on which nothing does", "Name a part that runs."
         )
     return activations
-
-
-def _scores_of(
-    question: Question, head: Head, at: int, activations: Mapping[str, Tensor]
-) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    """How a head's scores are read: shown as such, or the product of queries and keys, whichever makes its pattern."""
-    shown, q, k = (f"{head.hook_prefix}hook_{name}" for name in ("attn_scores", "q", "k"))
-
-    def as_shown(activations: Mapping[str, Tensor]) -> Tensor:
-        return activations[shown][0, head.number, at]
-
-    def as_product(activations: Mapping[str, Tensor], scaled: bool) -> Tensor:
-        keys = activations[k][0]
-        group = head.number * keys.shape[1] // activations[q].shape[2]
-        scores = keys[:, group] @ activations[q][0, at, head.number]
-        return scores / keys.shape[-1] ** 0.5 if scaled else scores
-
-    pattern = activations[f"{head.hook_prefix}hook_pattern"][0, head.number, at]
-    visible = pattern > 0
-    known: list[Callable[[Mapping[str, Tensor]], Tensor]] = [as_shown] if shown in activations else []
-    known += [partial(as_product, scaled=True), partial(as_product, scaled=False)]
-    for scores in known:
-        row = scores(activations).detach().to(pattern)
-        if torch.allclose(row[visible].softmax(0), pattern[visible], atol=1e-4):
-            return scores
-    raise AllHeadsError(
-        f"a head whose scores are shown at {shown}",
-        str(question.twin.cfg.architecture),
-        "Its pattern has another cause.",
-    )
