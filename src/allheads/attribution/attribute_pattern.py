@@ -1,15 +1,16 @@
 """attribute_pattern: why a head attends, or a gate opens, split over everything that was written before.
 
 A neuron's preactivation is linear in the stream, with norm scales frozen: ``t = w . norm(x) + b``. The score of an
-ordinary head is ``q . k / sqrt(d_head)``: linear in the stream at the destination with the key frozen, and linear in
-the stream at the source with the query frozen. Each side sums to the whole score; neither says what it would be without
-the other.
+ordinary head, as it enters the softmax, is ``q . k`` with a scale: linear in the stream at the destination with the key
+frozen, and linear in the stream at the source with the query frozen, however both are turned and normalised before.
+Each side sums to the whole score; neither says what it would be without the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from allheads.attribution.attribute import answer
 from allheads.attribution.attribution import Attribution
-from allheads.attribution.freezing import live
+from allheads.attribution.forward_cache import ForwardCache
+from allheads.attribution.freezing import differentiable, live
 from allheads.attribution.metric import NOTHING, Metric
 from allheads.attribution.question import Question
 from allheads.attribution.rules import DEFAULT, Rule, rule_named
@@ -92,7 +94,7 @@ def attribute_pattern(
 
     Raises:
         AllHeadsError: an unknown label, a position outside the prompt, a source that cannot be seen, a rule that does
-            not freeze everything, or edited heads.
+            not freeze everything, edited heads, or a pattern that is not made by a softmax of queries and keys.
 
     >>> why = attribute_pattern(twin, "Mary and John", "L3.N812")  # doctest: +SKIP
     >>> why.query.top(3)  # doctest: +SKIP
@@ -148,18 +150,36 @@ def _of_head(
         raise AllHeadsError(f"different sources that {head} sees from {at}", f"{to} and {other}", "Name others.")
     name = f"score of {head} from {at} to {to}" + ("" if other is None else f", less that to {other}")
 
-    def side(letter: str, where: int, plus: int, minus: int | None) -> Attribution:
-        def score(logits: Tensor, activations: Mapping[str, Tensor]) -> Tensor:
-            row = activations[scores][0, head.number, at]
-            return row[plus] if minus is None else row[plus] - row[minus]
+    def score(logits: Tensor, activations: Mapping[str, Tensor], plus: int = to, minus: int | None = other) -> Tensor:
+        row = activations[scores][0, head.number, at]
+        return row[plus] if minus is None else row[plus] - row[minus]
 
-        metric = Metric(f"{name}: {letter}", where, score, streams[letter], (scores, *sides))
+    def side(letter: str, where: int, plus: int, minus: int | None) -> Attribution:
+        function = partial(score, plus=plus, minus=minus)
+        metric = Metric(f"{name}: {letter}", where, function, streams[letter], (scores, *sides))
         return answer(question.about(metric, unfrozen=(points[letter],)))
 
+    _require_sides(question.about(Metric(name, at, score, hook_points=(scores, *sides))))
     query, key = side("q", at, to, other), side("k", to, to, None)
     key_versus = None if other is None else side("k", other, other, None)
     weight = pattern[to : to + 1]
     return PatternAttribution(str(head), at, to, other, query.target_value, weight, query, key, key_versus)
+
+
+def _require_sides(question: Question) -> None:
+    """Raises `AllHeadsError` where a score answers to the prompt with both of its sides, queries and keys, held."""
+    with differentiable(question):
+        cache = ForwardCache(question.twin, question.metric.hook_points)
+        with cache.recording():
+            value = question.metric.of(question.run(), cache.activations)
+        leaves = list(cache.embeddings.values())
+        found = torch.autograd.grad(value, leaves, allow_unused=True) if value.requires_grad else ()
+    if any(gradient is not None and bool(gradient.any()) for gradient in found):
+        raise AllHeadsError(
+            f"scores made of what passes {' and '.join(question.metric.hook_points[1:])}",
+            f"a {question.metric.name} that more goes into",
+            "Its query and its key cannot be told apart.",
+        )
 
 
 def _stream(location: Location) -> str:
@@ -187,7 +207,14 @@ def _seen(question: Question, names: Sequence[str]) -> dict[str, Tensor]:
     twin = question.twin
     with torch.no_grad(), capturing(twin, points) as activations, scores_shown(twin, names, activations):
         question.run()
-    if silent := [name for name in names if name not in activations]:
+    silent = [name for name in names if name not in activations]
+    if silent and silent[0].endswith(SCORES):
+        raise AllHeadsError(
+            f"a pattern at {silent[0].removesuffix(SCORES)}{PATTERN} that a softmax has given",
+            f"{twin.cfg.architecture}, which shows something else there",
+            "Name a head of another part; ah.attribute reads what this one writes.",
+        )
+    if silent:
         raise AllHeadsError(
             f"a prompt on which something passes {silent[0]}", "one on which nothing does", "Name a part that runs."
         )

@@ -35,9 +35,12 @@ def scores_shown(twin: TwinBridge, names: Iterable[str], activations: dict[str, 
     def keeper(name: str) -> Callable[..., None]:
         def keep(pattern: Tensor, hook: object) -> None:
             for scores, made in reversed(watch.calls):
-                if made.numel() == pattern.numel() and _same(made.reshape(pattern.shape), pattern):
-                    activations[name] = scores.reshape(pattern.shape)
-                    return
+                if made.numel() // made.shape[-1] == pattern.shape[:-1].numel() and made.shape[-1] >= pattern.shape[-1]:
+                    # More sources may share the softmax: an encoder's behind a decoder's own.
+                    rows = [x.reshape(*pattern.shape[:-1], -1)[..., : pattern.shape[-1]] for x in (scores, made)]
+                    if _same(rows[1], pattern):
+                        activations[name] = rows[0]
+                        return
 
         return keep
 
