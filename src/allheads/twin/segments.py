@@ -41,6 +41,8 @@ class CutRun:
     reads: dict[str, Tensor] = field(default_factory=dict)
     leaves: dict[str, Tensor] = field(default_factory=dict)
     seen: dict[str, Tensor] = field(default_factory=dict)
+    #: Values, and what heads carry before it is cut, in the graph, by hook point.
+    carried: dict[str, Tensor] = field(default_factory=dict)
     norms: dict[str, Norm | None] = field(default_factory=dict)
     #: Embeddings of tokens: their table, and its factor in the leaf.
     tables: dict[str, tuple[Tensor, float]] = field(default_factory=dict)
@@ -161,8 +163,12 @@ def _attention_hooks(run: CutRun, site: Site) -> list[tuple[str, Callable[..., T
         run.seen[hook.name] = x.detach()
         return x
 
+    def carry(v: Tensor, hook: Any) -> Tensor:
+        run.carried[f"{prefix}hook_v"] = v
+        return v
+
     def cut(z: Tensor, hook: Any) -> Tensor:
-        run.seen[f"{prefix}hook_z"] = z.detach()
+        run.seen[f"{prefix}hook_z"], run.carried[f"{prefix}hook_z"] = z.detach(), z
         return run.leaf(site.name, z)
 
     projected = all(f"{prefix}{side}.hook_in" in known for side in "qv")
@@ -170,7 +176,7 @@ def _attention_hooks(run: CutRun, site: Site) -> list[tuple[str, Callable[..., T
     if not projected and site.kind == "A":
         points = dict.fromkeys("QV", f"{prefix}hook_in")
     reads = [(point, reader(f"{site.name}.{side}")) for side, point in points.items()]
-    return [*reads, (f"{prefix}hook_pattern", keep), (f"{prefix}hook_z", cut)]
+    return [*reads, (f"{prefix}hook_v", carry), (f"{prefix}hook_pattern", keep), (f"{prefix}hook_z", cut)]
 
 
 def _module_hooks(run: CutRun, network: nn.Module) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
