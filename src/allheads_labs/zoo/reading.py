@@ -6,8 +6,11 @@ fault of the toolkit, and passes through. Twins are in float64, so that what is 
 
 from __future__ import annotations
 
+import re
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,7 +22,7 @@ import allheads as ah
 from allheads import AllHeadsError, TwinBridge
 from allheads_labs import zoo
 from allheads_labs.zoo.families import NOT_IN_FLOAT64
-from allheads_labs.zoo.inputs import WORDS
+from allheads_labs.zoo.inputs import LENGTH, WORDS
 
 #: Parts that a graph keeps.
 BUDGET = 20
@@ -122,6 +125,81 @@ def _pattern(subject: Subject, of_neurons: bool) -> float:
     return max(side.completeness_error for why in found for side in (why.query, why.key) if side is not None)
 
 
+@contextmanager
+def _single_tokens(subject: Subject, label: str) -> Iterator[None]:
+    """Let what a head or neuron reads be the embedding of one token at every position: nothing else writes before."""
+    twin, parsed = subject.twin, ah.Label.parse(label)
+    stack, end = twin.index.location(parsed).stack, twin.index.location(parsed).layer
+    if parsed.kind == "X":  # it reads the end of the encoder
+        stack, end = "encoder_blocks", sys.maxsize
+    # What is added to the stream, and not what a norm behind it makes of both.
+    shown = re.compile(rf"{re.escape(stack)}\.(\d+)\.((?!\w*(?:ln|norm|mlp))\w+(\.o)?\.hook_out|hook_mlp_out)")
+    found = [match for name in twin.hook_dict if (match := shown.fullmatch(name))]
+    silent = [
+        match[0]
+        for match in found
+        if f"{match[0].removesuffix('hook_out')}o.hook_out" not in twin.hook_dict
+        and (int(match[1]) < end or (int(match[1]) == end and parsed.kind == "N" and "mlp" not in match[2]))
+    ]
+    silent += [name for name in twin.hook_dict if re.fullmatch(r"(decoder_)?pos_embed.hook_out|token_type.*out", name)]
+    with twin.hooks(fwd_hooks=[(name, lambda value, hook: torch.zeros_like(value)) for name in silent]):
+        yield
+
+
+def _captured(subject: Subject, ids: Tensor, names: Sequence[str]) -> list[Tensor]:
+    """What passes these hook points in a run on some ids; nothing of an expert that no token chose."""
+    twin = subject.twin
+    decoder: dict[str, Any] = {"decoder_input": ids} if "decoder_input" in subject.sample.inputs else {}
+    with torch.no_grad():
+        cache = twin.run_with_cache(ids, names_filter=list(names), **decoder)[1]
+    return [cache[name][0].double() for name in names if name in cache]
+
+
+def _head_circuit(subject: Subject) -> float:
+    """The largest error of what a head carries from single tokens, relative to it, when the twin runs on these.
+
+    A gate is the same wherever the destination looks: it is read off where it looks at its own token alone.
+    """
+    errors, unread = [], []
+    for label in subject.labels(of_neurons=False):
+        circuit, head = ah.weights.circuit(subject.twin, label), subject.twin.head(label)
+        assert isinstance(circuit, ah.weights.HeadCircuit)
+        if circuit.value is None:
+            unread.append(circuit.unread["V"])
+            continue
+        value, found = circuit.value.double(), []
+        tokens = torch.randint(*WORDS, (1, LENGTH), generator=torch.Generator().manual_seed(0))
+        for ids in (tokens[:, -1:].expand_as(tokens), tokens):
+            with _single_tokens(subject, label):
+                z, pattern = _captured(subject, ids, [f"{head.hook_prefix}hook_{name}" for name in ("z", "pattern")])
+            carried = z.reshape(len(z), -1, value.shape[1])[-1, head.number]
+            found.append((carried, pattern[head.number, -1] @ value[ids[0]]))
+        (alone, own), (carried, expected) = found
+        expected = expected * (alone / own if circuit.gated else 1.0)
+        errors.append(float((carried - expected).norm() / carried.norm()))
+    if not errors:
+        raise unread[0]
+    return max(errors)
+
+
+def _neuron_circuit(subject: Subject) -> float:
+    """The largest error of the preactivation of a neuron on the token that opens it most, relative to it."""
+    errors = [0.0]
+    for label in subject.labels(of_neurons=True):
+        circuit, neuron = ah.weights.circuit(subject.twin, label, k=1), subject.twin.neuron(label)[0]
+        assert isinstance(circuit, ah.weights.NeuronCircuit)
+        for most in circuit.opens:
+            with _single_tokens(subject, label):
+                seen = _captured(subject, torch.full((1, LENGTH), most.token), [f"{neuron.hook_prefix}hook_pre"])
+            errors += [abs(float(pre[-1, neuron.label.index]) / most.value - 1.0) for pre in seen]
+    return max(errors)
+
+
+def _composition(subject: Subject, kind: str) -> float:
+    """How many pairs are compared."""
+    return ah.weights.composition(subject.twin, kind, k=1).count
+
+
 def _ablate(subject: Subject) -> float:
     """The largest change of the outputs when a head or a neuron writes nothing, relative to these."""
     own, changes = subject.outputs, []
@@ -160,6 +238,12 @@ CAPABILITIES: dict[str, Callable[[Subject], float]] = {
     "graph": _graph,
     "pattern of a head": lambda subject: _pattern(subject, of_neurons=False),
     "pattern of a neuron": lambda subject: _pattern(subject, of_neurons=True),
+    "circuit of a head": _head_circuit,
+    "circuit of a neuron": _neuron_circuit,
+    "neuron to query": lambda subject: _composition(subject, "neuron->query"),
+    "neuron to V": lambda subject: _composition(subject, "neuron->V"),
+    "neuron to Q": lambda subject: _composition(subject, "neuron->Q"),
+    "neuron to K": lambda subject: _composition(subject, "neuron->K"),
     "ablate": _ablate,
     "means": _means,
     "head_scores": _head_scores,
