@@ -148,9 +148,13 @@ def test_a_softmax_that_two_stacks_share():
     assert why.key.total - why.key_versus.total == pytest.approx(why.score, abs=1e-11)
 
 
-def test_what_is_no_pattern_is_refused():
-    sample = zoo.build("SwitchTransformersForConditionalGeneration", dtype=torch.float64)
-    with pytest.raises(ah.AllHeadsError, match="which shows something else there"):
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("SwitchTransformersForConditionalGeneration", "something else"), ("LEDForConditionalGeneration", "none")],
+)
+def test_what_is_no_pattern_is_refused(name, shown):
+    sample = zoo.build(name, dtype=torch.float64)
+    with pytest.raises(ah.AllHeadsError, match=f"heads of {name} that show {shown}"):
         ah.attribute_pattern(ah.convert(sample.bridge), sample.inputs, "EL0.A1")
 
 

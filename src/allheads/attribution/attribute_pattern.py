@@ -134,13 +134,11 @@ def _of_neuron(question: Question, name: str, heads: list[Head], position: int) 
 def _of_head(
     question: Question, head: Head, position: int, source: int | tuple[int | None, int] | None
 ) -> PatternAttribution:
-    twin = question.twin
+    twin, here = question.twin, question.twin.index.location(head.label)
     scores, pattern_point, *sides = (f"{head.hook_prefix}{name}" for name in (SCORES, PATTERN, "hook_q", "hook_k"))
-    points = dict(zip("qk", sides, strict=True))
-    pattern = _seen(question, [pattern_point, *sides, scores])[pattern_point][0, head.number]
+    pattern = _seen(question, [pattern_point, scores, *sides])[pattern_point][0, head.number]
     at, length = position_in(len(pattern), position), pattern.shape[1]
-    pattern = pattern[at]
-    here = twin.index.location(head.label)
+    pattern, points = pattern[at], dict(zip("qk", sides, strict=True))
     # Heads that attend to an encoder read its end.
     streams = {"q": _stream(here), "k": _stream(here) if head.label.kind == "A" else _encoder_end(twin)}
     first, second = source if isinstance(source, tuple) else (source, None)
@@ -203,16 +201,17 @@ def _encoder_end(twin: TwinBridge) -> str:
 
 def _seen(question: Question, names: Sequence[str]) -> dict[str, Tensor]:
     """What passes these hook points on the prompt, without gradients. Raises `AllHeadsError` for one that is silent."""
-    points = [name for name in names if not name.endswith(SCORES)]
-    twin = question.twin
+    twin, points = question.twin, [name for name in names if not name.endswith(SCORES)]
     with torch.no_grad(), capturing(twin, points) as activations, scores_shown(twin, names, activations):
         question.run()
     silent = [name for name in names if name not in activations]
-    if silent and silent[0].endswith(SCORES):
+    if silent and silent[0].endswith((PATTERN, SCORES)):
+        shown = silent[0].removesuffix(SCORES).removesuffix(PATTERN) + PATTERN
+        other = "something else" if shown in activations else "none: they attend within windows, or run by a kernel"
         raise AllHeadsError(
-            f"a pattern at {silent[0].removesuffix(SCORES)}{PATTERN} that a softmax has given",
-            f"{twin.cfg.architecture}, which shows something else there",
-            "Name a head of another part; ah.attribute reads what this one writes.",
+            f"a pattern at {shown} that a softmax has given",
+            f"heads of {twin.cfg.architecture} that show {other}",
+            "ah.attribute reads what they write.",
         )
     if silent:
         raise AllHeadsError(
