@@ -51,7 +51,8 @@ class HeadCircuit:
     def gated(self) -> bool:
         """Is what it carries multiplied, coordinate by coordinate, by gates that the destination sets?
 
-        `value`, `promotes`, `suppresses`, `of` and `copying` are then those of gates of 1; gates are positive.
+        `value`, `promotes`, `suppresses`, `of` and `copying` are then those of gates of 1. Gates are positive; those of
+        a prompt differ between coordinates, and change the direction of what is carried.
         """
         return self.attention.gated
 
