@@ -62,11 +62,14 @@ def test_what_heads_read_by_their_values_is_what_neurons_move(twins, name):
     """The score of a neuron and a head is how far the neuron's write moves what the head writes, in the frozen twin."""
     sample, twin = twins(name)
     ids = sample.inputs["input"]
-    # Gates multiply what is carried behind the values.
-    carried = ("v", SOURCE) if name in GATED else ("z", -1)
+    # Gates multiply what is carried behind the values; norms of values stand between these and that.
+    carried = ("z", -1) if name in NORMALISED else ("v", SOURCE)
     moved = _gradients(twin, ids, f"blocks.1.attn.hook_{carried[0]}", carried[1])
     stream = _gradients(twin, ids, "blocks.1.hook_resid_pre", SOURCE)
     o = twin.blocks[1].attn.o.original_component.weight.detach().double()
+    behind = getattr(twin.blocks[1], "ln1_post", None)
+    if behind is not None:  # an RMSNorm of ones is its gain
+        o = behind.original_component(torch.ones(twin.cfg.d_model).to(o)).detach()[:, None] * o
     heads = twin.index.attention["L1", "A"].n_heads
     width = o.shape[1] // heads
     moved = moved.unflatten(0, (-1, width))
