@@ -57,7 +57,14 @@ def _gradients(twin, ids, shown, position):
     return torch.stack(rows).double()
 
 
-@pytest.mark.parametrize("name", LATENT + NORMALISED + GATED)
+def test_norms_are_measured_when_nothing_watches_them():
+    """Routers of Gemma 4 have a norm of their own, which no component wraps: the run is cut there as well."""
+    branches = read_wiring(ah.convert(zoo.build("Gemma4ForCausalLM", dtype=torch.float64).bridge)).branches
+    assert branches["L1.A"].values and branches["L1.A"].scores
+
+
+#: Gemma 4 with experts has a norm behind the sum of these and its MLP, which counts for whoever reads behind it.
+@pytest.mark.parametrize("name", [*LATENT, "Gemma4UnifiedForConditionalGeneration", *GATED])
 def test_what_heads_read_by_their_values_is_what_neurons_move(twins, name):
     """The score of a neuron and a head is how far the neuron's write moves what the head writes, in the frozen twin."""
     sample, twin = twins(name)

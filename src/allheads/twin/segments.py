@@ -44,6 +44,8 @@ class CutRun:
     #: Values, and what heads carry before it is cut, in the graph, by hook point.
     carried: dict[str, Tensor] = field(default_factory=dict)
     norms: dict[str, Norm | None] = field(default_factory=dict)
+    #: The modules of these norms, and how wide what they read is.
+    normed: dict[str, tuple[nn.Module, int]] = field(default_factory=dict)
     #: Embeddings of tokens: their table, and its factor in the leaf.
     tables: dict[str, tuple[Tensor, float]] = field(default_factory=dict)
     #: The leaf of every sublayer; the tolerance that the dtype leaves.
@@ -76,6 +78,8 @@ def cut_run(twin: TwinBridge) -> CutRun:
     run = CutRun(twin, two_rows(twin))
     with torch.inference_mode(False), torch.enable_grad(), evaluating(twin), _cut(run):
         result = run_bridge(twin, run.inputs)
+    # Measured when hooks are gone, which would otherwise watch that as well.
+    run.norms |= {name: known_norm(*normed) for name, normed in run.normed.items()}
     run.reads.setdefault(END, result)
     run.tolerance = max(1e-4, 4 * torch.finfo(result.dtype).eps)
     return run
@@ -216,7 +220,7 @@ def _norm_hook(run: CutRun, path: str, module: nn.Module) -> Callable[..., Any]:
             return None
         name = path if path not in run.reads else f"{path} {len(run.reads)}"  # called again, it is another one
         run.read(name, x)
-        run.norms[name] = known_norm(module, x.shape[-1])
+        run.normed[name] = module, x.shape[-1]
         return run.leaf(name, output)
 
     return cut

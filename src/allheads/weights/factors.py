@@ -105,7 +105,9 @@ def require_attention(branch: ResidualBranch) -> Attention:
     """The weights of its heads. Raises `AllHeadsError` where they are not there."""
     if branch.attention is None:
         raise AllHeadsError(
-            "attention with W_Q, W_K, W_V and W_O of each head", f"another kind in {branch.name}", "Not supported."
+            "attention with W_Q, W_K, W_V and W_O of each head",
+            f"another kind in {branch.name}, or keys and values of another layer",
+            "Not supported.",
         )
     return branch.attention
 
