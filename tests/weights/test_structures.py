@@ -104,32 +104,31 @@ def test_heads_move_as_their_weights_say(name, sample_of, exact_of):
         prefix, read, seen = branch.site.location.prefix, branch.attention, {}
         score = f"{prefix}{SCORES}"
 
-        def leaf(value, hook, seen=seen):
-            seen[hook.name] = value.detach().requires_grad_()
-            return seen[hook.name]
+        def kept(name, leaf, prefix=prefix, seen=seen):
+            def keep(value, hook):
+                seen[name] = value.detach().requires_grad_() if leaf else value
+                return seen[name]
 
-        def keep(value, hook, seen=seen):
-            seen[hook.name] = value
-            return value
+            return f"{prefix}{name}", keep
 
-        hooks = [(f"{prefix}{side}.hook_in", leaf) for side in "qv"]
-        hooks += [(f"{prefix}{point}", keep) for point in ("k.hook_in", "hook_pattern", "hook_z")]
+        hooks = [kept(f"{side}.hook_in", leaf=True) for side in "qv"]
+        hooks += [kept(name, leaf=False) for name in ("k.hook_in", "hook_pattern", "hook_z")]
         with freezing(twin, RULES["half"], (f"{prefix}hook_q",)), torch.enable_grad():
             sample.run(twin)
             with twin.hooks(fwd_hooks=hooks), scores_shown(twin, [score], seen):
                 run_bridge(twin, sample.inputs)
         row = seen[score][0, number]
         at = len(row) - 1
-        key = read.projected(seen[f"{prefix}k.hook_in"][0, to].detach(), "K", number)
-        (moved,) = torch.autograd.grad(row[at, to], seen[f"{prefix}q.hook_in"], retain_graph=True)
+        key = read.projected(seen["k.hook_in"][0, to].detach(), "K", number)
+        (moved,) = torch.autograd.grad(row[at, to], seen["q.hook_in"], retain_graph=True)
         expected = read.directions("Q")[number] @ rotated(key, [to - at], read.rotary, read.interleaved)
         assert torch.cosine_similarity(moved[0, at], expected, dim=0) == pytest.approx(1.0, abs=1e-9)
         assert not moved[0, :at].any()
-        z = seen[f"{prefix}hook_z"]
+        z = seen["hook_z"]
         z = z.reshape(*z.shape[:2], len(read.W_V), -1)[0, at, number]
-        weight = seen[f"{prefix}hook_pattern"][0, number, at, to].detach()
+        weight = seen["hook_pattern"][0, number, at, to].detach()
         for carried, column in zip(z[:3], read.W_V[number].T[:3], strict=True):
-            (moved,) = torch.autograd.grad(carried, seen[f"{prefix}v.hook_in"], retain_graph=True)
+            (moved,) = torch.autograd.grad(carried, seen["v.hook_in"], retain_graph=True)
             assert torch.allclose(moved[0, to], weight * column, atol=1e-9)
 
 
