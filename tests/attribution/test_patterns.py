@@ -6,6 +6,9 @@ import pytest
 import torch
 
 import allheads as ah
+from allheads.attribution.freezing import freezing
+from allheads.attribution.rules import RULES
+from allheads.twin.capture import capturing
 from allheads_labs import zoo
 
 FAMILIES = [
@@ -17,6 +20,9 @@ FAMILIES = [
     "Gemma2ForCausalLM",  # capped scores
     "BertForMaskedLM",
 ]
+#: No hook point has their scores: turned, normalised or scaled after queries and keys are shown.
+SHOWN_NOWHERE = ["NanoChatForCausalLM", "GPTJForCausalLM", "Llama4ForCausalLM", "AfmoeForCausalLM", "LagunaForCausalLM"]
+IN_FLOAT32 = {"GPTJForCausalLM", "Llama4ForCausalLM"}
 NOT_LINEAR = {"BloomForCausalLM", "Gemma2ForCausalLM"}
 
 
@@ -88,32 +94,85 @@ def test_scores(twins, name):
     assert most.query.total == pytest.approx(most.key.total, abs=1e-11)
 
 
-def test_each_side_predicts_interventions(twins):
-    """With the key held and norms frozen, taking a neuron away changes the score by what the query side says."""
-    twin, ids = twins("LlamaForCausalLM")
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", *SHOWN_NOWHERE])
+def test_each_side_predicts_interventions(twins, name):
+    """With the key held and norms frozen, taking a part away changes the score by what the query side says.
+
+    Scores are read from patterns here: their differences are those of logarithms.
+    """
+    twin, ids = twins(name)
     at = ids.shape[1] - 1
-    why = ah.attribute_pattern(twin, ids, "L1.A3", 1, rule="value")
-    points = [f"blocks.{layer}.attn.hook_{name}" for layer in (0, 1) for name in "qk"]
-    for letter, side in (("q", why.query), ("k", why.key)):
-        held = dict(zip(points, _cache(twin, ids, *points), strict=True))
-        del held[f"blocks.1.attn.hook_{letter}"]
+    why = ah.attribute_pattern(twin, ids, "L1.A3", (1, 2), rule="value")
 
-        def holder(name, held=held):
-            return lambda value, hook: held[name].expand_as(value)
+    def odds():
+        (pattern,) = _cache(twin, ids, "blocks.1.attn.hook_pattern")
+        return float(pattern[3, at, 1].double().log() - pattern[3, at, 2].double().log())
 
-        from allheads.attribution.freezing import freezing
-        from allheads.attribution.rules import RULES
-
-        scores = []
+    for letter in "qk":
+        sides, found = ([why.query] if letter == "q" else [why.key, why.key_versus]), []
         with torch.no_grad(), freezing(twin, RULES["value"], (f"blocks.1.attn.hook_{letter}",)):
-            twin(ids)
-            for label in (None, "L0.N3", "L0.A1"):
-                with ah.ablate(twin, [] if label is None else [label]):
-                    scores.append(float(_cache(twin, ids, "blocks.1.attn.hook_attn_scores")[0][3, at, 1]))
-        for label, score in zip(("L0.N3", "L0.A1"), scores[1:], strict=True):
-            effect = sum(each.effect for each in side.of(label))
-            assert effect != 0.0
-            assert scores[0] - score == pytest.approx(effect, abs=1e-11)
+            whole = odds()
+            for label in ("L0.N3", "L0.N5", "L0.A1"):
+                with ah.ablate(twin, [label]):
+                    change = whole - odds()
+                effect, *other = (sum(part.effect for part in side.of(label)) for side in sides)
+                assert change == pytest.approx(effect - sum(other), abs=3e-6)  # softmaxes work in float32
+                found.append(abs(change))
+        assert max(found) > 1e-3
+
+
+@pytest.mark.parametrize("name", SHOWN_NOWHERE)
+def test_scores_that_no_hook_point_shows(twins, name):
+    twin, ids = twins(name)
+    why = ah.attribute_pattern(twin, ids, "L1.A3@-2", (1, 2))
+    (pattern,) = _cache(twin, ids, "blocks.1.attn.hook_pattern")
+    at = ids.shape[1] - 2
+    assert why.score == pytest.approx(float(pattern[3, at, 1].log() - pattern[3, at, 2].log()), abs=1e-5)
+    close = 1e-11 if name not in IN_FLOAT32 else 1e-6
+    assert why.query.total == pytest.approx(why.score, abs=close)
+    assert why.key.total - why.key_versus.total == pytest.approx(why.score, abs=close)
+    assert all(abs(side.intercept) < close for side in (why.query, why.key, why.key_versus))
+
+
+def test_a_softmax_that_two_stacks_share():
+    """A decoder's own tokens and those of the encoder are the sources of one softmax; its pattern shows the former."""
+    sample = zoo.build("T5Gemma2ForConditionalGeneration", dtype=torch.float64)
+    twin, name = ah.convert(sample.bridge), "decoder_blocks.1.self_attn.hook_pattern"
+    why = ah.attribute_pattern(twin, sample.inputs, "DL1.A1", (1, 2))
+    with capturing(twin, [name]) as activations, torch.no_grad():
+        sample.run(twin)
+    row = activations[name][0, 1, -1]
+    assert float(row.sum()) < 0.99
+    assert why.score == pytest.approx(float(row[1].log() - row[2].log()), abs=1e-5)
+    assert why.query.total == pytest.approx(why.score, abs=1e-11)
+    assert why.key.total - why.key_versus.total == pytest.approx(why.score, abs=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("SwitchTransformersForConditionalGeneration", "something else"), ("LEDForConditionalGeneration", "none")],
+)
+def test_what_is_no_pattern_is_refused(name, shown):
+    sample = zoo.build(name, dtype=torch.float64)
+    with pytest.raises(ah.AllHeadsError, match=f"heads of {name} that show {shown}"):
+        ah.attribute_pattern(ah.convert(sample.bridge), sample.inputs, "EL0.A1")
+
+
+def test_scores_that_more_goes_into_than_their_sides_are_refused(twins, monkeypatch):
+    """A query that passes its hook point and is then added to by the stream has no two sides to tell apart."""
+    twin, ids = twins("NanoChatForCausalLM")
+    component = twin.index.attention["L1", "A"].module
+    read = []
+    handles = [
+        component.register_forward_pre_hook(lambda _, args, kw: read.append(kw["hidden_states"]), with_kwargs=True),
+        component.q.register_forward_hook(lambda _, args, made: made + read[-1].mean(-1, keepdim=True)),
+    ]
+    try:
+        with pytest.raises(ah.AllHeadsError, match="that more goes into"):
+            ah.attribute_pattern(twin, ids, "L1.A3")
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def test_relative_to_means(twins):

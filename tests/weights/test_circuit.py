@@ -174,8 +174,8 @@ def test_bad_input(twin_of):
         "k of 1 or more, got 0": lambda: ah.weights.circuit(llama, "L0.N1", k=0),
         "offsets such as": lambda: head.attends(()),
         "a token from 0 to 95, got 96": lambda: head.of(96),
-        "attention with W_Q, W_K, W_V and W_O of each head, got another kind in L0": lambda: ah.weights.circuit(
-            twin_of("DeepseekV3ForCausalLM"), "L0.A1"
+        "attention with W_Q, W_K, W_V and W_O of each head, got another kind in L3": lambda: ah.weights.circuit(
+            twin_of("Gemma4ForConditionalGeneration"), "L3.A1"
         ),
         "a stream that ends in logits": lambda: ah.weights.circuit(twin_of("BertForMaskedLM"), "L0.A1").promotes(),
     }

@@ -1,16 +1,26 @@
 """Weights of mixtures, encoder-decoders, hybrids, vision models and norms in the stream, in float64.
 
-A write is put into the stream by a hook, and what a later part reads moves as its weights, read in place, say.
+What a later part reads moves with what an earlier one writes as their weights say: by gradients of whole runs.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import pytest
 import torch
 
 import allheads as ah
+from allheads.attribution.forward_cache import ForwardCache
+from allheads.attribution.freezing import differentiable, freezing
+from allheads.attribution.metric import NOTHING
+from allheads.attribution.question import Question
+from allheads.attribution.rules import RULES
+from allheads.models.attention import rotated
 from allheads.models.observe import run_bridge
-from allheads.twin.segments import cut_run, two_rows
+from allheads.twin.prompt import one_prompt
+from allheads.twin.sites import sites
+from allheads.twin.softmax import SCORES, scores_shown
 from allheads.twin.wiring import read_wiring
 from allheads.weights.factors import reads, writes
 from allheads_labs import zoo
@@ -28,88 +38,98 @@ FAMILIES = [
 
 
 @pytest.fixture(scope="module")
-def exact_of():
-    made: dict[str, ah.TwinBridge] = {}
-
-    def make(name):
-        if name not in made:
-            made[name] = ah.convert(zoo.build(name, dtype=torch.float64).bridge)
-        return made[name]
-
-    return make
+def sample_of():
+    return cache(lambda name: zoo.build(name, dtype=torch.float64))
 
 
-def _cosine(a, b):
-    return float((a * b).sum() / a.norm() / b.norm())
+@pytest.fixture(scope="module")
+def exact_of(sample_of):
+    return cache(lambda name: ah.convert(sample_of(name).bridge))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_score_is_what_a_write_does_to_a_read(name, exact_of):
-    """By intervention: neurons' writes move the preactivations of later neurons, with parts between held by the cut.
+def _directly_moved(sample, twin, writer, reader, number):
+    """How much each neuron of a sublayer moves a later neuron's preactivation, along the stream and no other way.
 
-    The gradient of a neuron's preactivation, in the run that is cut and with norms behind the cut taken out by hand,
-    is its read; the score is its cosine with the write.
+    The gradient of a whole run whose norms are frozen, and whose heads and neurons are cut from what they read.
     """
-    twin = exact_of(name)
-    found = ah.weights.composition(twin, "neuron->query", k=40)
-    run = cut_run(twin)
-    assert len(found)
-    for pair in found.pairs[::8]:
-        writer, reader = (ah.Label.parse(label) for label in (pair.writer, pair.reader))
-        banks = {layer.location.stem: layer.bank for layer in twin.layers}
-        write = banks[writer.stem].W_out[writer.index].detach()
-        bank = banks[reader.stem]
-        W = (bank.W_gate if bank.gated else bank.W_in)[:, reader.index].detach()
-        x = run.reads[run.parts[f"{reader.stem}.N"]]
-        direction, chain = W, []
-        source = run.parts[f"{writer.stem}.N"]
-        # Backwards from the read: through norms, until the write is a summand of what one reads.
-        for _ in range(9):
-            # Experts are given rows without their batch.
-            like = {n: leaf for n, leaf in run.leaves.items() if n in run.norms and leaf.numel() == x.numel()}
-            norm = next((n for n, leaf in like.items() if torch.equal(leaf.flatten(), x.flatten())), None)
-            if norm is None:
-                break
-            chain.append(norm)
-            module = twin.original_model.get_submodule(norm)
-            direction = module.weight.detach() * direction
-            if getattr(module, "bias", None) is not None:
-                direction = direction - direction.mean()
-            x = run.reads[norm]
-            if torch.autograd.grad(x.sum(), run.leaves[source], retain_graph=True, allow_unused=True)[0] is not None:
-                break
-            x = next(
-                run.leaves[n]
-                for n in run.norms
-                if torch.autograd.grad(x.sum(), run.leaves[n], retain_graph=True, allow_unused=True)[0] is not None
-            )
-        assert chain
-        if "Bert" in name or "ViT" in name:
-            write = write - write.mean()
-        assert pair.score == pytest.approx(abs(_cosine(write, direction)), abs=1e-12)
-        assert pair.sign == (1 if _cosine(write, direction) > 0 else -1)
+    question = Question(twin, one_prompt(twin, sample.inputs), NOTHING, RULES["half"])
+    point = f"{reader.location.prefix}hook_pre"
+    with differentiable(question):
+        whole = ForwardCache(twin, (point,))
+        with whole.recording():
+            question.run()
+        cut = ForwardCache(twin, (point,), cut=True, begins=tuple(whole.embeddings))
+        with cut.recording():
+            question.run()
+        read = cut.activations[point][..., number].sum()
+        rows = torch.autograd.grad(read, cut.leaves[writer.point])[0].flatten(0, -2)
+    return rows[rows.norm(dim=1).argmax()]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_queries_move_as_their_weights_say(name, exact_of):
-    """Attention reads what its hook points show, in float64: projections with their norms, and values."""
-    twin = exact_of(name)
-    wiring, inputs = read_wiring(twin), two_rows(twin)
-    heads = wiring.of_kind(neurons=False)
+def test_a_score_is_what_a_write_does_to_a_read(name, sample_of, exact_of):
+    """By gradients of a run: among neurons of a layer, scores are how far each moves a later one per unit it writes."""
+    twin, sample = exact_of(name), sample_of(name)
+    found = {(p.writer, p.reader): p for p in ah.weights.composition(twin, "neuron->query", k=10**6)}
+    by_name = {site.name: site for site in sites(twin)}
+    banks = {f"{layer.location.stem}.N": layer.bank for layer in twin.layers}
+    checked = 0
+    sublayers = dict.fromkeys(tuple(label.rpartition(".")[0] + ".N" for label in pair) for pair in found)
+    for writer, reader in sublayers:
+        for number in (0, 5):
+            try:
+                moved = _directly_moved(sample, twin, by_name[writer], by_name[reader], number)
+            except ah.AllHeadsError as error:  # an expert that no token of this prompt has chosen
+                assert "where nothing passes" in str(error)
+                continue
+            write = banks[writer].W_out.detach()
+            write = write - write.mean(1, keepdim=True) if "Bert" in name or "ViT" in name else write
+            pairs = [found[f"{writer}{n}", f"{reader}{number}"] for n in range(len(write))]
+            scores = torch.tensor([pair.score for pair in pairs], dtype=torch.float64)
+            per_unit = moved.abs() / write.norm(dim=1)
+            assert torch.allclose(scores / scores.norm(), per_unit / per_unit.norm(), atol=1e-9)
+            assert [pair.sign for pair in pairs] == moved.sign().tolist()
+            checked += 1
+    assert checked >= 2
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_heads_move_as_their_weights_say(name, sample_of, exact_of):
+    """By gradients of a run: of a score, by what its query reads, and of what is carried, by what its value reads."""
+    twin, sample = exact_of(name), sample_of(name)
+    heads = read_wiring(twin).of_kind(neurons=False)
     assert heads and all(branch.scores and branch.values for branch in heads)
-    points = [f"{branch.site.location.prefix}{side}" for branch in heads for side in ("hook_pattern", "hook_z")]
-    seen: dict[str, torch.Tensor] = {}
-    run = cut_run(twin)
-    hooks = [(point, lambda x, hook: seen.update({hook.name: x.detach()}) or x) for point in points]
-    with torch.no_grad(), twin.hooks(fwd_hooks=hooks):
-        run_bridge(twin, inputs)
+    number, to = 1, 1
     for branch in heads:
-        read, prefix = branch.attention, branch.site.location.prefix
-        values = read.projected(run.reads[f"{branch.site.name}.V"].detach(), "V")
-        pattern = run.seen[f"{prefix}hook_pattern"]
-        carried = torch.einsum("bhqk,bkhe->bqhe", pattern, values)
-        z = run.seen[f"{prefix}hook_z"].reshape(carried.shape)
-        assert (carried - z).norm() <= 1e-6 * z.norm()
+        prefix, read, seen = branch.site.location.prefix, branch.attention, {}
+        score = f"{prefix}{SCORES}"
+
+        def kept(name, leaf, prefix=prefix, seen=seen):
+            def keep(value, hook):
+                seen[name] = value.detach().requires_grad_() if leaf else value
+                return seen[name]
+
+            return f"{prefix}{name}", keep
+
+        hooks = [kept(f"{side}.hook_in", leaf=True) for side in "qv"]
+        hooks += [kept(name, leaf=False) for name in ("k.hook_in", "hook_pattern", "hook_z")]
+        with freezing(twin, RULES["half"], (f"{prefix}hook_q",)), torch.enable_grad():
+            sample.run(twin)
+            with twin.hooks(fwd_hooks=hooks), scores_shown(twin, [score], seen):
+                run_bridge(twin, sample.inputs)
+        row = seen[score][0, number]
+        at = len(row) - 1
+        key = read.projected(seen["k.hook_in"][0, to].detach(), "K", number)
+        (moved,) = torch.autograd.grad(row[at, to], seen["q.hook_in"], retain_graph=True)
+        expected = read.directions("Q")[number] @ rotated(key, [to - at], read.rotary, read.interleaved)
+        assert torch.cosine_similarity(moved[0, at], expected, dim=0) == pytest.approx(1.0, abs=1e-9)
+        assert not moved[0, :at].any()
+        z = seen["hook_z"]
+        z = z.reshape(*z.shape[:2], len(read.W_V), -1)[0, at, number]
+        weight = seen["hook_pattern"][0, number, at, to].detach()
+        for carried, column in zip(z[:3], read.W_V[number].T[:3], strict=True):
+            (moved,) = torch.autograd.grad(carried, seen["v.hook_in"], retain_graph=True)
+            assert torch.allclose(moved[0, to], weight * column, atol=1e-9)
 
 
 def test_experts_are_read_each(exact_of):
@@ -158,8 +178,6 @@ def test_scores_behind_norms_of_queries_are_those_of_the_network(exact_of):
             pattern = twin.run_with_cache(ids, names_filter=[name])[1][name][0, 1, 5].double()
         same = ah.weights.circuit(twin, "L0.A1", k=10**4)
         query, key = same.query[pair.first], same.key[pair.first]
-        from allheads.models.attention import rotated
-
         other = float(rotated(query, [3], same.attention.rotary) @ key)
         assert float(pattern[1].log() - pattern[2].log()) == pytest.approx(pair.value - other, abs=1e-5)
 

@@ -1,14 +1,14 @@
 """attribute_pattern: why a head attends, or a gate opens, split over everything that was written before.
 
 A neuron's preactivation is linear in the stream, with norm scales frozen: ``t = w . norm(x) + b``. The score of an
-ordinary head is ``q . k / sqrt(d_head)``: linear in the stream at the destination with the key frozen, and linear in
-the stream at the source with the query frozen. Each side sums to the whole score; neither says what it would be without
-the other.
+ordinary head, as it enters the softmax, is ``q . k`` with a scale: linear in the stream at the destination with the key
+frozen, and linear in the stream at the source with the query frozen, however both are turned and normalised before.
+Each side sums to the whole score; neither says what it would be without the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from allheads.attribution.attribute import answer
 from allheads.attribution.attribution import Attribution
-from allheads.attribution.freezing import live
+from allheads.attribution.forward_cache import ForwardCache
+from allheads.attribution.freezing import differentiable, live
 from allheads.attribution.metric import NOTHING, Metric
 from allheads.attribution.question import Question
 from allheads.attribution.rules import DEFAULT, Rule, rule_named
@@ -31,6 +32,7 @@ from allheads.twin.heads import Head
 from allheads.twin.labels import Label
 from allheads.twin.prompt import Texts, one_prompt, position_in
 from allheads.twin.sites import sites
+from allheads.twin.softmax import PATTERN, SCORES, scores_shown
 from allheads.twin.twin import TwinBridge, require_twin
 
 #: The stack that heads of a decoder attend to.
@@ -92,7 +94,7 @@ def attribute_pattern(
 
     Raises:
         AllHeadsError: an unknown label, a position outside the prompt, a source that cannot be seen, a rule that does
-            not freeze everything, or edited heads.
+            not freeze everything, edited heads, or a pattern that is not made by a softmax of queries and keys.
 
     >>> why = attribute_pattern(twin, "Mary and John", "L3.N812")  # doctest: +SKIP
     >>> why.query.top(3)  # doctest: +SKIP
@@ -132,13 +134,11 @@ def _of_neuron(question: Question, name: str, heads: list[Head], position: int) 
 def _of_head(
     question: Question, head: Head, position: int, source: int | tuple[int | None, int] | None
 ) -> PatternAttribution:
-    twin = question.twin
-    points = {name: f"{head.hook_prefix}hook_{name}" for name in ("pattern", "attn_scores", "q", "k")}
-    activations = _seen(question, points.values())
-    pattern = activations[points["pattern"]][0, head.number]
+    twin, here = question.twin, question.twin.index.location(head.label)
+    scores, pattern_point, *sides = (f"{head.hook_prefix}{name}" for name in (SCORES, PATTERN, "hook_q", "hook_k"))
+    pattern = _seen(question, [pattern_point, scores, *sides])[pattern_point][0, head.number]
     at, length = position_in(len(pattern), position), pattern.shape[1]
-    pattern, scores = pattern[at], _scores_of(question, head, at, activations)
-    here = twin.index.location(head.label)
+    pattern, points = pattern[at], dict(zip("qk", sides, strict=True))
     # Heads that attend to an encoder read its end.
     streams = {"q": _stream(here), "k": _stream(here) if head.label.kind == "A" else _encoder_end(twin)}
     first, second = source if isinstance(source, tuple) else (source, None)
@@ -148,19 +148,36 @@ def _of_head(
         raise AllHeadsError(f"different sources that {head} sees from {at}", f"{to} and {other}", "Name others.")
     name = f"score of {head} from {at} to {to}" + ("" if other is None else f", less that to {other}")
 
-    def side(letter: str, where: int, plus: int, minus: int | None) -> Attribution:
-        def score(logits: Tensor, activations: Mapping[str, Tensor]) -> Tensor:
-            row = scores(activations)
-            return row[plus] if minus is None else row[plus] - row[minus]
+    def score(logits: Tensor, activations: Mapping[str, Tensor], plus: int = to, minus: int | None = other) -> Tensor:
+        row = activations[scores][0, head.number, at]
+        return row[plus] if minus is None else row[plus] - row[minus]
 
-        shown = tuple(points[name] for name in ("attn_scores", "q", "k") if points[name] in activations)
-        metric = Metric(f"{name}: {letter}", where, score, streams[letter], shown)
+    def side(letter: str, where: int, plus: int, minus: int | None) -> Attribution:
+        function = partial(score, plus=plus, minus=minus)
+        metric = Metric(f"{name}: {letter}", where, function, streams[letter], (scores, *sides))
         return answer(question.about(metric, unfrozen=(points[letter],)))
 
+    _require_sides(question.about(Metric(name, at, score, hook_points=(scores, *sides))))
     query, key = side("q", at, to, other), side("k", to, to, None)
     key_versus = None if other is None else side("k", other, other, None)
     weight = pattern[to : to + 1]
     return PatternAttribution(str(head), at, to, other, query.target_value, weight, query, key, key_versus)
+
+
+def _require_sides(question: Question) -> None:
+    """Raises `AllHeadsError` where a score answers to the prompt with both of its sides, queries and keys, held."""
+    with differentiable(question):
+        cache = ForwardCache(question.twin, question.metric.hook_points)
+        with cache.recording():
+            value = question.metric.of(question.run(), cache.activations)
+        leaves = list(cache.embeddings.values())
+        found = torch.autograd.grad(value, leaves, allow_unused=True) if value.requires_grad else ()
+    if any(gradient is not None and bool(gradient.any()) for gradient in found):
+        raise AllHeadsError(
+            f"scores made of what passes {' and '.join(question.metric.hook_points[1:])}",
+            f"a {question.metric.name} that more goes into",
+            "Its query and its key cannot be told apart.",
+        )
 
 
 def _stream(location: Location) -> str:
@@ -182,42 +199,22 @@ def _encoder_end(twin: TwinBridge) -> str:
     return f"{_ENCODER}.{last}.hook_resid_post"
 
 
-def _seen(question: Question, names: Iterable[str]) -> dict[str, Tensor]:
+def _seen(question: Question, names: Sequence[str]) -> dict[str, Tensor]:
     """What passes these hook points on the prompt, without gradients. Raises `AllHeadsError` for one that is silent."""
-    with torch.no_grad(), capturing(question.twin, names) as activations:
+    twin, points = question.twin, [name for name in names if not name.endswith(SCORES)]
+    with torch.no_grad(), capturing(twin, points) as activations, scores_shown(twin, names, activations):
         question.run()
-    if silent := [name for name in names if name not in activations and not name.endswith("attn_scores")]:
+    silent = [name for name in names if name not in activations]
+    if silent and silent[0].endswith((PATTERN, SCORES)):
+        shown = silent[0].removesuffix(SCORES).removesuffix(PATTERN) + PATTERN
+        other = "something else" if shown in activations else "none: they attend within windows, or run by a kernel"
+        raise AllHeadsError(
+            f"a pattern at {shown} that a softmax has given",
+            f"heads of {twin.cfg.architecture} that show {other}",
+            "ah.attribute reads what they write.",
+        )
+    if silent:
         raise AllHeadsError(
             f"a prompt on which something passes {silent[0]}", "one on which nothing does", "Name a part that runs."
         )
     return activations
-
-
-def _scores_of(
-    question: Question, head: Head, at: int, activations: Mapping[str, Tensor]
-) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    """How a head's scores are read: shown as such, or the product of queries and keys, whichever makes its pattern."""
-    shown, q, k = (f"{head.hook_prefix}hook_{name}" for name in ("attn_scores", "q", "k"))
-
-    def as_shown(activations: Mapping[str, Tensor]) -> Tensor:
-        return activations[shown][0, head.number, at]
-
-    def as_product(activations: Mapping[str, Tensor], scaled: bool) -> Tensor:
-        keys = activations[k][0]
-        group = head.number * keys.shape[1] // activations[q].shape[2]
-        scores = keys[:, group] @ activations[q][0, at, head.number]
-        return scores / keys.shape[-1] ** 0.5 if scaled else scores
-
-    pattern = activations[f"{head.hook_prefix}hook_pattern"][0, head.number, at]
-    visible = pattern > 0
-    known: list[Callable[[Mapping[str, Tensor]], Tensor]] = [as_shown] if shown in activations else []
-    known += [partial(as_product, scaled=True), partial(as_product, scaled=False)]
-    for scores in known:
-        row = scores(activations).detach().to(pattern)
-        if torch.allclose(row[visible].softmax(0), pattern[visible], atol=1e-4):
-            return scores
-    raise AllHeadsError(
-        f"a head whose scores are shown at {shown}",
-        str(question.twin.cfg.architecture),
-        "Its pattern has another cause.",
-    )

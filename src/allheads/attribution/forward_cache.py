@@ -13,6 +13,7 @@ from torch import Tensor
 from allheads.errors import AllHeadsError
 from allheads.twin.capture import EMBEDDINGS
 from allheads.twin.sites import Site, sites
+from allheads.twin.softmax import SCORES, scores_shown
 from allheads.twin.twin import TwinBridge
 
 #: What the unembedding reads.
@@ -116,7 +117,7 @@ class ForwardCache:
         Raises `AllHeadsError` for parts that are not shown one by one, naming the first.
         """
         known, everything = self.twin.hook_dict, sites(self.twin)
-        if missing := [name for name in self.extra if name not in known]:
+        if missing := [name for name in self.extra if name not in known and not name.endswith(SCORES)]:
             raise self._unread(f"without {missing[0]}")
         stacks = dict.fromkeys(site.stack for site in everything)
         self._layers = {s: next(n for n in count() if f"{s}.{n}.hook_resid_pre" not in known) for s in stacks}
@@ -128,7 +129,8 @@ class ForwardCache:
             for name in ("resid_pre", "resid_post", "attn_out", "mlp_out")
         ]
         names = dict.fromkeys([*EMBEDDINGS, *shown, *(site.point for site in everything), UNEMBEDDED, *self.extra])
-        with self.twin.hooks(fwd_hooks=[(name, self._recorder(name)) for name in names if name in known]):
+        recorders = [(name, self._recorder(name)) for name in names if name in known]
+        with scores_shown(self.twin, self.extra, self.activations), self.twin.hooks(fwd_hooks=recorders):
             yield
         if silent := [name for name in self.extra if name not in self.activations]:
             raise self._unread(f"where nothing passes {silent[0]}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -62,10 +62,44 @@ def _n_heads(model: TransformerBridge, component: Any) -> int:
 
 
 @dataclass(frozen=True)
+class Latent:
+    """Queries, keys or values that are made in two steps, with a norm between: ``norm(x W_down) W_up``.
+
+    Coordinates of ``x W_down`` behind those that the norm has a gain for pass it by.
+    """
+
+    W_down: Float[Tensor, "d_model latent"]
+    b_down: Float[Tensor, " latent"] | None
+    norm: Norm
+    W_up: Float[Tensor, "head latent d_head"]
+
+    def __call__(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows latent"]:
+        """What is between the steps."""
+        made, rank = x @ self.W_down.to(x), len(self.norm.gain)
+        made = made if self.b_down is None else made + self.b_down.to(x)
+        return torch.cat([self.norm(made[..., :rank]), made[..., rank:]], -1)
+
+    @property
+    def of_one_scale(self) -> bool:
+        """Does the norm read all of it?"""
+        return len(self.norm.gain) == self.W_down.shape[1]
+
+    @property
+    def W(self) -> Float[Tensor, "head d_model d_head"]:
+        """Both steps as one, with the norm's gain and without its scale."""
+        rank = len(self.norm.gain)
+        down = torch.cat([self.norm.direction(self.W_down[:, :rank]), self.W_down[:, rank:]], -1)
+        return torch.einsum("dl,hle->hde", down, self.W_up)
+
+
+@dataclass(frozen=True)
 class Attention:
     """The ordinary heads of one layer, keys and values repeated where queries share them.
 
-    ``norm_Q`` and ``norm_K`` are norms of queries and keys before they turn: of each head, or of all heads together.
+    ``norm_Q`` and ``norm_K`` are norms of queries and keys before they turn, ``norm_V`` of values: of each head, or of
+    all heads together. Sides among ``latents`` are made in two steps; their matrices here are both steps as one, up to
+    the scale of the norm between, which is positive and another at every position. Where it is ``gated``, what heads
+    carry is multiplied, coordinate by coordinate, by positive gates that the destination sets.
     """
 
     W_Q: Float[Tensor, "head d_model d_head"]
@@ -84,13 +118,17 @@ class Attention:
     interleaved: bool = False
     norm_Q: Norm | None = None
     norm_K: Norm | None = None
+    norm_V: Norm | None = None
+    latents: Mapping[str, Latent] = field(default_factory=dict)
+    gated: bool = False
 
     def projected(
         self, x: Float[Tensor, "*rows d_model"], side: str, head: int | None = None
     ) -> Float[Tensor, "*rows *head width"]:
         """Queries, keys or values of these inputs (``side`` is Q, K or V), before they turn; those of one head."""
-        W: Tensor = getattr(self, f"W_{side}")
-        b, norm = (getattr(self, f"{name}_{side}", None) for name in ("b", "norm"))
+        W, b, norm = (getattr(self, f"{name}_{side}") for name in ("W", "b", "norm"))
+        if (latent := self.latents.get(side)) is not None:
+            x, W = latent(x), latent.W_up
         whole = norm is not None and len(norm.gain) != W.shape[-1]
         chosen = slice(None) if head is None or whole else slice(head, head + 1)
         made = torch.einsum("...d,hde->...he", x, W[chosen].to(x))
@@ -100,8 +138,14 @@ class Attention:
         return made if head is None else made[..., head if whole else 0, :]
 
     def directions(self, side: str) -> Float[Tensor, "head d_model d_head"]:
-        """``W_Q`` or ``W_K`` as scores see it, up to a scale: with the gain of the norm of queries or keys."""
+        """``W_Q``, ``W_K`` or ``W_V`` up to scales: with the gain of the norm of queries, keys or values.
+
+        Raises `AllHeadsError` for what has no direction of its own: a norm of other heads, or of a part.
+        """
         W, norm = getattr(self, f"W_{side}"), getattr(self, f"norm_{side}")
+        if side in self.latents and not self.latents[side].of_one_scale:
+            remedy = "Values can be read: '->V'; scores of tokens by ah.weights.circuit."
+            raise AllHeadsError(f"W_{side} up to one scale", "latent attention that normalises a part of it", remedy)
         W = W.to(torch.promote_types(W.dtype, torch.float32))
         if norm is None:
             return W

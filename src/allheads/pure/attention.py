@@ -22,7 +22,7 @@ from allheads.models.norms import known_norm, norm_modules
 from allheads.pure.masks import Masks
 from allheads.pure.runner import Heads, Norm, allowed, patterns, scores
 from allheads.pure.streams import rows
-from allheads.twin.scores import as_they_turn, values_differ
+from allheads.twin.scores import as_they_carry, as_they_turn
 from allheads.twin.segments import CutRun
 from allheads.twin.sites import Site
 from allheads.twin.twin import TwinBridge
@@ -70,7 +70,8 @@ def attention_heads(run: CutRun, site: Site, seen: Masks) -> list[Heads]:
         weights = _turned_first(run, site, declared)
     if weights is None:
         raise refused(site.name, "queries and keys that are compared in another way")
-    if values_differ(run, site, weights):
+    carried = as_they_carry(run, site, weights)
+    if carried is None or carried.gated or carried.norm_V is not None:
         raise refused(site.name, "values that are not x W_V + b_V")
     cap = getattr(layer.module.original_component, "attn_logit_softcapping", None)
     mask: dict[str, Any] = _mask(seen, site)

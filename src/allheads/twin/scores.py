@@ -51,16 +51,40 @@ def as_they_turn(run: CutRun, site: Site, weights: Attention) -> Attention | Non
     return None
 
 
-def values_differ(run: CutRun, site: Site, weights: Attention) -> bool:
-    """Do heads carry something else than values along their patterns?"""
+def as_they_carry(run: CutRun, site: Site, weights: Attention) -> Attention | None:
+    """The attention of a site with the norm of its values, or the gates, that what its heads carry shows; None if no
+    pattern times values is seen in that.
+    """
     seen, z = _seen(run, site, weights), run.seen.get(f"{site.location.prefix}hook_z")
     if seen is None or z is None:
-        return True
-    z, ours = by_head(z, site.count).double(), seen[2] @ weights.projected(seen[1], "V").movedim(-2, 1)
-    ours = ours.movedim(1, 2)
-    if z.ndim == 3 and z.shape[-1] == ours.shape[2:].numel():
-        z = z.view_as(ours)
-    return z.shape != ours.shape or not bool((ours - z).norm() <= 4 * run.tolerance * z.norm())
+        return None
+    module = run.twin.index.attention[site.location.stem, site.kind].module
+    z, ours = by_head(z, site.count).double(), torch.empty(0)
+    for norm in (None, *_norms_of(module, weights, weights.W_V.shape[2])):
+        made = replace(weights, norm_V=norm)
+        ours = (seen[2] @ made.projected(seen[1], "V").movedim(-2, 1)).movedim(1, 2)
+        if z.ndim == 3 and z.shape[-1] == ours.shape[2:].numel():
+            z = z.view_as(ours)
+        if z.shape == ours.shape and bool((ours - z).norm() <= 4 * run.tolerance * z.norm()):
+            return made
+        if z.shape == ours.shape and _gated(run, site, seen[2], z / ours):
+            return replace(made, gated=True)
+    return None
+
+
+def _gated(run: CutRun, site: Site, pattern: Tensor, gates: Float[Tensor, "batch query head d_head"]) -> bool:
+    """Do values go through a pattern and through these gates, and do the gates not answer to the values?"""
+    v, z = (run.carried.get(f"{site.location.prefix}hook_{name}") for name in "vz")
+    if v is None or z is None or not bool((gates > 0).all()):  # nan is not
+        return False
+    back = torch.randn(z.shape, generator=torch.Generator().manual_seed(0)).to(z)
+    (found,) = torch.autograd.grad(z, v, back, retain_graph=True, allow_unused=True)
+    if found is None:
+        return False
+    through = torch.einsum("bhqk,bqhe->bkhe", pattern, gates * back.double().view_as(gates))
+    groups = found.numel() // through[:, :, 0].numel()
+    expected = through.unflatten(2, (groups, -1)).sum(3).reshape(found.shape)
+    return bool((found.double() - expected).norm() <= 4 * run.tolerance * expected.norm())
 
 
 def _seen(run: CutRun, site: Site, weights: Attention) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -97,16 +121,21 @@ def _rows_apart(scores: Tensor, visible: Tensor) -> Float[Tensor, "head query ke
 def _norms(module: Any, weights: Attention) -> Iterator[tuple[Norm | None, Norm | None]]:
     """No norms of queries and keys; one for each; one for both."""
     yield None, None
-    heads, _, width = weights.W_Q.shape
-    found: list[Norm] = []
+    found = _norms_of(module, weights, weights.W_Q.shape[2])
+    yield from itertools.permutations(found, 2)
+    yield from ((norm, norm) for norm in found)
+
+
+def _norms_of(module: Any, weights: Attention, width: int) -> list[Norm]:
+    """The norms inside a layer that can be of each head, or of all together."""
+    heads, found = len(weights.W_Q), []
     for _, inner in norm_modules(module.original_component):
         lengths = [p.shape[-1] for p in inner.parameters()] or [width]
         if all(length % width == 0 and heads % (length // width) == 0 for length in lengths):
             norm = known_norm(inner, lengths[0])
             if norm is not None:
                 found.append(_repeated(norm, heads, width))
-    yield from itertools.permutations(found, 2)
-    yield from ((norm, norm) for norm in found)
+    return found
 
 
 def _repeated(norm: Norm, heads: int, width: int) -> Norm:

@@ -41,7 +41,11 @@ class CutRun:
     reads: dict[str, Tensor] = field(default_factory=dict)
     leaves: dict[str, Tensor] = field(default_factory=dict)
     seen: dict[str, Tensor] = field(default_factory=dict)
+    #: Values, and what heads carry before it is cut, in the graph, by hook point.
+    carried: dict[str, Tensor] = field(default_factory=dict)
     norms: dict[str, Norm | None] = field(default_factory=dict)
+    #: The modules of these norms, and how wide what they read is.
+    normed: dict[str, tuple[nn.Module, int]] = field(default_factory=dict)
     #: Embeddings of tokens: their table, and its factor in the leaf.
     tables: dict[str, tuple[Tensor, float]] = field(default_factory=dict)
     #: The leaf of every sublayer; the tolerance that the dtype leaves.
@@ -74,6 +78,8 @@ def cut_run(twin: TwinBridge) -> CutRun:
     run = CutRun(twin, two_rows(twin))
     with torch.inference_mode(False), torch.enable_grad(), evaluating(twin), _cut(run):
         result = run_bridge(twin, run.inputs)
+    # Measured when hooks are gone, which would otherwise watch that as well.
+    run.norms |= {name: known_norm(*normed) for name, normed in run.normed.items()}
     run.reads.setdefault(END, result)
     run.tolerance = max(1e-4, 4 * torch.finfo(result.dtype).eps)
     return run
@@ -161,8 +167,12 @@ def _attention_hooks(run: CutRun, site: Site) -> list[tuple[str, Callable[..., T
         run.seen[hook.name] = x.detach()
         return x
 
+    def carry(v: Tensor, hook: Any) -> Tensor:
+        run.carried[f"{prefix}hook_v"] = v
+        return v
+
     def cut(z: Tensor, hook: Any) -> Tensor:
-        run.seen[f"{prefix}hook_z"] = z.detach()
+        run.seen[f"{prefix}hook_z"], run.carried[f"{prefix}hook_z"] = z.detach(), z
         return run.leaf(site.name, z)
 
     projected = all(f"{prefix}{side}.hook_in" in known for side in "qv")
@@ -170,7 +180,7 @@ def _attention_hooks(run: CutRun, site: Site) -> list[tuple[str, Callable[..., T
     if not projected and site.kind == "A":
         points = dict.fromkeys("QV", f"{prefix}hook_in")
     reads = [(point, reader(f"{site.name}.{side}")) for side, point in points.items()]
-    return [*reads, (f"{prefix}hook_pattern", keep), (f"{prefix}hook_z", cut)]
+    return [*reads, (f"{prefix}hook_v", carry), (f"{prefix}hook_pattern", keep), (f"{prefix}hook_z", cut)]
 
 
 def _module_hooks(run: CutRun, network: nn.Module) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
@@ -210,7 +220,7 @@ def _norm_hook(run: CutRun, path: str, module: nn.Module) -> Callable[..., Any]:
             return None
         name = path if path not in run.reads else f"{path} {len(run.reads)}"  # called again, it is another one
         run.read(name, x)
-        run.norms[name] = known_norm(module, x.shape[-1])
+        run.normed[name] = module, x.shape[-1]
         return run.leaf(name, output)
 
     return cut

@@ -17,8 +17,9 @@ from allheads.errors import AllHeadsError
 from allheads.heads.bank import HeadBank
 from allheads.models.attention import Attention, AttentionLayer, read_attention
 from allheads.models.norms import Norm
+from allheads.models.projections import read_projections
 from allheads.twin.labels import Label
-from allheads.twin.scores import as_they_turn, values_differ
+from allheads.twin.scores import as_they_carry, as_they_turn
 from allheads.twin.segments import END, CutRun, cut_run, summands
 from allheads.twin.sites import Site, sites
 from allheads.twin.twin import TwinBridge
@@ -34,7 +35,8 @@ class ResidualBranch:
 
     It reads the stream through ``before``, and adds to it through ``after``; None is no norm. ``attention`` are the
     weights of ordinary heads, None where these are not there; ``scores`` says that its patterns are what they give,
-    up to what positions alone add, and ``values`` that it carries ``x W_V + b_V`` along them.
+    up to what positions alone add, and ``values`` that it carries
+    ``x W_V + b_V`` along them, by gates or norms that ``attention`` names.
     """
 
     site: Site
@@ -168,7 +170,7 @@ def _weights(twin: TwinBridge, layer: AttentionLayer) -> Attention | None:
     try:
         return read_attention(twin, layer)
     except AllHeadsError:
-        return None
+        return read_projections(layer)
 
 
 def _branch(
@@ -180,9 +182,13 @@ def _branch(
     before = run.norms.get(next(iter(sources), "")) if len(sources) == 1 else None
     behind = [name for name in run.norms if list(edges.get(name, ())) == [leaf]]
     after = run.norms[behind[0]] if len(behind) == 1 else None
-    turning = None if weights is None else as_they_turn(run, site, weights)
-    values = weights is not None and not values_differ(run, site, weights)
-    return ResidualBranch(site, before, after, turning or weights, turning is not None, values)
+    if weights is None:
+        return ResidualBranch(site, before, after)
+    carrying, turning = as_they_carry(run, site, weights), as_they_turn(run, site, weights)
+    read = turning or weights
+    if carrying is not None:
+        read = replace(read, norm_V=carrying.norm_V, gated=carrying.gated)
+    return ResidualBranch(site, before, after, read, turning is not None, carrying is not None)
 
 
 def _with_bank(branch: ResidualBranch, bank: HeadBank | None) -> ResidualBranch:

@@ -27,7 +27,9 @@ def circuit(twin: TwinBridge, label: str, *, k: int = 10) -> Circuit:
         head     attends            scale (x(t) W_Q + b_Q) R(offset) (x(t') W_K + b_K)
                  promotes, suppresses                           (x(t) W_V + b_V) W_O U
 
-    Of a plain neuron there is no value side: what opens it is its value. Streams deeper in the network are sums of many
+    Of a plain neuron there is no value side: what opens it is its value. Norms inside a head, of queries, keys, values
+    or of the latent that these are made of, are run on the token. A head that multiplies what it carries by gates is
+    read with gates of 1, and says that it is ``gated``. Streams deeper in the network are sums of many
     writes: these are directions that the part reads and writes, and predictions for no prompt. An expert's neuron is
     read without its router's weight. Where one end of the stream is something else, such as the patches of an image,
     the other end is read: sides are then empty, or are refused when they are asked for.

@@ -72,6 +72,8 @@ class Composition:
     by_layer: Float[Tensor, "writer_layer reader_layer"]
     #: Over all pairs: the mean squared score times the dimensions of the stream, which is 1 by chance.
     chance_ratio: float
+    #: Layers whose heads multiply what they carry by gates, coordinate by coordinate: scores are those of equal gates.
+    gated: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Pair]:
         return iter(self.pairs)
@@ -94,8 +96,10 @@ def composition(twin: TwinBridge, kind: str, *, k: int = 100, offsets: Sequence[
     The score of Elhage et al. (2021), ``||W_write W_read||_F / (||W_write||_F ||W_read||_F)``, from 0 to 1, with norm
     gains folded into what reads, less its mean over random rotations of one against the other
     (`allheads.weights.baseline`). A head's write is ``W_V W_O``; its read by Q is ``W_Q R W_K^T``, by K the same
-    transposed, by V ``W_V W_O``. Biases are left out. Norms of queries and keys have their gains folded in, and their
-    scales left out, which differ between positions; so is what positions alone add to scores. Norms in the stream
+    transposed, by V ``W_V W_O``. Biases are left out. Norms of queries, keys and values, and of the latents that these
+    are made of, have their gains folded in, and their scales left out, which are positive and differ between positions;
+    so is what positions alone add to scores. Where heads have gates (``gated``), all are taken as equal, which they are
+    for no prompt: a gate of each coordinate changes the direction of what is carried. Norms in the stream
     itself, behind its sums, count for whoever reads behind them. Experts are read without their router's weights, and
     cross-attention reads keys and values where its stack of the other side ends.
 
@@ -161,6 +165,7 @@ def composition(twin: TwinBridge, kind: str, *, k: int = 100, offsets: Sequence[
         count=pairs,
         by_layer=excess / count,
         chance_ratio=float(squares.sum()) * d / max(1, pairs),
+        gated=_gates([*(writers if writer == "head" else []), *(readers if reader == "V" else [])]),
     )
 
 
@@ -176,6 +181,11 @@ def _gated(branches: Sequence[ResidualBranch]) -> list[ResidualBranch]:
     """Those whose neurons are gated; all of them where none is, to be refused by name."""
     gated = [branch for branch in branches if branch.bank is not None and branch.bank.gated]
     return gated or list(branches)
+
+
+def _gates(branches: Sequence[ResidualBranch]) -> tuple[str, ...]:
+    """Which of these sublayers of heads have gates."""
+    return tuple(dict.fromkeys(b.name for b in branches if b.attention is not None and b.attention.gated))
 
 
 def _reached(

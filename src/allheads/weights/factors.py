@@ -62,7 +62,7 @@ def writes(wiring: Wiring, branch: ResidualBranch) -> Factors:
     if branch.site.kind == "N":
         return normalised(branch, _seen(wiring, written(branch, _neurons(branch, "W_O")[:, None])))
     read = require_attention(branch)
-    root = torch.linalg.qr(_folded(branch, read.W_V), mode="r").R
+    root = torch.linalg.qr(_folded(branch, read.directions("V")), mode="r").R
     return normalised(branch, root @ _seen(wiring, written(branch, _wide(read.W_O))))
 
 
@@ -73,7 +73,7 @@ def reads(wiring: Wiring, reader: Reader, branch: ResidualBranch, offsets: Seque
     read = require_attention(branch)
     if reader == "V":
         out = _seen(wiring, written(branch, _wide(read.W_O)))
-        M = _wide(read.W_V) @ torch.linalg.qr(out.mT, mode="r").R.mT
+        M = read.directions("V") @ torch.linalg.qr(out.mT, mode="r").R.mT
     else:
         # Seen from a key, queries are turned the other way.
         sign, other = (-1, "K") if reader == "Q" else (1, "Q")
@@ -105,7 +105,9 @@ def require_attention(branch: ResidualBranch) -> Attention:
     """The weights of its heads. Raises `AllHeadsError` where they are not there."""
     if branch.attention is None:
         raise AllHeadsError(
-            "attention with W_Q, W_K, W_V and W_O of each head", f"another kind in {branch.name}", "Not supported."
+            "attention with W_Q, W_K, W_V and W_O of each head",
+            f"another kind in {branch.name}, or keys and values of another layer",
+            "Not supported.",
         )
     return branch.attention
 

@@ -47,6 +47,15 @@ class HeadCircuit:
     twin: TwinBridge
     unread: Mapping[str, AllHeadsError]
 
+    @property
+    def gated(self) -> bool:
+        """Is what it carries multiplied, coordinate by coordinate, by gates that the destination sets?
+
+        `value`, `promotes`, `suppresses`, `of` and `copying` are then those of gates of 1. Gates are positive; those of
+        a prompt differ between coordinates, and change the direction of what is carried.
+        """
+        return self.attention.gated
+
     def attends(self, offsets: Sequence[int] = (0,)) -> list[TokenPair]:
         r"""The k pairs (query token, key token) with the largest attention scores, before softmax.
 

@@ -27,6 +27,9 @@ EXACT = {
     "pattern of a head": 1e-12,
     "pattern of a neuron": 1e-12,
     "pure": 1e-6,  # norms and softmax are in float32 inside
+    # Norms of some families work in float32.
+    "circuit of a head": 1e-6,
+    "circuit of a neuron": 1e-6,
 }
 
 
