@@ -13,8 +13,12 @@ KINDS = {
     "LlamaForCausalLM": {},
     "MixtralForCausalLM": {},
     "T5ForConditionalGeneration": {},
-    "LlavaForConditionalGeneration": {},
+    "LlavaForConditionalGeneration": {
+        "circuit of a neuron": "a part that stands beside a stream, and runs on random input, got VL0.N",
+    },
     "ViTModel": {
+        "circuit of a head": "a stream that begins with embeddings of tokens, W_E",
+        "circuit of a neuron": "a stream that begins with embeddings of tokens, W_E",
         "head_scores": "a model that reads text, got one that reads pixel_values",
         "sweep": "a model that reads text, got one that reads pixel_values",
     },
@@ -26,7 +30,7 @@ EXACT = {
     "graph": 1e-10,
     "pattern of a head": 1e-12,
     "pattern of a neuron": 1e-12,
-    "pure": 1e-6,  # norms and softmax are in float32 inside
+    "pure": 1e-5,  # norms, softmax and routers are in float32 inside
     # Norms of some families work in float32.
     "circuit of a head": 1e-6,
     "circuit of a neuron": 1e-6,
