@@ -265,7 +265,7 @@ def test_bad_input(twin_of):
         r"offsets such as .*, got \[\]": lambda: ah.weights.composition(llama, "neuron->Q", offsets=[]),
         r"offsets such as .*, got \(-1,\)": lambda: ah.weights.composition(llama, "neuron->Q", offsets=(-1,)),
         r"gated neurons, for '->value', got plain": lambda: ah.weights.composition(gpt2, "neuron->value"),
-        r"attention with W_Q, W_K, W_V and W_O of each head": lambda: ah.weights.composition(
+        r"W_K up to one scale, got latent attention": lambda: ah.weights.composition(
             twin_of("DeepseekV3ForCausalLM"), "neuron->Q"
         ),
         r"heads that write pattern x W_V W_O, got others in layers L1": lambda: ah.weights.composition(

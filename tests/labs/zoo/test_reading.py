@@ -13,8 +13,10 @@ KINDS = {
     "LlamaForCausalLM": {},
     "MixtralForCausalLM": {},
     "T5ForConditionalGeneration": {},
-    "LlavaForConditionalGeneration": {},
+    "LlavaForConditionalGeneration": {"circuit of a neuron": "a part that stands beside a stream"},
     "ViTModel": {
+        "circuit of a head": "a stream that begins with embeddings of tokens",
+        "circuit of a neuron": "a stream that begins with embeddings of tokens",
         "head_scores": "a model that reads text, got one that reads pixel_values",
         "sweep": "a model that reads text, got one that reads pixel_values",
     },
