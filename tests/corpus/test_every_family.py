@@ -105,11 +105,22 @@ def test_copying_is_nan_where_values_are_compressed():
     assert (found.previous > 0).all()
 
 
+@pytest.mark.filterwarnings("ignore:A hook on .*hook_pattern returned a modified tensor")
 @pytest.mark.parametrize("seed", range(3))
 def test_experts_with_rows_of_their_own_are_refused(seed):
     """Which tokens their rows are is not known: of what chose another expert, nothing would have been counted."""
     twin = ah.convert(zoo.build("SwitchTransformersForConditionalGeneration", seed=seed).bridge)
-    with pytest.raises(ah.AllHeadsError, match=r"EL1\.M\d, which reads rows of its own"):
+    points = [
+        name for name in twin.hook_dict if name.endswith("_attn.hook_pattern") or name.endswith(".attn.hook_pattern")
+    ]
+    shown = twin.hooks(fwd_hooks=[(name, lambda pattern, hook: pattern.softmax(-1)) for name in points])
+    with shown, pytest.raises(ah.AllHeadsError, match=r"EL1\.M\d, which reads rows of its own"):
         ah.corpus.sweep(twin, TEXTS)
-    ordinary = [head for head in twin.heads() if not head.of_neuron]
-    assert len(ah.corpus.head_scores(twin, length=8, batch=1).to_dataframe()) == len(ordinary)
+
+
+def test_what_is_no_pattern_is_not_counted():
+    """The bridge of Switch shows what positions add to scores where others show patterns."""
+    twin = ah.convert(zoo.build("SwitchTransformersForConditionalGeneration").bridge)
+    for read in (ah.corpus.head_scores, lambda twin: ah.corpus.sweep(twin, TEXTS)):
+        with pytest.raises(ah.AllHeadsError, match=r"encoder_blocks.0.attn.hook_pattern, whose rows sum to .*counted"):
+            read(twin)

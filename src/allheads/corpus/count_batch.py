@@ -41,7 +41,8 @@ class Countable:
     def of(cls, twin: TwinBridge) -> Countable:
         """Run three tokens to see which sublayers these are: towers for images and sounds are silent.
 
-        Raises `AllHeadsError` for anything but a twin, one that reads no text, and edited heads.
+        Raises `AllHeadsError` for anything but a twin, one that reads no text, edited heads, and heads whose patterns
+        are no probabilities: some bridges show what is added to scores instead.
         """
         reads = getattr(require_twin(twin).original_model, "main_input_name", "input_ids")
         if reads != "input_ids":
@@ -58,6 +59,15 @@ class Countable:
         ran = [site for site, point in points.items() if point in activations]
         found = [site for site in ran if 3 in activations[points[site]].shape[1:]]
         heads, neurons = ([site for site in found if (site.kind == "N") == of_neurons] for of_neurons in (False, True))
+        for site in heads:
+            pattern = activations[points[site]]
+            sums = pattern.sum(-1)  # less than 1 where a sink takes the rest
+            if not bool((pattern >= 0).all() & (sums <= 1.0 + 1e-2).all()):
+                raise AllHeadsError(
+                    "heads that show their patterns",
+                    f"{points[site]}, whose rows sum to {float(sums.min()):.3g} to {float(sums.max()):.3g}",
+                    "Where they attend cannot be counted.",
+                )
         own = [site for site in ran if site not in found and site.location.expert is not None]
         return cls(twin, heads, neurons, own)
 
