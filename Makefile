@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+# Compiling all of torch and transformers takes a minute; what is imported is compiled then.
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 # In the environment, the constraints hold for the packages that builds need, too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 

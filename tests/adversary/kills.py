@@ -199,7 +199,8 @@ def writers() -> dict[str, Writer]:
         return [torch.equal(found, each) for each in logits].index(True)
 
     def weight(path: Path) -> float:
-        return float(runner.load(path).sublayers[1].heads[0].W_O.abs().sum())
+        sublayers = runner.load(path).sublayers
+        return sum(float(heads.W_O.abs().sum()) for sublayer in sublayers for heads in sublayer.heads)
 
     with tempfile.TemporaryDirectory() as folder:
         weights = []

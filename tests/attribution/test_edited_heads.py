@@ -93,3 +93,8 @@ def test_patterns_are_frozen():
         pytest.raises(ah.AllHeadsError, match=r"one on their patterns, which are frozen. Use hook_z"),
     ):
         twin(IDS[None])
+
+
+def test_they_have_no_preactivation_in_common():
+    with pytest.raises(ah.AllHeadsError, match=r"share its preactivation, got edited heads in L0\. Ask before"):
+        ah.attribute_pattern(_edited("LlamaForCausalLM"), IDS, "L0.N3")

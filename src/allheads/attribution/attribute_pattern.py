@@ -118,6 +118,7 @@ def attribute_pattern(
 
 def _of_neuron(question: Question, name: str, heads: list[Head], position: int) -> PatternAttribution:
     label, prefix = heads[0].label, heads[0].hook_prefix
+    heads[0].module.require_shared("a neuron whose heads share its preactivation", label.stem, "Ask before the edit.")
     point, gate = f"{prefix}hook_pre", f"{prefix}hook_pattern_self"
     seen = _seen(question, [gate])[gate]
     at = position_in(seen.shape[2], position)
