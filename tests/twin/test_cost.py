@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import allheads as ah
 from allheads.cli.main import app
 from allheads.models.shapes import KNOWN, shape_of
-from allheads.pure.exporter import purified
+from allheads.pure.purified import purified
 
 
 def gpt2(n_layer: int, n_embd: int, n_head: int, n_positions: int = 1024) -> GPT2Config:
@@ -62,7 +62,7 @@ def test_parameters_written_out(tiny, kind):
     source = tiny(kind)
     counted = ah.cost(source)
     twin = ah.convert(source)
-    pure = purified(twin)
+    _, pure = purified(twin)
     neurons = [heads for sublayer in pure.sublayers if sublayer.name.endswith("N") for heads in sublayer.heads]
     neurons = [heads for heads in neurons if heads.W_Q is not None]
     assert counted.neuron_heads == sum(len(heads.W_O) for heads in neurons)
