@@ -306,8 +306,10 @@ def test_what_a_stream_begins_with_beside_embeddings_is_a_constant(twin):
                 assert whole - logit(twin) == pytest.approx(found.constants[start][0], abs=1e-10)
         ends = sum(node.effect for node in graph.nodes if node.kind in "EC")
         assert ends == pytest.approx(found.target_value, abs=1e-10)
-    with (
-        twin.hooks(fwd_hooks=[(start, lambda value, hook: value + 0.1 * value**2)]),
-        pytest.raises(ah.AllHeadsError, match="linear under rule 'half', got LlamaForCausalLM, off a line"),
-    ):
-        ah.attribute(twin, IDS, 11)
+    with twin.hooks(fwd_hooks=[(start, lambda value, hook: value + 0.1 * value**2)]):
+        for ask in (ah.attribute, ah.graph):
+            with pytest.raises(ah.AllHeadsError, match="linear under rule 'half', got LlamaForCausalLM, off a line"):
+                ask(twin, IDS, 11)
+        # What is curved has no constant, and these rules do not say that it is straight.
+        for rule in ("live", "gradient"):
+            assert start not in ah.attribute(twin, IDS, 11, rule=rule).constants

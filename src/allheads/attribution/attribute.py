@@ -93,7 +93,7 @@ def answers(questions: Sequence[Question], means: Means | None = None) -> Iterat
         for question, value, straight in zip(questions, values, direct, strict=True):
             effects = _effects(cache, parts, value, question.metric, means)
             result = Attribution(question, float(value.detach()), 0.0, **effects, **straight, means=means)
-            if rule.complete and not result.constants.keys().isdisjoint(cache.starts):
+            if not result.constants.keys().isdisjoint(cache.starts):
                 require_linear(question)
             yield _checked(result, logits.dtype) if rule.complete else result
 
@@ -151,7 +151,8 @@ def _effects(
     reached = {name: pair for name, pair in fixed.items() if gradient[name] is not None}
     layers = layers_of(cache, reached, streams)
     values = {name: (float((gradient[name] * fixed[name][1].detach()).sum()), layer) for name, layer in layers.items()}
-    values |= {name: (effect, -1) for name, effect in unnamed(cache, gradient, fixed).items()}
+    if parts.rule.complete:
+        values |= {name: (effect, -1) for name, effect in unnamed(cache, gradient, fixed).items()}
     if EMBEDDINGS[2] in begins:
         values[EMBEDDINGS[2]] = (float(begins.pop(EMBEDDINGS[2]).sum()), -1)
     of_means = sum(float(absolute[name].sum()) - float(begins[name].sum()) for name in begins)

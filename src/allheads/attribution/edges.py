@@ -19,7 +19,7 @@ from torch import Tensor
 
 from allheads.attribution.constants import constants, unnamed
 from allheads.attribution.forward_cache import ForwardCache
-from allheads.attribution.freezing import differentiable
+from allheads.attribution.freezing import differentiable, require_linear
 from allheads.attribution.question import Question
 from allheads.errors import AllHeadsError
 from allheads.twin.capture import EMBEDDINGS
@@ -190,7 +190,10 @@ def edges(question: Question) -> Iterator[Edges]:
         with cut.recording():
             value = metric.of(question.run(), cut.activations)
         embeddings = _by_begin({name: effects[name][0].sum(-1) for name in begins})
-        fixed = sum(float(effects[name].sum()) for name in named) + sum(unnamed(whole, gradients, named).values())
+        beside = unnamed(whole, gradients, named) if rule.complete else {}
+        if beside:
+            require_linear(question)
+        fixed = sum(float(effects[name].sum()) for name in named) + sum(beside.values())
         yield Edges(question, cut, zero, gradients, value, embeddings, fixed)
 
 
