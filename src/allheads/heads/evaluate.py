@@ -56,7 +56,8 @@ def slots(
     stream, x = x.dtype, read_in(heads, x, pattern_dtype)
     t, u = projections(heads, x, at)
     q = per_head(t.to(pattern_dtype), heads.parts, at.hook_q)
-    v = heads.alpha.to(pattern_dtype)[:, None] * u.to(pattern_dtype) + heads.delta.to(pattern_dtype)[:, None]
+    alpha, delta = (factor.to(pattern_dtype)[:, None] for factor in (heads.alpha, heads.delta))
+    v = torch.addcmul(delta, alpha, u.to(pattern_dtype))
     v = per_head(v if scale is None else v * scale[..., None, None].to(v.dtype), heads.parts, at.hook_v)
     if at.watched("hook_attn_scores", "hook_pattern"):
         pattern = _watched_patterns(heads, x, q, at)
@@ -144,18 +145,24 @@ def slot_scores(
     heads: HeadWeights, part: int, q: Float[Tensor, "row neuron"], self_key: Tensor | None
 ) -> Float[Tensor, "slot row neuron"]:
     """Scores of one part's heads: of the token itself (0 without a key), then of its bias tokens."""
-    count = heads.tokens(part)
-    offsets = F.pad(heads.bias_offsets[part, :, :count].to(q.dtype), (1, 0)).T[:, None]
-    keys = F.pad(heads.bias_keys[part, :, :count].to(q.dtype), (1, 0)).T[:, None]
+    keys, offsets = (F.pad(table, (0, 0, 0, 0, 1, 0)) for table in _bias_scores(heads, part, q.dtype))
     if self_key is not None:
         keys = torch.cat([self_key[None], keys[1:].expand(-1, *q.shape)])
     return torch.addcmul(offsets, keys, q)
 
 
+def _bias_scores(heads: HeadWeights, part: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Keys and offsets of one part's bias tokens, ``[token 1 neuron|1]``: their scores are ``offset + key q``."""
+    count = heads.tokens(part)
+    keys, offsets = heads.bias_keys[part, :, :count], heads.bias_offsets[part, :, :count]
+    return keys.to(dtype).T[:, None], offsets.to(dtype).T[:, None]
+
+
 def patterns_on_self(heads: HeadWeights, x: Tensor, q: Tensor) -> Float[Tensor, "batch pos part neuron"]:
     """The softmax's weight on self, a few rows at a time: no N x slots tensor is kept."""
     self_keys = _self_keys(heads, x, q.dtype)
-    rows = max(1, CHUNK // (heads.neurons * (1 + heads.bias_keys.shape[2])))
+    weight, slots = (_kept_weight, 1 + heads.bias_keys.shape[2]) if torch.is_grad_enabled() else (_weight, 1)
+    rows = max(1, CHUNK // (heads.neurons * slots))
     parts = []
     for part in range(heads.parts):
         query = q[..., part % q.shape[2], :].flatten(0, 1)
@@ -163,10 +170,27 @@ def patterns_on_self(heads: HeadWeights, x: Tensor, q: Tensor) -> Float[Tensor, 
         chunks = []
         for start in range(0, len(query), rows):
             span = slice(start, start + rows)
-            scores = slot_scores(heads, part, query[span], None if key is None else key[span])
-            chunks.append(scores.softmax(0)[0])
+            chunks.append(weight(heads, part, query[span], None if key is None else key[span]))
         parts.append(torch.cat(chunks).unflatten(0, q.shape[:2]))
     return torch.stack(parts, 2)
+
+
+def _kept_weight(heads: HeadWeights, part: int, q: Tensor, self_key: Tensor | None) -> Tensor:
+    """For gradients: torch's softmax keeps its result for the way back."""
+    return slot_scores(heads, part, q, self_key).softmax(0)[0]
+
+
+def _weight(heads: HeadWeights, part: int, q: Tensor, self_key: Tensor | None) -> Tensor:
+    """``1 / sum_s exp(score_s - score_self)``: the same softmax, a slot at a time, several times as fast.
+
+    Without a maximum taken off, because of one term alone: where others overflow, the inverse of infinity is the 0 that
+    it rounds to. (Its gradient would be NaN there.)
+    """
+    total = torch.ones_like(q)
+    for key, offset in zip(*_bias_scores(heads, part, q.dtype), strict=True):
+        score = torch.addcmul(offset, key, q)
+        total += (score if self_key is None else score.sub_(self_key * q)).exp_()
+    return total.reciprocal_()
 
 
 def _watched_patterns(heads: HeadWeights, x: Tensor, q: Tensor, at: HeadHooks) -> Tensor:
