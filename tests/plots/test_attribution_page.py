@@ -29,7 +29,11 @@ def test_figures_show_the_numbers(found):
     assert torch.allclose(torch.tensor(heat.data[0].z), found.heads.sum(-1))
     assert heat.data[0].zmin == -heat.data[0].zmax
     by_layer = ah.plots.attribution(found, "layer")
-    assert [list(bar.y) for bar in by_layer.data] == [each.tolist() for each in found.by_layer().values()]
+    sums = found.by_layer().values()
+    assert [list(bar.y) for bar in by_layer.data] == [[layer[bar.name] for layer in sums] for bar in by_layer.data]
+    assert [sum(layer[kind] for layer in sums) for kind in ("heads", "neurons")] == pytest.approx(
+        [float(found.heads_direct.sum()), float(found.neurons_direct.sum())]
+    )
 
 
 def test_a_waterfall_ends_at_the_target(found):
@@ -37,7 +41,7 @@ def test_a_waterfall_ends_at_the_target(found):
     assert sum(bars.y) == pytest.approx(found.target_value, abs=1e-5)
     assert bars.x[0] == "embeddings, constants" and bars.x[2] == "L0 neurons" and bars.measure[-1] == "total"
     assert bars.y[2] == pytest.approx(float(found.neurons_direct[0].sum()), abs=1e-6)
-    with pytest.raises(ah.AllHeadsError, match="by out of token, head, layer, waterfall, got 'heads'"):
+    with pytest.raises(ah.AllHeadsError, match="by out of token, image, head, layer, waterfall, got 'heads'"):
         ah.plots.attribution(found, "heads")
 
 

@@ -232,9 +232,13 @@ class Attribution:
         order = rank.topk(min(k, int((rank > -torch.inf).sum()))).indices.tolist()
         return [self._at(number, names) for number in order]
 
-    def by_layer(self) -> dict[str, Float[Tensor, " layer"]]:
-        """Direct contributions summed over each layer: ``heads`` and ``neurons``."""
-        return {"heads": self.heads_direct.sum(1), "neurons": self.neurons_direct.sum(1)}
+    def by_layer(self) -> dict[str, dict[str, float]]:
+        """Direct contributions by layer, in the order of the network: ``{"L0": {"heads": .., "neurons": ..}, ..}``."""
+        sums: dict[str, dict[str, float]] = {}
+        for name, table in self.direct.items():
+            layer = sums.setdefault(name.split(".")[0], {"heads": 0.0, "neurons": 0.0})
+            layer["neurons" if name.endswith("N") else "heads"] += float(table.sum())
+        return sums
 
     def to_dataframe(self, k: int | None = None) -> pandas.DataFrame:
         """Heads and neurons at positions, largest first; ``k`` of them, or 1000.

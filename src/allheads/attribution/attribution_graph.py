@@ -181,7 +181,7 @@ class AttributionGraph:
         if not self.nodes or self.nodes[0].kind != "T" or len(names) < len(self.nodes):
             raise ValueError("nodes that do not begin with one target")
         for node in self.nodes:
-            inside = -1 <= node.position < len(self.tokens) and -1 <= node.layer <= _LAYERS
+            inside = node.position >= -1 and -1 <= node.layer <= _LAYERS
             if node.name != _name(node) or not inside:
                 raise ValueError(f"a node {node.name!r} that is none")
             if node.position < 0 and node.kind != "C":
@@ -212,6 +212,6 @@ def _name(node: Node) -> str:
     if node.kind in ("C", "T"):
         return {"C": "constants", "T": "target"}[node.kind]
     if node.kind == "E":
-        return f"embed@{node.position}"
+        return f"{node.label}@{node.position}"
     label = Label.parse(node.label)
     return f"{label}@{node.position}" if (label.kind, label.layer) == (node.kind, node.layer) else "another"

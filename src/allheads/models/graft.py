@@ -147,14 +147,18 @@ def _before(ours: type, theirs: type) -> type:
 
 
 def _join_hooks(shown: Any, bank: HeadBank, begins: Sequence[HookPoint]) -> None:
-    """The bank fires the hook points of the projections that it reads; its others are shown beside them."""
+    """The bank fires the hook points of the projections that it reads; its others are shown beside them.
+
+    Where gate and value are one projection, and the bridge does not split it, its points show the gate's half.
+    """
     query = "gate" if bank.gated else "in"
     joined = {query: {"hook_in": "hook_query_in", "hook_out": "hook_pre"}, "out": {"hook_in": "hook_post"}}
     if bank.gated:
         joined["in"] = {"hook_in": "hook_value_in", "hook_out": "hook_pre_linear"}
     hidden = {"hook_query_in", "hook_value_in", *(() if bank.gated else ("hook_pre_linear",))}
     for role, points in joined.items():
-        if (projection := _projection(shown, bank, role)) is None:
+        projection = _projection(shown, bank, role)
+        if projection is None and (role != query or (projection := _owner(shown, bank, role)) is None):
             continue
         if bank.views[f"W_{role}"].owner is not network_module(projection):
             # A bridge that splits a joint projection computes with the parts.
@@ -179,6 +183,12 @@ def _projection(shown: Any, bank: HeadBank, role: str) -> Any:
             if theirs is not None and weight is not None and _same_memory(theirs, weight):
                 return component
     return None
+
+
+def _owner(shown: Any, bank: HeadBank, role: str) -> Any:
+    """The bridge's component for the module that has these weights among others."""
+    components = (each for each in shown.submodules.values() if isinstance(each, GeneralizedComponent))
+    return next((each for each in components if network_module(each) is bank.views[f"W_{role}"].owner), None)
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:

@@ -2,42 +2,57 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from html import escape
 
 import plotly.graph_objects as go
+import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from allheads.attribution.attribution import Attribution
 from allheads.errors import AllHeadsError, printable
+from allheads.plots.columns import Place, in_order, place_name, stream_of
+from allheads.plots.patches import on_image
 from allheads.plots.picture import Picture
 from allheads.plots.style import BAD, BOTH, GOOD, INK, figure, heat_map
-from allheads.plots.token_names import shown_names
 
 
 def attribution(found: Attribution, by: str = "waterfall") -> Picture:
     """What an attribution found: blue is for the target, orange against it.
 
-    ``by="token"``: what each embedding brings over all paths. ``"head"``: the effect of every ordinary head over all
-    paths, summed over positions. ``"layer"``: what heads and neurons of each layer write straight into the target.
-    ``"waterfall"``: the same writes, one after the other, from the embeddings up to the target.
+    ``by="token"``: what each embedding, patch or frame brings over all paths. ``"image"``: the same for the patches of
+    an image, where they are in it. ``"head"``: the effect of every ordinary head over all paths, summed over positions.
+    ``"layer"``: what heads and neurons of each layer write straight into the target. ``"waterfall"``: the same writes,
+    one after the other, from the embeddings up to the target.
 
-    Raises `AllHeadsError` for anything else.
+    Raises `AllHeadsError` for anything else, and for an image where there is none.
 
     >>> found = ah.attribute(twin, "When Mary and John", " Mary")  # doctest: +SKIP
     >>> ah.plots.attribution(found, "head")  # doctest: +SKIP
     """
-    drawn = {"token": _tokens, "head": _heads, "layer": _layers, "waterfall": _waterfall}
+    drawn = {"token": _tokens, "image": on_image, "head": _heads, "layer": _layers, "waterfall": _waterfall}
     if by not in drawn:
         raise AllHeadsError(f"by out of {', '.join(drawn)}", repr(by), "Name one of these.")
     return drawn[by](found)
 
 
 def _tokens(found: Attribution) -> Picture:
-    values = by_token(found).tolist()
+    places: dict[Place, float] = defaultdict(float)
+    tokens: dict[Place, str] = {}
+    for begin, effects in found.begins.items():
+        stream = stream_of(begin, found.begins)
+        for position, effect in enumerate(effects.tolist()):
+            places[stream, position] += effect
+            tokens[stream, position] = found.question.token_of(begin, position, len(effects))
+    order = in_order(places)
+    values = [places[place] for place in order]
+    names = [escape(place_name(place, tokens[place]), quote=False) for place in order]
     colors = [GOOD if value >= 0 else BAD for value in values]
-    bars = go.Bar(x=shown_names(found.tokens), y=values, marker={"color": colors})
-    title = f"{_name(found)} is {found.target_value:.2f}; embeddings give {sum(values):.2f} of it"
+    bars = go.Bar(x=names, y=values, marker={"color": colors})
+    title = f"{target_name(found)} is {found.target_value:.2f}; what streams begin with gives {sum(values):.2f} of it"
     return figure([bars], title, height=360, x="token", y="logits").update_xaxes(type="category", tickangle=-60)
 
 
@@ -47,37 +62,41 @@ def by_token(found: Attribution) -> Float[Tensor, " pos"]:
 
 
 def _heads(found: Attribution) -> Picture:
-    effects = found.heads.sum(-1)
-    size = float(effects.abs().max())
-    layers, count = effects.shape
+    effects = {name: table.sum(-1) for name, table in found.effects.items() if not name.endswith("N")}
+    if not effects:
+        raise AllHeadsError("a network with ordinary heads", "none that ran", "Draw it by layer.")
+    count, size = (max(float(part(row)) for row in effects.values()) for part in (len, _largest))
+    rows = torch.stack([functional.pad(row, (0, int(count) - len(row)), value=math.nan) for row in effects.values()])
     drawn = heat_map(
-        effects.float().cpu(),
-        f"Effect of ordinary heads on {_name(found)}",
-        columns=("head", [str(head) for head in range(count)]),
-        rows=("layer", [str(layer) for layer in range(layers)]),
+        rows.float().cpu(),
+        f"Effect of ordinary heads on {target_name(found)}",
+        columns=("head", [str(head) for head in range(rows.shape[1])]),
+        rows=("layer", [name.removesuffix(".A") for name in effects]),
         value="effect",
     )
     return drawn.update_traces(colorscale=BOTH, zmin=-size, zmax=size)
 
 
+def _largest(row: Tensor) -> float:
+    return float(row.abs().max())
+
+
 def _layers(found: Attribution) -> Picture:
     sums = found.by_layer()
-    names = [str(layer) for layer in range(len(sums["heads"]))]
     bars = [
-        go.Bar(x=names, y=sums[kind].tolist(), name=kind, marker={"color": color})
+        go.Bar(x=list(sums), y=[layer[kind] for layer in sums.values()], name=kind, marker={"color": color})
         for kind, color in (("heads", GOOD), ("neurons", BAD))
     ]
-    return figure(bars, f"Written straight into {_name(found)}", height=360, x="layer", y="logits")
+    return figure(bars, f"Written straight into {target_name(found)}", height=360, x="layer", y="logits")
 
 
 def _waterfall(found: Attribution) -> Picture:
     """Every write is counted once, so that what heads and neurons leave is what embeddings and constants write."""
-    sums = found.by_layer()
-    steps = [(f"L{layer} {kind}", float(sums[kind][layer])) for layer in range(len(sums["heads"])) for kind in sums]
+    steps = [(f"{layer} {kind}", value) for layer, kinds in found.by_layer().items() for kind, value in kinds.items()]
     rest = found.target_value - sum(value for _, value in steps)
     steps.insert(0, ("the rest" if not found.rule.complete else "embeddings, constants", rest))
     bars = go.Waterfall(
-        x=[name for name, _ in steps] + [_name(found)],
+        x=[name for name, _ in steps] + [target_name(found)],
         y=[value for _, value in steps] + [0.0],
         measure=["relative"] * len(steps) + ["total"],
         increasing={"marker": {"color": GOOD}},
@@ -85,9 +104,10 @@ def _waterfall(found: Attribution) -> Picture:
         totals={"marker": {"color": INK}},
         connector={"visible": False},
     )
-    drawn = figure([bars], f"How {_name(found)} comes to {found.target_value:.2f}", height=420, x="", y="logits")
+    drawn = figure([bars], f"How {target_name(found)} comes to {found.target_value:.2f}", height=420, x="", y="logits")
     return drawn.update_xaxes(type="category", tickangle=-60, tickfont={"size": 9})
 
 
-def _name(found: Attribution) -> str:
+def target_name(found: Attribution) -> str:
+    """What is explained, escaped for plotly."""
     return escape(printable(found.target.name), quote=False)

@@ -80,7 +80,8 @@ def explore(
     opened = position_in(length, position)
     predictions = _predictions(twin, ids)
     metrics = [_above_mean(twin, after[0], position) for position, after in enumerate(predictions)]
-    flows = grow(Question(twin, {"input": ids}, metrics[opened], chosen), budget)
+    question = Question(twin, {"input": ids}, metrics[opened], chosen)
+    flows = grow(question, budget)
     explained = {
         found.target.position: _explanation(found)
         for found in bar("Predictions", _attributions(twin, ids, metrics, chosen), total=min(length, EXPLAINED))
@@ -89,7 +90,7 @@ def explore(
     labels = [*map(str, twin.index.ordinary()), *(label for label in positions if Label.parse(label).kind == "N")]
     data = {
         **read_patterns(twin, ids, None, labels, None).to_dict(),
-        "cards": cards(twin, ids, positions),
+        "cards": cards(question, positions),
         "gates": [pack(layer.gate.T)[0] for layer in neuron_gates(twin, ids, range(len(twin.banks)))],
         "graph": graph_data(flows),
         "predictions": [

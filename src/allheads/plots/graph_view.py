@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from allheads.attribution.attribution_graph import AttributionGraph
-from allheads.errors import printable
+from allheads.attribution.question import Question
+from allheads.errors import AllHeadsError, printable
 from allheads.plots.cards import cards
+from allheads.plots.columns import Place, in_order, place_name, stream_of
 from allheads.plots.packing import short
 from allheads.plots.pattern_sources import read_patterns
-from allheads.plots.token_names import visible
 from allheads.plots.view import View
+from allheads.twin.labels import Label
 
 #: Edges that are drawn, largest first.
 EDGES = 150
@@ -38,34 +40,44 @@ def graph(found: AttributionGraph, *, edges: int = EDGES) -> View:
         positions: dict[str, int] = {}
         for node in found.parts:
             positions.setdefault(node.label, node.position)
-        twin, ids = found.question.twin, found.question.ids
-        patterns = read_patterns(twin, ids, None, list(positions), None).to_dict() if positions else {}
-        data |= patterns | {"cards": cards(twin, ids, positions)}
+        data |= _patterns(found.question, list(positions)) | {"cards": cards(found.question, positions)}
     return View("graph", data, f"{found.target}: {len(found.parts)} parts")
+
+
+def _patterns(question: Question, labels: list[str]) -> dict[str, Any]:
+    """The patterns of parts, as far as they are shown: some attention has none at hand but for its neurons."""
+    try:
+        return read_patterns(question.twin, question.inputs, None, labels, None).to_dict()
+    except AllHeadsError:
+        labels = [label for label in labels if Label.parse(label).kind == "N"]
+        return read_patterns(question.twin, question.inputs, None, labels, None).to_dict() if labels else {}
 
 
 def graph_picture(found: AttributionGraph, edges: int = EDGES) -> dict[str, Any]:
     """What the script of a graph draws, without cards."""
-    names = [[visible(token) for token in found.tokens]]
-    return {"graph": graph_data(found, edges), "names": names, "heads": [], "cards": {}, "error": 0.0}
+    return {"graph": graph_data(found, edges), "names": [], "heads": [], "cards": {}, "error": 0.0}
 
 
 def graph_data(found: AttributionGraph, edges: int = EDGES) -> dict[str, Any]:
     """Plain values for JSON; of the edges the largest, and of every node's inflow what is not kept."""
     drawn = sorted(found.edges, key=lambda edge: -abs(edge.weight))[:edges]
+    places = _places(found)
+    tokens = {places[node.name]: node.token for node in found.nodes if node.kind == "E"}
+    columns = {place: at for at, place in enumerate(in_order(places.values()))}
     return {
         "target": printable(found.target),
         "value": found.target_value,
         "rule": printable(found.rule),
         "position": found.nodes[0].position,
         "count": len(found.edges),
+        "columns": [place_name(place, tokens.get(place, "")) for place in columns],
         "nodes": [
             {
                 "name": node.name,
                 "kind": node.kind,
                 "label": printable(node.label),  # the target's is its name
                 "layer": node.layer,
-                "position": node.position,
+                "column": columns[places[node.name]] if node.name in places else -1,
                 "effect": short(node.effect),
                 "left": {side: [short(flow.left_out), short(flow.total)] for side, flow in node.inflow.items()},
             }
@@ -73,3 +85,13 @@ def graph_data(found: AttributionGraph, edges: int = EDGES) -> dict[str, Any]:
         ],
         "edges": [[edge.source, edge.target, short(edge.weight), edge.side] for edge in drawn],
     }
+
+
+def _places(found: AttributionGraph) -> dict[str, Place]:
+    """Where nodes stand, by name, the constants nowhere; the target stands in the stream of the outputs."""
+    begins = {node.label for node in found.nodes if node.kind == "E"}
+    streams = {begin: stream_of(begin, begins) for begin in begins}
+    outputs = "D" if "D" in streams.values() else ""
+    labelled = {node.label: Label.parse(node.label).stream for node in found.parts}
+    known = {**streams, **labelled, found.target: outputs}
+    return {node.name: (known[node.label], node.position) for node in found.nodes if node.kind != "C"}

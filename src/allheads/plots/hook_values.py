@@ -9,16 +9,17 @@ from jaxtyping import Int
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
+from allheads.models.observe import Inputs
 from allheads.twin.capture import captured
 from allheads.twin.twin import TwinBridge
 
 
-def hook_values(twin: TwinBridge, ids: Int[Tensor, "1 pos"], names: Sequence[str]) -> dict[str, Tensor]:
+def hook_values(twin: TwinBridge, inputs: Int[Tensor, "1 pos"] | Inputs, names: Sequence[str]) -> dict[str, Tensor]:
     """Activations by name, from one run, in float32 or better, on the CPU.
 
     Raises `AllHeadsError` for a hook point that the model does not have, and for values that are not finite.
     """
-    values = captured(twin, ids, names)
+    values = captured(twin, inputs, names)
     broken = [name for name in names if not values[name].isfinite().all()]
     if broken:
         raise AllHeadsError("finite activations", f"NaN or infinity at {broken[0]}", "Run ah.verify on the twin.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from allheads.errors import AllHeadsError
 from allheads.models.bridge import TransformerBridge
+from allheads.models.observe import Inputs, run_bridge
 
 #: Where a stream begins: tokens, learned positions, types of segments; and those of a decoder beside an encoder.
 EMBEDDINGS = (
@@ -44,10 +45,15 @@ def capturing(model: TransformerBridge, names: Iterable[str]) -> Iterator[dict[s
         yield activations
 
 
-def captured(model: TransformerBridge, ids: str | Int[Tensor, "batch pos"], names: Iterable[str]) -> dict[str, Tensor]:
+def captured(
+    model: TransformerBridge, inputs: str | Int[Tensor, "batch pos"] | Inputs, names: Iterable[str]
+) -> dict[str, Tensor]:
     """Activations of one run, by hook point, without gradients. Raises `AllHeadsError` as `capturing` does."""
     with torch.no_grad(), capturing(model, names) as activations:
-        model(ids)
+        if isinstance(inputs, Mapping):
+            run_bridge(model, inputs)
+        else:
+            model(inputs)
     return activations
 
 

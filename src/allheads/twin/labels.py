@@ -64,6 +64,11 @@ class Label:
         return int(digits[1])
 
     @property
+    def stream(self) -> str:
+        """The letters of its stack, none for that of a plain decoder."""
+        return self.stem.partition("L")[0]
+
+    @property
     def neuron(self) -> Label:
         """The whole neuron that a head is a part of."""
         return replace(self, part=None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+import math
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -118,6 +119,15 @@ def _graph(subject: Subject) -> float:
     """The largest error of a node's effect, relative to it, when the node is changed in the frozen twin."""
     found = ah.graph(subject.twin, subject.sample.inputs, subject.target, budget=BUDGET)
     return found.confirm().frozen_error
+
+
+def _picture(subject: Subject) -> float:
+    """How many nodes are drawn, read again from a file."""
+    found = ah.graph(subject.twin, subject.sample.inputs, subject.target, budget=BUDGET)
+    with tempfile.TemporaryDirectory() as folder:
+        again = type(found).load(found.save(f"{folder}/graph.json"))
+    drawn, same = (ah.plots.graph(graph).data["graph"]["nodes"] for graph in (found, again))
+    return len(drawn) if drawn == same else math.nan
 
 
 def _pattern(subject: Subject, of_neurons: bool) -> float:
@@ -296,6 +306,7 @@ CAPABILITIES: dict[str, Callable[[Subject], float]] = {
     "attribute": _attribute,
     "frozen": _frozen,
     "graph": _graph,
+    "picture": _picture,
     "pattern of a head": lambda subject: _pattern(subject, of_neurons=False),
     "pattern of a neuron": lambda subject: _pattern(subject, of_neurons=True),
     "circuit of a head": _head_circuit,

@@ -28,7 +28,7 @@ class Card {
     this.heads = heads.filter((head) => head.label === label || head.label.startsWith(`${label}.`));
     this.facts.textContent = [context, card ? this.summary(card, label) : this.missing(label)].filter(Boolean).join(" ");
     this.sides.replaceChildren(...Object.entries(SIDES).filter(([side]) => card?.[side]?.length).map(([side, title]) =>
-      el("section", {}, el("h3", {}, side === "promotes" && "at" in card ? `At ${card.at} ${this.data.names[0][card.at]} it promotes` : title),
+      el("section", {}, el("h3", {}, side === "promotes" && "at" in card ? `At ${card.at} it promotes` : title),
         el("ol", {}, ...card[side].map(([token, value]) =>
           el("li", {}, el("span", { class: "number" }, `${value} `), el("span", { class: "word" }, token)))))));
     this.parts.replaceChildren(...this.heads.map((head) => el("option", {}, head.label)));
@@ -39,10 +39,11 @@ class Card {
   }
 
   summary(card, label) {
-    const size = card.size.toPrecision(3);
-    if (!label.includes(".N")) return `The model's own head; writes ${size} at its most important token. Error bound 0.`;
-    return `A neuron as ${this.heads.length === 1 ? "one head" : `${this.heads.length} heads`}: writes at most ${size} in this text, `
-      + `certified to within ${card.bound === 0 ? "0" : card.bound.toExponential(1)}.`;
+    const size = card.size === undefined ? "" : `; writes ${card.size.toPrecision(3)} at its most important token`;
+    const unread = (card.unread ?? []).map((reason) => ` Not read: ${reason}`).join("");
+    if (!label.includes(".N")) return `The model's own head${size}. Error bound 0.${unread}`;
+    return `A neuron as ${this.heads.length === 1 ? "one head" : `${this.heads.length} heads`}: writes at most ${card.size.toPrecision(3)} in this text, `
+      + `certified to within ${card.bound === 0 ? "0" : card.bound.toExponential(1)}.${unread}`;
   }
 
   missing(label) {

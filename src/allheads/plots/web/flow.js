@@ -4,6 +4,7 @@ const SHAPES = {
   A: (size) => `M${-size} ${-size}H${size}V${size}H${-size}Z`,
   N: (size) => `M0 ${-size}A${size} ${size} 0 1 1 0 ${size}A${size} ${size} 0 1 1 0 ${-size}Z`,
   E: (size) => `M0 ${-size}L${size} ${size}H${-size}Z`,
+  X: (size) => `M${-size} ${-size}H${-size / 3}L0 ${-size / 2}L${size / 3} ${-size}H${size}V${size}H${size / 3}L0 ${size / 2}L${-size / 3} ${size}H${-size}Z`,
   C: (size) => `M0 ${-size}L${size} 0L0 ${size}L${-size} 0Z`,
   T: (size) => `M0 ${-1.4 * size}L${size} ${size}L${-1.4 * size} ${-0.3 * size}H${1.4 * size}L${-size} ${size}Z`,
 };
@@ -16,24 +17,24 @@ function svg(tag, attributes, ...children) {
   return element;
 }
 
-/** Where nodes stand: those of one token and layer side by side, so that none hides another. */
+/** Where nodes stand: those of one column and layer side by side, so that none hides another. */
 function layout(nodes, count) {
   const cells = new Map();
   for (const node of nodes) {
-    const key = `${node.position} ${node.layer + (node.kind === "N" ? 0.5 : 0)}`;
+    const key = `${node.column} ${node.layer + (node.kind === "N" ? 0.5 : 0)}`;
     cells.set(key, [...(cells.get(key) ?? []), node]);
   }
   const widths = Array.from({ length: count + 1 }, () => 2);
   for (const [key, group] of cells) {
-    const position = Number(key.split(" ")[0]) + 1;
-    widths[position] = Math.max(widths[position], group.length + 1);
+    const column = Number(key.split(" ")[0]) + 1;
+    widths[column] = Math.max(widths[column], group.length + 1);
   }
   const [top, starts] = [Math.max(...nodes.map((node) => node.layer)), [0]];
   for (const width of widths) starts.push(starts.at(-1) + width);
   const places = new Map();
   for (const [key, group] of cells) {
-    const [position, height] = key.split(" ").map(Number);
-    const middle = (starts[position + 1] + starts[position + 2]) / 2;
+    const [column, height] = key.split(" ").map(Number);
+    const middle = (starts[column + 1] + starts[column + 2]) / 2;
     group.forEach((node, rank) => places.set(node.name, [
       LEFT + CELL * (middle + rank - (group.length - 1) / 2), TOP + ROW * (top - height)]));
   }
@@ -41,7 +42,8 @@ function layout(nodes, count) {
 }
 
 /** The picture; `choose` gets a node when it is clicked or entered. */
-function flow(graph, names, choose) {
+function flow(graph, choose) {
+  const names = graph.columns;
   const { places, starts, top } = layout(graph.nodes, names.length);
   const [width, height] = [LEFT + CELL * starts.at(-1) + 20, TOP + ROW * (top + 1) + 98];
   const most = Math.max(...graph.edges.map((edge) => Math.abs(edge[2])), 1e-9);
@@ -65,7 +67,7 @@ function flow(graph, names, choose) {
   });
   const axis = names.map((name, at) => svg("text", {
     transform: `translate(${LEFT + CELL * (starts[at + 1] + starts[at + 2]) / 2} ${height - 80}) rotate(40)`, class: "axis",
-  }, `${at} ${name}`));
+  }, name));
   for (let layer = 0; layer < top; layer += 5) {
     axis.push(svg("text", { x: 4, y: TOP + ROW * (top - layer) + 4, class: "axis" }, `L${layer}`));
   }
@@ -77,7 +79,7 @@ function flow(graph, names, choose) {
 
   function describe(node) {
     const effect = `${node.effect >= 0 ? "+" : ""}${node.effect.toPrecision(3)}`;
-    return node.kind === "T" ? `${graph.target}: ${graph.value.toPrecision(4)}` : `${node.label} at ${node.position} ${names[node.position] ?? ""}, effect ${effect}`;
+    return node.kind === "T" ? `${graph.target}: ${graph.value.toPrecision(4)}` : `${node.label} at ${names[node.column] ?? "every position"}, effect ${effect}`;
   }
 
   function list(title, edges, end) {

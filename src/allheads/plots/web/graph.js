@@ -2,11 +2,11 @@
 
 function graphView(root, data) {
   const card = new Card(data);
-  const { graph, names } = data;
-  const drawn = flow(graph, names[0], (node) => {
-    if (!["A", "N"].includes(node.kind)) return;
+  const { graph } = data;
+  const drawn = flow(graph, (node) => {
+    if (!["A", "X", "N"].includes(node.kind)) return;
     setFragment(node.label);
-    card.show(node.label, `Effect ${node.effect.toPrecision(3)} at ${node.position} ${names[0][node.position]}.`);
+    card.show(node.label, `Effect ${node.effect.toPrecision(3)} at ${graph.columns[node.column]}.`);
   });
   root.append(
     el("h1", {}, `${graph.target}: ${graph.value.toPrecision(4)}`),
