@@ -6,9 +6,9 @@ fault of the toolkit, and passes through. Twins are in float64, so that what is 
 
 from __future__ import annotations
 
+import math
 import re
 import sys
-import math
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
