@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import allheads as ah
+from allheads_labs import zoo
 from allheads.errors import AllHeadsError
 from allheads.plots import explorer
 from allheads.plots.packing import unpack
@@ -92,3 +93,15 @@ def test_a_network_that_looks_ahead(twin, ids, monkeypatch):
     monkeypatch.setattr(type(twin), "forward", lambda self, ids, **named: original(self, ids.flip(1), **named))
     with pytest.raises(AllHeadsError, match="a model that reads from left to right"):
         ah.plots.explore(twin, ids)
+
+
+def test_a_mixture_of_experts_is_explored_and_an_encoder_is_not():
+    sample = zoo.build("Qwen2MoeForCausalLM")
+    page = ah.plots.explore(ah.convert(sample.bridge), sample.inputs["input"], budget=20)
+    experts = [label for label in page.data["cards"] if ".M" in label]
+    assert experts and all(page.data["cards"][label]["promotes"] for label in experts)
+    # Layer 0 has one MLP, whose neurons have gates on this page; layer 1 has experts.
+    assert page.data["gates"][0] is not None and page.data["gates"][1] is None and page.data["d_mlp"][1] == 0
+    other = zoo.build("BartForConditionalGeneration")
+    with pytest.raises(ah.AllHeadsError, match="Use ah.attribute and ah.plots.graph"):
+        ah.plots.explore(ah.convert(other.bridge), other.inputs)

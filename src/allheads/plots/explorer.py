@@ -25,7 +25,7 @@ from allheads.attribution.rules import DEFAULT, Rule, rule_named
 from allheads.errors import AllHeadsError
 from allheads.plots.cards import cards
 from allheads.plots.contributions import by_token
-from allheads.plots.gate_maps import neuron_gates
+from allheads.plots.gate_maps import mlps, neuron_gates
 from allheads.plots.graph_view import graph_data
 from allheads.plots.packing import pack, short
 from allheads.plots.pattern_sources import read_patterns
@@ -33,8 +33,8 @@ from allheads.plots.token_names import visible
 from allheads.plots.view import View
 from allheads.progress import bar
 from allheads.twin.labels import Label
-from allheads.twin.prompt import position_in, prompt_ids, token_texts
-from allheads.twin.twin import TwinBridge
+from allheads.twin.prompt import one_prompt, position_in, token_texts
+from allheads.twin.twin import TwinBridge, require_twin
 
 #: Likely next tokens shown after each token; predictions that are explained, the last ones of a long text.
 _NEXT, EXPLAINED = 5, 64
@@ -67,13 +67,13 @@ def explore(
 
     Raises:
         AllHeadsError: a text that is too long or cannot be read, a position outside it, a rule or budget that
-            `ah.graph` refuses, or a network that looks ahead.
+            `ah.graph` refuses, or a network that looks ahead or reads something else than one text.
 
     >>> import allheads as ah
     >>> ah.plots.explore(twin, "When Mary and John went to the store").save("explore.html")  # doctest: +SKIP
     """
     chosen = rule_named(rule)
-    ids = prompt_ids(twin, tokens)
+    ids = _text(twin, tokens)
     length = ids.shape[1]
     if length > LONGEST:
         raise AllHeadsError(f"a text of at most {LONGEST} tokens", f"{length}", "Explore a part of it.")
@@ -87,21 +87,32 @@ def explore(
         for found in bar("Predictions", _attributions(twin, ids, metrics, chosen), total=min(length, EXPLAINED))
     }
     positions = _positions(flows, explained.values())
+    banks = mlps(twin)
+    opened_gates = neuron_gates(twin, ids, list(banks)) if banks else []
+    gates = {layer.layer: pack(layer.gate.T)[0] for layer in opened_gates}
     labels = [*map(str, twin.index.ordinary()), *(label for label in positions if Label.parse(label).kind == "N")]
     data = {
         **read_patterns(twin, ids, None, labels, None).to_dict(),
         "cards": cards(question, positions),
-        "gates": [pack(layer.gate.T)[0] for layer in neuron_gates(twin, ids, range(len(twin.banks)))],
+        "gates": [gates.get(layer) for layer in range(len(twin.blocks))],
         "graph": graph_data(flows),
         "predictions": [
             {"offered": [[visible(text), round(share, 4)] for _, text, share in after], **explained.get(position, {})}
             for position, after in enumerate(predictions)
         ],
-        "d_mlp": [bank.d_mlp for bank in twin.banks],
+        "d_mlp": [banks[layer].d_mlp if layer in banks else 0 for layer in range(len(twin.blocks))],
         "opened": opened,
         "rule": {"name": chosen.name, "answers": chosen.answers, "misses": chosen.misses},
     }
     return View("explore", data, f"{twin.cfg.model_name}: a network of heads", height=900)
+
+
+def _text(twin: TwinBridge, tokens: str | Tensor) -> Int[Tensor, "1 pos"]:
+    """The ids of one text. Raises `AllHeadsError` for a network that reads something else, or something beside it."""
+    inputs = one_prompt(require_twin(twin), tokens)
+    if set(inputs) != {"input"} or inputs["input"].is_floating_point():
+        raise AllHeadsError("one text", ", ".join(inputs), "Use ah.attribute and ah.plots.graph for this network.")
+    return inputs["input"]
 
 
 #: A likely next token: its id, its text, its probability.

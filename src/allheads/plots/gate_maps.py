@@ -48,7 +48,7 @@ def gates(
     Neurons come ``by`` their ``contribution``, the largest size of what they write at any token, or their mean
     ``openness``; the first ``top`` of them are drawn.
 
-    Raises `AllHeadsError` for a layer the twin does not have, another order, or fewer than one neuron.
+    Raises `AllHeadsError` for a layer without an MLP of its own, another order, or fewer than one neuron.
 
     >>> ah.plots.gates(twin, "The cat sat on the mat.", 3)  # doctest: +SKIP
     """
@@ -57,7 +57,7 @@ def gates(
     row = one_row(require_twin(twin), tokens)
     names = token_names(twin, row)
     if layer is None:
-        return mean_gate_map(neuron_gates(twin, row, range(len(twin.blocks))), names)
+        return mean_gate_map(neuron_gates(twin, row, list(mlps(twin))), names)
     return neuron_map(neuron_gates(twin, row, [layer])[0], names, top, by)
 
 
@@ -74,14 +74,30 @@ def gate_part(gates: GateSum) -> int:
 
 
 def neuron_gates(twin: TwinBridge, tokens: Int[Tensor, "1 pos"], layers: Sequence[int]) -> list[NeuronGates]:
-    """Gates and sizes of every neuron in these layers, from one run."""
-    twin.require_one_stack("draw its gates")
-    outside = [layer for layer in layers if not 0 <= layer < len(twin.blocks)]
-    if outside:
-        raise AllHeadsError(f"a layer from 0 to {len(twin.blocks) - 1}", f"{outside[0]}", "Layers count from 0.")
+    """Gates and sizes of every neuron in these layers, from one run.
+
+    Raises `AllHeadsError` for a layer that is not there, or has experts.
+    """
+    banks = mlps(twin)
+    if not banks:
+        stems = ", ".join(dict.fromkeys(layer.location.stem for layer in twin.layers))
+        raise AllHeadsError("layers with one MLP each", f"banks at {stems}"[:200], "Use ah.plots.attention or graph.")
+    if outside := [layer for layer in layers if layer not in banks]:
+        raise AllHeadsError(
+            f"a layer from {min(banks)} to {max(banks)}, with one MLP", f"{outside[0]}", "Layers count from 0."
+        )
     points = {layer: [f"blocks.{layer}.mlp.hook_{name}" for name in ("pattern_self", "z")] for layer in layers}
     values = hook_values(twin, tokens, [name for names in points.values() for name in names])
-    return [_layer_gates(layer, twin.banks[layer], *(values[name][0] for name in points[layer])) for layer in layers]
+    return [_layer_gates(layer, banks[layer], *(values[name][0] for name in points[layer])) for layer in layers]
+
+
+def mlps(twin: TwinBridge) -> dict[int, HeadBank]:
+    """The banks that are the whole MLP of a layer, by layer: no experts, no towers."""
+    return {
+        layer.location.layer: layer.bank
+        for layer in twin.layers
+        if layer.location.name == f"blocks.{layer.location.layer}.mlp"
+    }
 
 
 def _layer_gates(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 import torch
 
+from allheads.errors import AllHeadsError
 from allheads.plots.hook_values import hook_values
 from allheads.plots.picture import Picture
 from allheads.plots.principal_components import principal_components
@@ -21,13 +22,14 @@ def residual(twin: TwinBridge, tokens: Texts) -> Picture:
     principal components of all of them (but the first token's, whose stream is often a hundred times as long and
     points elsewhere). The title says how much of the variance these carry; hovering tells token, layer and length.
 
-    Raises `AllHeadsError` for a text that cannot be read, and for twins with several stacks.
+    Raises `AllHeadsError` for a text that cannot be read, and for an encoder with a decoder.
 
     >>> ah.plots.residual(twin, "The cat sat on the mat.")  # doctest: +SKIP
     """
     row = one_row(require_twin(twin), tokens)
-    twin.require_one_stack("draw its residual stream")
-    layers = len(twin.banks)
+    layers = len(getattr(twin, "blocks", ()))
+    if not layers:
+        raise AllHeadsError("one stack of layers", f"{twin.cfg.architecture}, which has several", "Use ah.plots.graph.")
     points = [*(f"blocks.{layer}.hook_resid_pre" for layer in range(layers)), f"blocks.{layers - 1}.hook_resid_post"]
     streams = torch.stack([stream[0] for stream in hook_values(twin, row, points).values()]).double()
     lengths = streams.norm(dim=-1, keepdim=True)
