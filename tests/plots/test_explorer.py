@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import allheads as ah
-from allheads_labs import zoo
 from allheads.errors import AllHeadsError
 from allheads.plots import explorer
 from allheads.plots.packing import unpack
+from allheads_labs import zoo
 
 
 @pytest.fixture(scope="module")
@@ -103,5 +103,5 @@ def test_a_mixture_of_experts_is_explored_and_an_encoder_is_not():
     # Layer 0 has one MLP, whose neurons have gates on this page; layer 1 has experts.
     assert page.data["gates"][0] is not None and page.data["gates"][1] is None and page.data["d_mlp"][1] == 0
     other = zoo.build("BartForConditionalGeneration")
-    with pytest.raises(ah.AllHeadsError, match="Use ah.attribute and ah.plots.graph"):
+    with pytest.raises(ah.AllHeadsError, match=r"Use ah\.attribute and ah\.plots\.graph"):
         ah.plots.explore(ah.convert(other.bridge), other.inputs)
