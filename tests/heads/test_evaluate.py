@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import allheads as ah
 from allheads.heads.bank import HeadBank
-from allheads.heads.evaluate import attention, closed, slots
+from allheads.heads.evaluate import attention, closed, patterns_on_self, slots
 from allheads.heads.hooks import HeadHooks
 from allheads.heads.rounding import closed_rounding, heads_rounding
 from allheads.heads.weights import HeadWeights
@@ -156,3 +156,20 @@ def test_the_bound_holds_for_a_self_key_at_the_edge():
     exact = slots(weights, x.double(), HeadHooks(), torch.float64)
     bound = heads_rounding(weights, x.double(), torch.float32, torch.float32)
     assert (made(x).double() - exact).abs() <= bound
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_softmax_without_a_gradient_is_the_one_with_it(kind, bank, dtype):
+    """Scores of any size: where an exponential overflows, the weight is the 0 that the softmax gives."""
+    heads, eps = bank(*kind, dtype=dtype).weights(), torch.finfo(dtype).eps
+    q = torch.cat([torch.linspace(-30, 30, 301), torch.tensor([-1e6, -1e3, -100, 100, 1e3, 1e6])]).to(dtype)
+    q = q.view(1, -1, 1, 1).expand(-1, -1, 1, heads.neurons)
+    x = torch.zeros(1, q.shape[1], heads.W_Q.shape[-1], dtype=dtype)
+    kept = patterns_on_self(heads, x, q)
+    with torch.no_grad():
+        fast = patterns_on_self(heads, x, q)
+    scores = max(float(heads.bias_offsets.nan_to_num(neginf=0).abs().max()), 1.0)
+    assert fast.isfinite().all() and (fast - kept).abs().max() <= 64 * eps
+    # Relative, too, where the weight is not below what the dtype holds.
+    seen = kept > torch.finfo(dtype).tiny
+    assert ((fast - kept).abs() / kept)[seen].max() <= 200 * eps * scores
