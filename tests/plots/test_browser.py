@@ -9,6 +9,7 @@ import torch
 from playwright.sync_api import expect
 
 import allheads as ah
+from allheads.plots.gate_maps import gate_part
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,45 @@ def test_heads_are_filtered_searched_and_linked_to(browser, attention_page):
         assert opened.quiet()
 
 
+def test_what_is_large_is_among_what_is_shown(browser, attention_page):
+    with browser.open(attention_page, fragment="L0.A2") as opened:
+        page = opened.page
+        page.select_option("select", "L2")
+        assert _chosen(opened) == "L2.A0" and page.url.endswith("#L2.A0")
+        page.fill('[aria-label="Search by label"]', "A3")
+        assert _chosen(opened) == "L2.A3"
+        page.fill('[aria-label="Search by label"]', "")
+        page.select_option("select", "")
+        assert _chosen(opened) == "L2.A3"
+        assert opened.quiet()
+
+
+def test_a_pinned_token_is_seen_and_stays_while_heads_change(browser, attention_page):
+    with browser.open(attention_page, fragment="L1.A2") as opened:
+        page, caption = opened.page, opened.page.locator("[aria-live]").nth(1)
+        page.click('.strip [data-at="12"]')
+        assert page.locator(".strip .held").inner_text() == page.locator('.strip [data-at="12"]').inner_text()
+        assert caption.inner_text().startswith("Pinned:")
+        page.click('[data-label="L2.A1"]')
+        expect(page.locator(".strip .held")).to_have_attribute("data-at", "12")
+        assert opened.words(".lists h3")[0].startswith("12 ")
+        page.click('.strip [data-at="12"]')  # lets go
+        assert page.locator(".strip .held").count() == 0 and not caption.inner_text().startswith("Pinned:")
+        page.hover('.strip [data-at="5"]')
+        assert opened.words(".lists h3")[0].startswith("5 ")
+        assert opened.quiet()
+
+
+def test_a_link_brings_its_tile_into_sight_and_labels_are_whole(browser, tmp_path):
+    patterns = torch.full((1200, 2, 2), 0.5).tril().div(torch.tensor([[0.5], [1.0]]))
+    page = ah.plots.attention([patterns] * 11, ["a", "b"], layers=[10]).save(tmp_path / "many.html")
+    with browser.open(page, fragment="L10.A1187") as opened:
+        expect(opened.page.locator('[data-label="L10.A1187"]')).to_be_in_viewport()
+        expect(opened.page.locator('[data-label="L10.A0"]')).not_to_be_in_viewport()
+        cut = "all => all.filter((each) => each.scrollWidth > each.clientWidth).length"
+        assert opened.page.locator(".grid button").evaluate_all(cut) == 0
+
+
 def test_thumbnails_are_painted(browser, attention_page):
     with browser.open(attention_page) as opened:
         expect(opened.page.locator('[data-label="L2.A3"] canvas')).to_have_attribute("width", "23")
@@ -158,6 +198,35 @@ def test_in_a_frame_as_notebooks_do(browser, twin, ids, tmp_path):
             inside.locator('[data-label="L1.A3"]').click()
             expect(inside.locator("h1")).to_have_text("L1.A3")
             assert opened.quiet()
+
+
+def test_a_frame_follows_the_notebook_when_its_theme_changes(browser, twin, ids, tmp_path):
+    path = tmp_path / "live.html"
+    frame = ah.plots.attention(twin, ids, layers=[1])._repr_html_()
+    path.write_text(f'<!DOCTYPE html><meta charset="utf-8"><body style="background:#fff"><div>{frame}</div>')
+    with browser.open(path) as opened:
+        root = opened.page.frame_locator("iframe").locator("html")
+        expect(root).to_have_attribute("data-theme", "light")
+        opened.page.evaluate("document.body.style.background = '#111'")
+        expect(root).to_have_attribute("data-theme", "dark")
+        assert opened.quiet()
+
+
+def test_edges_come_back_when_the_pointer_leaves_and_a_click_holds_them(browser, flows, tmp_path):
+    path = ah.plots.graph(flows).save(tmp_path / "graph.html")
+    with browser.open(path) as opened:
+        page, lit = opened.page, opened.page.locator(".flow .lit")
+        first, second = (page.locator(f'[data-name="{part.name}"]') for part in flows.parts[:2])
+        first.hover()
+        assert lit.count() == 1
+        page.hover("h1")
+        assert lit.count() == 0
+        first.click()
+        expect(page.locator(".card h2")).to_be_in_viewport()
+        second.hover()
+        page.hover("h1")
+        assert lit.count() == 1 and flows.parts[0].label in page.locator(".lists h3").first.inner_text()
+        assert opened.quiet()
 
 
 def test_the_graph_shows_the_edges_of_the_node_under_the_pointer(browser, twin, ids, flows, tmp_path):
@@ -236,6 +305,44 @@ def test_explorer_search_links_and_keys(browser, explorer):
         assert _opened_card(opened) == page.locator(".ranked tbody th").nth(1).inner_text()
         page.evaluate("location.hash = '#L9.N99999'")  # not there: the card stays
         assert _opened_card(opened) == page.locator(".ranked tbody th").nth(1).inner_text()
+        assert opened.quiet()
+
+
+def test_the_card_follows_the_prediction_and_labels_are_found_in_any_case(browser, explorer, twin):
+    with browser.open(explorer) as opened:
+        page = opened.page
+        label = page.locator(".ranked tbody th").first.inner_text()
+        said = page.locator(".card .soft").first.inner_text()
+        page.click('.text [data-at="3"]')
+        assert _opened_card(opened) == label and page.locator(".card .soft").first.inner_text() != said
+        search = page.locator('[aria-label="Search by label"]')
+        search.fill("l2.n5")
+        search.press("Enter")
+        assert _opened_card(opened) == "L2.N5"
+        search.fill("L9.N77")
+        search.press("Enter")
+        assert _opened_card(opened) == "L2.N5" and "No head or neuron L9.N77" in page.locator(".tools").inner_text()
+        assert opened.quiet()
+
+
+def test_the_gate_and_the_pattern_of_a_card_are_of_one_head_in_every_theme(browser, explorer, twin):
+    part = gate_part(twin.banks[2].gates)
+    with browser.open(explorer) as opened:
+        page = opened.page
+        label = next(name for name in opened.words(".ranked tbody th") if ".N" in name)
+        page.locator(f'.ranked [data-label="{label}"]').click()
+        gate = page.locator(".card h3").first
+        expect(gate).to_contain_text(f"{label}.{part}")
+        assert (
+            page.locator(".card select").evaluate("each => each.value || each.selectedOptions[0].text")
+            == f"{label}.{part}"
+        )
+        colour = "each => each.style.backgroundColor"
+        strip = page.locator(".card .strip").first.locator("span").first
+        light = strip.evaluate(colour)
+        page.emulate_media(color_scheme="dark")
+        expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+        page.wait_for_function(f"document.querySelector('.card .strip span').style.backgroundColor !== '{light}'")
         assert opened.quiet()
 
 

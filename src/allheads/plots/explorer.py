@@ -25,7 +25,7 @@ from allheads.attribution.rules import DEFAULT, Rule, rule_named
 from allheads.errors import AllHeadsError
 from allheads.plots.cards import cards
 from allheads.plots.contributions import by_token
-from allheads.plots.gate_maps import mlps, neuron_gates
+from allheads.plots.gate_maps import gate_part, mlps, neuron_gates
 from allheads.plots.graph_view import graph_data
 from allheads.plots.packing import pack, short
 from allheads.plots.pattern_sources import read_patterns
@@ -101,6 +101,7 @@ def explore(
             for position, after in enumerate(predictions)
         ],
         "d_mlp": [banks[layer].d_mlp if layer in banks else 0 for layer in range(len(twin.blocks))],
+        "gate_parts": [gate_part(banks[layer].gates) if layer in banks else 0 for layer in range(len(twin.blocks))],
         "opened": opened,
         "rule": {"name": chosen.name, "answers": chosen.answers, "misses": chosen.misses},
     }

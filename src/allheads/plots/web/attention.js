@@ -28,8 +28,10 @@ function attentionView(root, data) {
       shown += fits;
     });
     count.textContent = shown === heads.length ? `${shown} heads` : `${shown} of ${heads.length} heads`;
-    const visible = buttons.filter((button) => !button.hidden);
-    if (visible.length && !visible.some((button) => button.tabIndex === 0)) visible[0].tabIndex = 0;
+    // What is large is always among what is shown.
+    const first = buttons.findIndex((button) => !button.hidden);
+    const chosen = buttons.find((button) => button.getAttribute("aria-selected") === "true");
+    if (first >= 0 && chosen?.hidden) choose(first);
   }
 
   function choose(at) {
@@ -59,11 +61,17 @@ function attentionView(root, data) {
   addEventListener("keydown", (event) => {
     if (event.key === "/" && event.target !== search) { event.preventDefault(); search.focus(); }
   });
-  addEventListener("hashchange", () => choose(opened()));
+  const link = () => {
+    const button = buttons[opened()];
+    // Not into view by itself: that would move the notebook around this frame.
+    grid.scrollTop = button.offsetTop - grid.offsetTop - (grid.clientHeight - button.offsetHeight) / 2;
+    return choose(opened());
+  };
+  addEventListener("hashchange", link);
   const tools = el("div", { class: "tools", hidden: heads.length < 2 }, layer.label, kind.label, search, count);
   root.append(tools, heads.length < 2 ? el("div", {}, title, panel.element)
     : el("div", { class: "columns" }, grid, el("div", {}, title, panel.element)));
   themed(() => { panel.draw(); thumbnails(); });
   filter();
-  choose(opened()).then(thumbnails);
+  link().then(thumbnails);
 }

@@ -28,10 +28,23 @@ function setTheme() {
   document.documentElement.dataset.theme = theme ?? (systemDark.matches ? "dark" : "light");
 }
 
-/** Set the theme now, and draw again whenever it changes. */
+/** Set the theme now, and draw again whenever it changes: the system's, or that of the notebook around this page. */
 function themed(draw) {
+  const change = () => {
+    const before = document.documentElement.dataset.theme;
+    setTheme();
+    if (document.documentElement.dataset.theme !== before) draw();
+  };
   setTheme();
-  systemDark.addEventListener("change", () => { setTheme(); draw(); });
+  systemDark.addEventListener("change", change);
+  try {
+    // A notebook's colours follow its attributes, after a transition.
+    const later = () => [0, 300].forEach((wait) => setTimeout(change, wait));
+    const outer = window.frameElement.ownerDocument;
+    for (const element of [outer.documentElement, outer.body]) {
+      new MutationObserver(later).observe(element, { attributes: true });
+    }
+  } catch { /* No frame, or somebody else's. */ }
 }
 
 /** A colour of the style sheet. */

@@ -32,10 +32,26 @@ class Card {
         el("ol", {}, ...card[side].map(([token, value]) =>
           el("li", {}, el("span", { class: "number" }, `${value} `), el("span", { class: "word" }, token)))))));
     this.parts.replaceChildren(...this.heads.map((head) => el("option", {}, head.label)));
+    // The gate above and the pattern below are of one head.
+    const part = Math.max(0, Math.min(this.heads.length - 1, this.gatePart(label)));
+    this.parts.selectedIndex = part;
     this.parts.hidden = this.heads.length < 2;
     this.pattern.hidden = this.heads.length === 0;
+    this.label = label;
     await this.gates(label);
-    if (this.heads.length) await this.panel.show(this.heads[0]);
+    if (this.heads.length) await this.panel.show(this.heads[part]);
+  }
+
+  /** Again, in other colours. */
+  draw() {
+    this.panel.draw();
+    if (this.label) this.gates(this.label);
+  }
+
+  /** Which head of a neuron has the gate that is shown. */
+  gatePart(label) {
+    const neuron = /^L(\d+)\.N\d+$/.exec(label);
+    return (neuron && this.data.gate_parts?.[Number(neuron[1])]) || 0;
   }
 
   summary(card, label) {
@@ -58,7 +74,7 @@ class Card {
     if (!packed) return;
     const [levels, names] = [(await unpack(packed)).levels(), this.data.names[0]];
     const [colours, start] = [palette(), Number(neuron[2]) * names.length];
-    this.gate.append(el("h3", {}, "Its gate: how far it attends to each token itself"), el("p", { class: "strip" },
+    this.gate.append(el("h3", {}, `The gate of ${label}.${this.gatePart(label)}: how far it attends to each token itself`), el("p", { class: "strip" },
       ...names.map((name, at) => {
         const level = levels[start + at];
         const item = el("span", { title: `${at} ${name}: ${(level / 255).toFixed(2)}` }, name);

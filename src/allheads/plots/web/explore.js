@@ -53,6 +53,7 @@ function exploreView(root, data) {
       item.style.backgroundColor = share ? `color-mix(in srgb, var(${value > 0 ? "--good" : "--bad"}) ${share}%, transparent)` : "";
     });
     list();
+    if (state.label) open(state.label);
   }
 
   const sum = (values) => values.reduce((total, value) => total + value, 0);
@@ -77,8 +78,12 @@ function exploreView(root, data) {
     return cell;
   }
 
-  function open(label) {
-    if (!exists(label)) return;
+  function open(name) {
+    const label = name.toUpperCase();
+    if (!exists(label)) {
+      if (name) count.textContent = `No head or neuron ${name} here: labels are like L3.A5 and L10.N77.`;
+      return;
+    }
     state.label = label;
     setFragment(label);
     for (const row of body.children) row.setAttribute("aria-selected", row.dataset.label === label);
@@ -112,7 +117,7 @@ function exploreView(root, data) {
         el("div", { class: "tools" }, layer.label, kind.label, position.label, search, count), el("div", { class: "ranked" }, table)),
       card.element),
     el("section", {}, el("h2", {}, "What flows where"), elsewhere, drawn.element));
-  themed(() => { card.panel.draw(); });
+  themed(() => card.draw());
   explain(state.at);
   open(exists(fragment()) ? fragment() : predictions[state.at].parts[0][0]);
 }

@@ -103,9 +103,16 @@ function flow(graph, choose) {
   }
 
   const named = (event) => event.target.closest("[data-name]")?.dataset.name;
-  picture.addEventListener("pointerover", (event) => named(event) && light(named(event)));
+  // A click holds a node's edges in the light, until another is clicked, or the picture beside nodes.
+  let held = null;
+  picture.addEventListener("pointerover", (event) => light(named(event) ?? held));
+  picture.addEventListener("pointerleave", () => light(held));
   picture.addEventListener("focusin", (event) => named(event) && light(named(event)));
-  picture.addEventListener("click", (event) => named(event) && choose(graph.nodes.find((node) => node.name === named(event))));
+  picture.addEventListener("click", (event) => {
+    held = named(event) ?? null;
+    light(held);
+    if (held) choose(graph.nodes.find((node) => node.name === held));
+  });
   picture.addEventListener("keydown", (event) => {
     if (event.key === "Enter" || event.key === " ") {
       event.preventDefault();

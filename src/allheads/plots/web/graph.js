@@ -6,6 +6,7 @@ function graphView(root, data) {
   const drawn = flow(graph, (node) => {
     if (!["A", "X", "N"].includes(node.kind)) return;
     setFragment(node.label);
+    card.element.scrollIntoView({ block: "nearest" });
     card.show(node.label, `Effect ${node.effect.toPrecision(3)} at ${graph.columns[node.column]}.`);
   });
   root.append(
@@ -13,7 +14,7 @@ function graphView(root, data) {
     el("p", { class: "soft" }, `Rule ${graph.rule}; ${graph.edges.length} of ${graph.count} edges. Squares are heads, circles neurons, `
       + "triangles tokens; blue is for it, orange against it; dotted edges lead into queries and keys."),
     drawn.element, card.element);
-  themed(() => card.panel.draw());
+  themed(() => card.draw());
   const opened = graph.nodes.find((node) => node.label === fragment());
   if (opened) card.show(opened.label);
 }

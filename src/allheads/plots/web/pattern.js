@@ -55,7 +55,9 @@ class PatternPanel {
     if (this.head !== head) return; // Another one was chosen meanwhile.
     const levels = pattern.levels();
     this.pattern = { ...pattern, levels, level: (row, column) => levels[row * pattern.columns + column] };
-    this.pinned = null;
+    // A pinned token stays while one walks through heads of the same text.
+    const [row, column] = this.pinned ?? [null, null];
+    if (row >= pattern.rows || column >= pattern.columns) this.pinned = null;
     this.size = Math.max(1, Math.min(28, Math.floor(Math.min(560, this.element.clientWidth - 2) / Math.max(pattern.rows, pattern.columns))));
     this.strip();
     this.draw();
@@ -87,7 +89,7 @@ class PatternPanel {
     );
   }
 
-  /** Whatever is pinned stays until Escape, or until something else is pinned. */
+  /** Whatever is pinned stays until Escape, until it is clicked again, or until something else is pinned. */
   over(row, column) {
     if (!this.pinned) this.mark(row, column);
   }
@@ -97,7 +99,8 @@ class PatternPanel {
   }
 
   pin(row, column) {
-    this.pinned = row === null && column === null ? null : [row, column];
+    const again = this.pinned && this.pinned[0] === row && this.pinned[1] === column;
+    this.pinned = again || (row === null && column === null) ? null : [row, column];
     this.out();
   }
 
@@ -110,6 +113,7 @@ class PatternPanel {
     for (const item of this.items) {
       item.style.cssText = "";
       item.classList.toggle("at", marked.includes(item));
+      item.classList.toggle("held", Boolean(this.pinned) && marked.includes(item));
       item.setAttribute("aria-selected", marked.includes(item));
     }
     this.lists.replaceChildren();
@@ -121,9 +125,10 @@ class PatternPanel {
       this.rowStrip.items.forEach((item, at) => this.underline(item, level(at, looked)));
       this.list(`${this.name("columns", looked)} is looked at by`, rows, (at) => level(at, looked), "rows");
     }
-    this.caption.textContent = row !== null && column !== null
+    const held = this.pinned ? "Pinned: click again or press Escape to let go. " : "";
+    this.caption.textContent = held + (row !== null && column !== null
       ? `${this.name("rows", row)} looks at ${this.name("columns", column)}: ${(level(row, column) / 255).toFixed(3)}`
-      : `Colour: where a token looks; underlined: what looks at it. Weights are shown to within ${this.error}.`;
+      : `Colour: where a token looks; underlined: what looks at it. Weights are shown to within ${this.error}.`);
   }
 
   fill(item, level) {
