@@ -92,6 +92,10 @@ def _places(found: AttributionGraph) -> dict[str, Place]:
     begins = {node.label for node in found.nodes if node.kind == "E"}
     streams = {begin: stream_of(begin, begins) for begin in begins}
     outputs = "D" if "D" in streams.values() else ""
-    labelled = {node.label: Label.parse(node.label).stream for node in found.parts}
-    known = {**streams, **labelled, found.target: outputs}
-    return {node.name: (known[node.label], node.position) for node in found.nodes if node.kind != "C"}
+    places: dict[str, Place] = {}
+    for node in found.nodes:
+        if node.kind in "AXN":
+            places[node.name] = Label.parse(node.label).stream, node.position
+        elif node.kind != "C":
+            places[node.name] = streams[node.label] if node.kind == "E" else outputs, node.position
+    return places

@@ -38,8 +38,10 @@ class Card {
     this.parts.hidden = this.heads.length < 2;
     this.pattern.hidden = this.heads.length === 0;
     this.label = label;
+    const head = this.heads[part];
     await this.gates(label);
-    if (this.heads.length) await this.panel.show(this.heads[part]);
+    // Another part may have been chosen meanwhile.
+    if (head && this.label === label) await this.panel.show(head);
   }
 
   /** Again, in other colours. */
