@@ -27,6 +27,8 @@ STRUCTURES = {
     "OpenAIGPTLMHeadModel": "layers that do not show where they end",
 }
 
+GATES_IN_FLOAT32 = ("LagunaForCausalLM",)
+
 
 def asked(name, rule="half"):
     sample = zoo.build(name, seed=3, dtype=torch.float64)
@@ -56,7 +58,11 @@ def test_parts_add_up_and_predict_changes(name):
     named = [(part.label, part.position, part.effect) for part in parts if part.effect]
     assert named
     confirmation = confirm(found.question, named, found.target_value)
-    assert (confirmation.frozen - confirmation.predicted).abs().max() < 1e-10
+    # Where gates compute in float32, a last bit of theirs may fall the other way in another pass.
+    rounding = (
+        torch.finfo(torch.float32).eps / 2 * confirmation.predicted.abs().max() if name in GATES_IN_FLOAT32 else 0
+    )
+    assert (confirmation.frozen - confirmation.predicted).abs().max() < 1e-10 + rounding
     untouched = sample.run(twin)
     assert torch.equal(sample.run(twin), untouched)
 
