@@ -48,6 +48,7 @@ bench: $(VENV)/.dev ## Speed and memory of twin and source, side by side, as JSO
 	OMP_NUM_THREADS=2 $(BIN)/python bench/dense.py
 	OMP_NUM_THREADS=2 $(BIN)/python bench/pure.py
 	OMP_NUM_THREADS=2 $(BIN)/python bench/attribution.py
+	OMP_NUM_THREADS=2 $(BIN)/python bench/families.py
 	OMP_NUM_THREADS=2 $(BIN)/python bench/graph.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/composition.py
 	OMP_NUM_THREADS=2 $(BIN)/python bench/finding.py
