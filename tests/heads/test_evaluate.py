@@ -158,6 +158,26 @@ def test_the_bound_holds_for_a_self_key_at_the_edge():
     assert (made(x).double() - exact).abs() <= bound
 
 
+def test_a_self_key_counts_with_and_without_a_gradient(kind, bank, stream):
+    made, x = bank(*kind), stream()
+    with made.edit() as heads:
+        # A share of the bias tokens' keys: those of a sharp gate are large.
+        heads.W_K[:] = (
+            0.1
+            * heads.bias_keys.abs().max()
+            * torch.randn(heads.W_K.shape, generator=torch.Generator().manual_seed(1)).to(heads.W_K)
+        )
+    plain = bank(*kind)
+    with torch.no_grad():
+        fast = made(x)
+        assert (fast - plain(x)).abs().max() > 1e-3
+    kept = made(x).detach()
+    made.evaluation = "attention"
+    literal = made(x).detach()
+    size = float(literal.abs().max())
+    assert (fast - kept).abs().max() <= 1e-9 * size and (fast - literal).abs().max() <= 1e-9 * size
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_softmax_without_a_gradient_is_the_one_with_it(kind, bank, dtype):
     """Scores of any size: where an exponential overflows, the weight is the 0 that the softmax gives."""

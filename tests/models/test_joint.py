@@ -19,6 +19,11 @@ def test_its_projection_shows_the_gates_half():
     gate = theirs["blocks.0.mlp.in.hook_out"].chunk(2, -1)
     assert torch.allclose(ours["blocks.0.mlp.hook_pre"], gate[0], atol=1e-5)
     assert torch.allclose(ours["blocks.0.mlp.hook_pre_linear"], gate[1], atol=1e-5)
+    # What the projection reads is read by gate and value.
+    moved = [("blocks.1.mlp.in.hook_in", lambda value, hook: 0.5 * value)]
+    with torch.no_grad(), twin.hooks(fwd_hooks=moved), sample.bridge.hooks(fwd_hooks=moved):
+        changed, same = sample.run(twin), sample.run(sample.bridge)
+    assert (changed - same).abs().max() < 1e-4 < (sample.run(twin) - same).abs().max()
     without = [("blocks.0.mlp.hook_pre", lambda value, hook: torch.zeros_like(value))]
     with twin.hooks(fwd_hooks=without), torch.no_grad():
         assert float(twin.run_with_cache(**sample.inputs)[1]["blocks.0.mlp.hook_post"].abs().max()) < 1e-5

@@ -163,11 +163,14 @@ def _join_hooks(shown: Any, bank: HeadBank, begins: Sequence[HookPoint]) -> None
         if bank.views[f"W_{role}"].owner is not network_module(projection):
             # A bridge that splits a joint projection computes with the parts.
             bank.views[f"W_{role}"], bank.views[f"b_{role}"] = projection_views(network_module(projection))
+        joint = projection is not None and role == query and bank.gated and _projection(shown, bank, "in") is None
         for theirs, ours in points.items():
             if (point := getattr(projection, theirs)) not in begins:
                 point.hook_conversion = None  # a bank sees batch and position apart anyway
                 setattr(bank.hooks, ours, point)
                 hidden.add(ours)
+                if joint and theirs == "hook_in":  # gate and value read through it
+                    bank.hooks.hook_value_in = point
     for name, point in bank.hooks.named_children():
         if name not in hidden:
             setattr(shown, name, point)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from allheads.attribution.attribution_graph import AttributionGraph
 from allheads.attribution.question import Question
 from allheads.errors import AllHeadsError, printable
-from allheads.plots.cards import cards
+from allheads.plots.cards import Card, cards
 from allheads.plots.columns import Place, in_order, place_name, stream_of
 from allheads.plots.packing import short
 from allheads.plots.pattern_sources import read_patterns
@@ -29,9 +30,6 @@ def graph(found: AttributionGraph, *, edges: int = EDGES) -> View:
         found: from `ah.graph`.
         edges: how many are drawn, the largest first.
 
-    Raises:
-        AllHeadsError: weights that cannot be read through the embeddings, as `allheads.weights.circuits` says.
-
     >>> found = ah.graph(twin, "When Mary and John", (" Mary", " John"), budget=50)  # doctest: +SKIP
     >>> ah.plots.graph(found)  # doctest: +SKIP
     """
@@ -40,17 +38,21 @@ def graph(found: AttributionGraph, *, edges: int = EDGES) -> View:
         positions: dict[str, int] = {}
         for node in found.parts:
             positions.setdefault(node.label, node.position)
-        data |= _patterns(found.question, list(positions)) | {"cards": cards(found.question, positions)}
+        data["cards"] = cards(found.question, positions)
+        data |= _patterns(found.question, data["cards"], list(positions))
     return View("graph", data, f"{found.target}: {len(found.parts)} parts")
 
 
-def _patterns(question: Question, labels: list[str]) -> dict[str, Any]:
-    """The patterns of parts, as far as they are shown: some attention has none at hand but for its neurons."""
+def _patterns(question: Question, known: dict[str, Card], labels: list[str]) -> dict[str, Any]:
+    """The patterns of parts; of neurons only where some attention shows none, which the cards of heads then say."""
+    read = partial(read_patterns, question.twin, question.inputs, None, layers=None)
     try:
-        return read_patterns(question.twin, question.inputs, None, labels, None).to_dict()
-    except AllHeadsError:
-        labels = [label for label in labels if Label.parse(label).kind == "N"]
-        return read_patterns(question.twin, question.inputs, None, labels, None).to_dict() if labels else {}
+        return read(labels).to_dict()
+    except AllHeadsError as reason:
+        neurons = [label for label in labels if Label.parse(label).kind == "N"]
+        for label in set(labels).intersection(known).difference(neurons):
+            known[label]["unread"] = [*known[label].get("unread", []), str(reason)]
+        return read(neurons).to_dict() if neurons else {}
 
 
 def graph_picture(found: AttributionGraph, edges: int = EDGES) -> dict[str, Any]:
