@@ -69,6 +69,7 @@ def _shell() -> Iterator[InteractiveShell]:
         yield shell
     finally:
         shell.reset()
+        shell.restore_sys_module_state()
         InteractiveShell.clear_instance()
         gc.collect()
 
