@@ -2,12 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Compiling all of torch and transformers takes a minute; what is imported is compiled then.
+# Compiling all of torch and transformers takes a minute; what is imported is compiled then. That is kept, also where
+# the environment says otherwise: else every process would compile torch, transformers and TransformerLens again.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 # In the environment, the constraints hold for the packages that builds need, too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: help demo test check static suite fits coverage d3 bench peers docs adversary clean
+.PHONY: help demo test check static suite slowest fits coverage d3 bench peers docs adversary clean
 help: ## List the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -26,11 +28,13 @@ static: $(VENV)/.dev ## Format, lint, types, import layers
 
 # Slipcover costs a few percent; a tracer costs more than half of the tests' time, most of it spent in other libraries.
 COVERED := $(BIN)/python -m slipcover --merge .coverage.json --out .coverage.json
-# Notebooks go first: each is one piece, in a process with a model of its own. In last place, one of them would run alone
-# at the end, beside workers that have grown by then.
+# Notebooks go first: each is one long piece. In last place, one of them would run alone at the end.
 suite: $(VENV)/.dev ## Tests, doctests and notebooks, with coverage
-	OMP_NUM_THREADS=1 $(BIN)/python -m slipcover --json --out .coverage.json -m pytest -n 2 --dist loadscope --no-loadscope-reorder --nbmake --nbmake-timeout=300 notebooks src tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m slipcover --json --out .coverage.json -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(TIMED) notebooks src tests
 	@$(COVERED) --silent --fail-under 95 || { $(COVERED) --skip-covered; echo "Less than 95 % of the lines were run."; exit 1; }
+
+slowest: TIMED := --durations=30
+slowest: suite ## The same, and the thirty tests that took longest
 
 fits: $(VENV)/.dev ## Regenerate the table of gate fits and docs/frontier.md
 	$(BIN)/python -m allheads.gates.fitting

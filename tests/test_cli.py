@@ -52,11 +52,19 @@ def test_json_of_the_real_model(tmp_path):
     assert page.stat().st_size > 1e6
 
 
-def test_a_failed_verification_is_exit_code_1(monkeypatch, smollm, smollm_twin):
+@pytest.fixture
+def _loaded(monkeypatch, smollm, smollm_twin):
+    """The model that commands would load and convert is there already."""
     import allheads as ah
 
     monkeypatch.setattr(ah, "load", lambda name: smollm)
     monkeypatch.setattr(ah, "convert", lambda source: smollm_twin)
+
+
+@pytest.mark.usefixtures("_loaded")
+def test_a_failed_verification_is_exit_code_1(monkeypatch):
+    import allheads as ah
+
     strict = Thresholds(max_logit_error=0.0, mean_kl=0.0)
     verify = ah.verify
     monkeypatch.setattr(ah, "verify", lambda *pair_and_texts: verify(*pair_and_texts).against(strict))
@@ -73,10 +81,18 @@ def test_a_failed_verification_is_exit_code_1(monkeypatch, smollm, smollm_twin):
         (["--text", "a", "--file", "b"], "one of --text and --file"),
         (["--file", "nowhere.txt"], "a readable UTF-8 text file"),
         (["--report", "nowhere/report.html"], "a path in a folder that exists"),
-        (["--text", " "], "the empty string"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message):
+    _refused(arguments, message)
+
+
+@pytest.mark.usefixtures("_loaded")
+def test_a_text_without_tokens_is_one_line_and_exit_code_2():
+    _refused(["--text", " "], "the empty string")
+
+
+def _refused(arguments, message):
     result = _run(*arguments)
     assert result.exit_code == 2
     assert result.stdout == ""
@@ -162,6 +178,7 @@ def _attribute(*arguments):
     return CliRunner().invoke(app, ["attribute", *arguments])
 
 
+@pytest.mark.usefixtures("_loaded")
 def test_attribute(tmp_path):
     prompt = "When Mary and John went to the store, John gave a drink to"
     result = _attribute(prompt, "--target", " Mary", "--versus", " John", "--json")

@@ -39,11 +39,6 @@ PARAGRAPH = (
 WORDS = ["<unk>", "<s>", "</s>", "<pad>", "a", "the", "cat", "sat"]
 
 
-@pytest.fixture(scope="session")
-def smollm2():
-    return load()
-
-
 def tokenizer(*, adds_bos: bool) -> PreTrainedTokenizerFast:
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -72,30 +67,30 @@ def folder(tmp_path):
 # --- the packaged model
 
 
-def test_smollm2_is_the_model(smollm2):
-    assert (smollm2.cfg.n_layers, smollm2.cfg.d_model, smollm2.cfg.model_name) == (30, 576, "smollm2-135m")
-    assert {weight.dtype for weight in smollm2.parameters()} == {torch.float32}
-    assert not smollm2.training
+def test_smollm2_is_the_model(smollm):
+    assert (smollm.cfg.n_layers, smollm.cfg.d_model, smollm.cfg.model_name) == (30, 576, "smollm2-135m")
+    assert {weight.dtype for weight in smollm.parameters()} == {torch.float32}
+    assert not smollm.training
 
 
-def test_smollm2_predicts_english(smollm2):
+def test_smollm2_predicts_english(smollm):
     with torch.no_grad():
-        loss = smollm2(PARAGRAPH, return_type="loss").item()
-        with_bos = smollm2(PARAGRAPH, return_type="loss", prepend_bos=True).item()
+        loss = smollm(PARAGRAPH, return_type="loss").item()
+        with_bos = smollm(PARAGRAPH, return_type="loss", prepend_bos=True).item()
     assert loss == pytest.approx(2.534, abs=0.01)
     assert abs(with_bos - loss) > 0.02  # a BOS nobody asked for would show
 
 
-def test_smollm2_adds_no_bos(smollm2):
-    ids = smollm2.to_tokens("Nothing but heads")
+def test_smollm2_adds_no_bos(smollm):
+    ids = smollm.to_tokens("Nothing but heads")
     assert ids.tolist() == [[32842, 564, 8648]]
-    assert smollm2.to_str_tokens("Nothing but heads") == ["Nothing", " but", " heads"]
-    assert smollm2.to_tokens("Nothing but heads", prepend_bos=True)[0, 0] == smollm2.tokenizer.bos_token_id
-    batch = smollm2.to_tokens(["Nothing", "Nothing but heads"])
+    assert smollm.to_str_tokens("Nothing but heads") == ["Nothing", " but", " heads"]
+    assert smollm.to_tokens("Nothing but heads", prepend_bos=True)[0, 0] == smollm.tokenizer.bos_token_id
+    batch = smollm.to_tokens(["Nothing", "Nothing but heads"])
     assert batch.shape == (2, 3)
 
 
-def test_warm_load_is_fast(smollm2):
+def test_warm_load_is_fast(smollm):
     start = time.perf_counter()
     load(dtype=torch.bfloat16)
     assert time.perf_counter() - start < 15  # 2.5 s alone on two cores; the margin is for busy machines
@@ -161,7 +156,7 @@ def test_other_architectures(kind, tmp_path):
     assert type(load(tmp_path).original_model) is type(model)
 
 
-def test_local_models_need_no_network(folder, smollm2, monkeypatch):
+def test_local_models_need_no_network(folder, smollm, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("local loading looked for the network")
 

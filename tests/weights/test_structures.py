@@ -47,13 +47,14 @@ def exact_of(sample_of):
     return cache(lambda name: ah.convert(sample_of(name).bridge))
 
 
-def _directly_moved(sample, twin, writer, reader, number):
-    """How much each neuron of a sublayer moves a later neuron's preactivation, along the stream and no other way.
+def _directly_moved(sample, twin, writers, reader, numbers):
+    """How much each neuron of earlier sublayers moves later neurons' preactivations, along the stream and no other way.
 
-    The gradient of a whole run whose norms are frozen, and whose heads and neurons are cut from what they read.
+    The gradients of one whole run whose norms are frozen, and whose heads and neurons are cut from what they read: by
+    writer, where a token has chosen it, and number.
     """
     question = Question(twin, one_prompt(twin, sample.inputs), NOTHING, RULES["half"])
-    point = f"{reader.location.prefix}hook_pre"
+    point, moved = f"{reader.location.prefix}hook_pre", {}
     with differentiable(question):
         whole = ForwardCache(twin, (point,))
         with whole.recording():
@@ -61,9 +62,13 @@ def _directly_moved(sample, twin, writer, reader, number):
         cut = ForwardCache(twin, (point,), cut=True, begins=tuple(whole.embeddings))
         with cut.recording():
             question.run()
-        read = cut.activations[point][..., number].sum()
-        rows = torch.autograd.grad(read, cut.leaves[writer.point])[0].flatten(0, -2)
-    return rows[rows.norm(dim=1).argmax()]
+        ran = {writer.name: cut.leaves[writer.point] for writer in writers if writer.point in cut.leaves}
+        for number in numbers:
+            read = cut.activations[point][..., number].sum()
+            for name, rows in zip(ran, torch.autograd.grad(read, [*ran.values()], retain_graph=True), strict=True):
+                rows = rows.flatten(0, -2)
+                moved[name, number] = rows[rows.norm(dim=1).argmax()]
+    return moved
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -73,22 +78,24 @@ def test_a_score_is_what_a_write_does_to_a_read(name, sample_of, exact_of):
     found = {(p.writer, p.reader): p for p in ah.weights.composition(twin, "neuron->query", k=10**6)}
     by_name = {site.name: site for site in sites(twin)}
     banks = {f"{layer.location.stem}.N": layer.bank for layer in twin.layers}
+    writers_of: dict[str, dict[str, None]] = {}
+    for writer, reader in (tuple(label.rpartition(".")[0] + ".N" for label in pair) for pair in found):
+        writers_of.setdefault(reader, {})[writer] = None
     checked = 0
-    sublayers = dict.fromkeys(tuple(label.rpartition(".")[0] + ".N" for label in pair) for pair in found)
-    for writer, reader in sublayers:
-        for number in (0, 5):
-            try:
-                moved = _directly_moved(sample, twin, by_name[writer], by_name[reader], number)
-            except ah.AllHeadsError as error:  # an expert that no token of this prompt has chosen
-                assert "where nothing passes" in str(error)
-                continue
+    for reader, writers in writers_of.items():
+        try:
+            moved = _directly_moved(sample, twin, [by_name[writer] for writer in writers], by_name[reader], (0, 5))
+        except ah.AllHeadsError as error:  # an expert that no token of this prompt has chosen
+            assert "where nothing passes" in str(error)
+            continue
+        for (writer, number), by_neuron in moved.items():
             write = banks[writer].W_out.detach()
             write = write - write.mean(1, keepdim=True) if "Bert" in name or "ViT" in name else write
             pairs = [found[f"{writer}{n}", f"{reader}{number}"] for n in range(len(write))]
             scores = torch.tensor([pair.score for pair in pairs], dtype=torch.float64)
-            per_unit = moved.abs() / write.norm(dim=1)
+            per_unit = by_neuron.abs() / write.norm(dim=1)
             assert torch.allclose(scores / scores.norm(), per_unit / per_unit.norm(), atol=1e-9)
-            assert [pair.sign for pair in pairs] == moved.sign().tolist()
+            assert [pair.sign for pair in pairs] == by_neuron.sign().tolist()
             checked += 1
     assert checked >= 2
 

@@ -55,7 +55,7 @@ class Norm:
         """What the norm makes of a stream."""
         n = self.centre(x)
         n = n * (n.square().mean(-1, keepdim=True) + self.eps).rsqrt()
-        return self.gain.to(x) * n + self.shift.to(x)
+        return torch.addcmul(self.shift.to(x), self.gain.to(x), n)
 
     def direction(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         """What the norm makes of a stream, up to its scale and shift."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+import torch
 
 from allheads.errors import AllHeadsError
 from allheads.twin.wiring import ResidualBranch, Wiring
@@ -63,15 +63,17 @@ def neuron_circuits(wiring: Wiring, branch: ResidualBranch, neurons: Sequence[in
     bank.require_shared("a neuron whose heads share its weights", branch.name)
     weights, some, unread = bank.weights(), list(neurons), []
     none: list[list[TokenValue]] = [[] for _ in some]
-
-    def read(W: Tensor, b: Tensor | None) -> Tensor:
-        made = read_tokens(wiring, branch, lambda x: x @ W[0, some].detach().T.to(x))
-        return (made if b is None else made + b[0, some].detach().to(made)).T
-
     opens, raises, promotes = (none, none), (none, none), (none, none)
+    read = [(weights.W_Q, weights.b_Q), *([] if weights.W_V is None else [(weights.W_V, weights.b_V)])]
     try:
-        opens = extreme_tokens(wiring.twin, read(weights.W_Q, weights.b_Q), k)
-        raises = raises if weights.W_V is None else extreme_tokens(wiring.twin, read(weights.W_V, weights.b_V), k)
+        # Both sides at once: all embeddings pass the norm, which takes longer than reading them.
+        both = torch.cat([W[0, some].detach() for W, _ in read])
+        values = read_tokens(wiring, branch, lambda x: x @ both.T.to(x)).T.split(len(some))
+        biased = [
+            value if b is None else value + b[0, some].detach().to(value)[:, None]
+            for value, (_, b) in zip(values, read, strict=True)
+        ]
+        opens, raises = ([extreme_tokens(wiring.twin, side, k) for side in biased] + [raises])[:2]
     except AllHeadsError as error:
         unread.append(error)
     try:
