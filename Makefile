@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 # In the environment, the constraints hold for the packages that builds need, too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: help demo test check static suite fits coverage bench peers docs adversary clean
+.PHONY: help demo test check static suite fits coverage bench peers site notebook adversary clean
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -39,8 +39,11 @@ fits: $(VENV)/.dev ## Regenerate the table of gate fits and docs/frontier.md
 coverage: $(VENV)/.dev ## Convert the smallest model of every family, and write docs/coverage.md
 	OMP_NUM_THREADS=1 $(BIN)/allheads coverage --write docs/coverage.md
 
-docs: $(VENV)/.dev ## Write docs/api.md from the docstrings
-	$(BIN)/python docs/api.py
+site: $(VENV)/.dev ## Build the documentation into site/, without a network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebook: $(VENV)/.dev ## Start JupyterLab with the notebooks, in an environment that has what they need
+	$(BIN)/jupyter lab notebooks
 
 bench: $(VENV)/.dev ## Speed and memory of twin and source, side by side, as JSON
 	OMP_NUM_THREADS=2 $(BIN)/python bench/forward.py
@@ -68,7 +71,7 @@ adversary: $(VENV)/.dev ## Mutated twins, damaged files, killed writers, questio
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.adversary.threads --count 800 --seed 0
 
 clean: ## Remove the environment and what the tools wrote
-	rm -rf $(VENV) allheads-report.html explore.html .coverage.json .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) allheads-report.html explore.html site .coverage.json .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(VENV)/.python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'

@@ -17,6 +17,7 @@ from allheads.attribution.question import Question
 from allheads.attribution.rules import Rule
 from allheads.corpus.averages import Means
 from allheads.errors import AllHeadsError
+from allheads.result import SHOWN, Result, finite
 from allheads.twin.labels import Label
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ class Contribution:
     direct: float
 
 
-@dataclass(frozen=True)
-class Attribution:
+@dataclass(frozen=True, repr=False)
+class Attribution(Result):
     """Contributions to a target, or to something a head reads, by one forward and one backward pass under a rule.
 
     Embeddings and constants are the cut of the stream before layer 0, and sum to the target where the rule is complete.
@@ -239,6 +240,38 @@ class Attribution:
             layer = sums.setdefault(name.split(".")[0], {"heads": 0.0, "neurons": 0.0})
             layer["neurons" if name.endswith("N") else "heads"] += float(table.sum())
         return sums
+
+    def facts(self) -> dict[str, Any]:
+        """The question in words, and how complete the answer is."""
+        return {
+            "target": self.target.name,
+            "position": self.target.position,
+            "rule": self.rule.name,
+            "target_value": self.target_value,
+            "total": self.total,
+            "intercept": self.intercept,
+            "completeness_error": self.completeness_error,
+        }
+
+    def to_dict(self, k: int | None = None) -> dict[str, Any]:
+        """Facts, ``begins`` (what every stream begins with, by position), ``constants``, and the ``rows`` of the table.
+
+        >>> found.to_dict(k=3)["rows"]  # doctest: +SKIP
+        """
+        begins = {
+            name: [
+                {"position": at, "token": self.question.token_of(name, at, len(begin)), "effect": effect}
+                for at, effect in enumerate(begin.tolist())
+            ]
+            for name, begin in self.begins.items()
+        }
+        constants = {name: value for name, (value, _) in self.constants.items()}
+        rows = self.to_dataframe(k).to_dict("records")
+        return finite(self.facts() | {"begins": begins, "constants": constants, "rows": rows})
+
+    def preview(self) -> pandas.DataFrame:
+        """The largest contributions."""
+        return self.to_dataframe(SHOWN)
 
     def to_dataframe(self, k: int | None = None) -> pandas.DataFrame:
         """Heads and neurons at positions, largest first; ``k`` of them, or 1000.

@@ -107,7 +107,7 @@ def rule_named(rule: str | Rule) -> Rule:
     """
     if isinstance(rule, str):
         if rule not in RULES:
-            raise AllHeadsError(f"a rule out of {', '.join(RULES)}", repr(rule), "See allheads.attribution.rules.")
+            raise AllHeadsError(f"a rule out of {', '.join(RULES)}", repr(rule), f"The default is {DEFAULT}.")
         return RULES[rule]
     if not isinstance(rule, Rule) or not 0.0 <= rule.gate_share <= 1.0:
         raise AllHeadsError("a rule, by name or a Rule with a share in [0, 1]", repr(rule), "Try rule='value'.")

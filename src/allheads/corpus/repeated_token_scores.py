@@ -18,7 +18,7 @@ elsewhere: the chance is 1/2, a head that takes away what it attends to is below
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -32,6 +32,7 @@ from allheads.corpus.token_windows import opening
 from allheads.errors import AllHeadsError
 from allheads.models.attention import read_attention
 from allheads.models.norms import known_norm
+from allheads.result import Result
 from allheads.twin.capture import capturing
 from allheads.twin.sites import Site
 from allheads.twin.twin import TwinBridge
@@ -40,8 +41,8 @@ Kind = Literal["induction", "duplicate", "previous", "copying"]
 KINDS: tuple[Kind, ...] = ("induction", "duplicate", "previous", "copying")
 
 
-@dataclass(frozen=True)
-class HeadScores:
+@dataclass(frozen=True, repr=False)
+class HeadScores(Result):
     """Scores of all ordinary heads that read text, each in [0, 1]; see `allheads.corpus.repeated_token_scores`.
 
     Copying is nan outside of a decoder's own stack, and where values are not shown as ``W_O`` reads them. A row is as
@@ -60,6 +61,13 @@ class HeadScores:
             raise AllHeadsError(f"a kind out of {', '.join(KINDS)}", repr(kind), "Choose one.")
         table = self.to_dataframe().nlargest(k, kind)
         return list(zip(table["label"], table[kind], strict=True))
+
+    def facts(self) -> dict[str, Any]:
+        """How many heads there are, and the best of each kind."""
+        best: dict[str, Any] = {
+            kind: " ".join(f"{label} {score:.2f}" for label, score in self.top(kind, 1)) for kind in KINDS
+        }
+        return {"heads": sum(map(len, self.labels)), **best}
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row for each head: ``label`` and its scores."""

@@ -10,7 +10,7 @@ from allheads.disk import named_path, recover
 from allheads.errors import AllHeadsError
 from allheads.models import pretrained
 from allheads.models.bridge import TransformerBridge
-from allheads.models.sources import PACKAGED
+from allheads.models.names import PACKAGED
 from allheads.store.load_twin import revive
 from allheads.store.record import FILE
 from allheads.store.tensors import STEM
