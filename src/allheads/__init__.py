@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from allheads.twin.twin import TwinBridge as TwinBridge
     from allheads.verification.verify import verify as verify
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     # The life of a twin.
