@@ -56,5 +56,5 @@ def _listed(title: str, about: str, names: list[str] | tuple[str, ...], prefix: 
     lines = [f"# {title}", "", " ".join(about.split()), ""]
     for name in names:
         shown = f"{prefix}.{name.rsplit('.', 1)[1]}" if prefix else name.rsplit(".", 1)[1]
-        lines += [f"## `{shown}` {{ #{shown} }}", "", f"::: {name}", ""]
+        lines += [f"::: {name}", "    options:", f"      heading: {shown}", f"      toc_label: {shown}", ""]
     return "\n".join(lines)

@@ -19,6 +19,9 @@ class Rule:
 
     ``norms``, ``patterns`` and ``gates`` are frozen at their values if True. Of a gated neuron's product ``f(g) u``,
     with its gate frozen, the fraction ``gate_share`` goes to what made g and the rest to what made u.
+
+    >>> Rule("mine", True, True, True, 0.25, "A quarter to the gate?", "Patterns.").complete
+    True
     """
 
     name: str

@@ -29,6 +29,9 @@ class Means(Result):
     """Means over ``count`` positions, by hook point, in float64.
 
     ``hook_z [head d_head]``, ``hook_post [d_mlp]``, embeddings ``[d_model]``; by position with a first axis ``pos``.
+
+    >>> means(twin, ["Mary and John"]).of("blocks.3.mlp.hook_post").shape
+    torch.Size([1024])
     """
 
     count: int
@@ -66,7 +69,8 @@ def means(
 
     Raises `AllHeadsError` for anything but a twin, if no position is left, and for several lengths by position.
 
-    >>> average = means(twin, ["Mary and John", "went to the store"])  # doctest: +SKIP
+    >>> means(twin, ["Mary and John", "went to the store"]).count
+    5
     """
     require_twin(twin)
     items = [texts] if isinstance(texts, (str, Tensor, Mapping)) else list(texts)

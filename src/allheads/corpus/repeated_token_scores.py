@@ -47,6 +47,9 @@ class HeadScores(Result):
 
     Copying is nan outside of a decoder's own stack, and where values are not shown as ``W_O`` reads them. A row is as
     long as its layer has heads, and nan beyond.
+
+    >>> head_scores(twin, length=16).to_dataframe().shape
+    (24, 5)
     """
 
     labels: list[list[str]]
@@ -88,8 +91,8 @@ def head_scores(twin: TwinBridge, *, length: int | None = None, batch: int = 4, 
     Raises:
         AllHeadsError: no such twin, or a length or batch that does not fit it.
 
-    >>> head_scores(twin).top("induction", 1)  # doctest: +SKIP
-    [('L10.A5', 0.97)]
+    >>> [label for label, score in head_scores(twin, length=16).top("previous", 1)]
+    ['L...']
     """
     countable = Countable.of(twin)
     if not countable.heads:

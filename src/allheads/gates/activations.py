@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from allheads.errors import AllHeadsError
 
@@ -31,7 +31,8 @@ class Activation:
     name: str
     formula: str
     source: str
-    function: Callable[[Tensor], Tensor]
+    #: From tensors to tensors; said without their type, which pydantic would have to find when it reads a saved twin.
+    function: Callable[[Any], Any]
     squared: bool = False
     silu_form: tuple[float, float] | None = None
     base: tuple[Activation, float, float] | None = None

@@ -44,8 +44,9 @@ def load(
             device cannot be used; or a twin's source is missing, changed or of another kind.
 
     Example:
-        >>> model = load()  # doctest: +SKIP
-        >>> model.to_str_tokens("Nothing but heads")  # doctest: +SKIP
+        >>> import allheads as ah
+        >>> model = ah.load("smollm2-135m")
+        >>> model.to_str_tokens("Nothing but heads")
         ['Nothing', ' but', ' heads']
     """
     folder = _twin_folder(name_or_path)

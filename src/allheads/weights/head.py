@@ -36,6 +36,11 @@ class HeadCircuit(Result):
     rotary; ``value`` likewise; ``write`` is what each direction of a value does to the logits, per unit of the final
     norm's scale and less the mean over the vocabulary. ``unread`` says why one is None: Q, K, V or O. A head that
     looks at another stack reads its keys and values there.
+
+    >>> import allheads as ah
+    >>> circuit = ah.weights.circuit(twin, "L3.A5", k=3)
+    >>> len(circuit.promotes()), -1 <= circuit.copying <= 1
+    (3, True)
     """
 
     label: str

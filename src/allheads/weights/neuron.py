@@ -29,6 +29,11 @@ class NeuronCircuit(Result):
     its gate reads. ``promotes`` and ``suppresses``: logits, less their mean over the vocabulary, per unit of activation
     and of the final norm's scale. Both of the first are empty where the stream does not begin with tokens, the last
     where it does not end in logits; ``unread`` then says so.
+
+    >>> import allheads as ah
+    >>> circuit = ah.weights.circuit(twin, "L3.N812", k=3)
+    >>> [len(side) for side in (circuit.opens, circuit.raises, circuit.promotes)]
+    [3, 3, 3]
     """
 
     label: str
