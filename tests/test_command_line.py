@@ -72,6 +72,7 @@ WRONG = [
     (["convert", "A text", "--tolerance", "-1"], "a positive tolerance"),
     (["sweep", "nowhere.txt", "--out", "sweep.safetensors"], "text files"),
     (["faithfulness", "poetry"], "a task out of"),
+    (["convert", "A text", "--model", "org/name"], "the model org/name in the Hugging Face cache"),
     (["cost", "gpt5"], "a known model"),
     (["completion", "cmd"], "a shell out of"),
     (["lab", "recurence"], "the name of a lab"),

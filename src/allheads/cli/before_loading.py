@@ -13,7 +13,7 @@ import typer
 
 from allheads.attribution.rules import rule_named
 from allheads.errors import AllHeadsError, printable
-from allheads.models.names import named_model
+from allheads.models.names import named_model, require_reachable
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
@@ -24,7 +24,9 @@ def check_model(model: str, device: str | None = None, dtype: str | None = None)
     if not model.strip() or (re.search(r"\s", model) and not _names_a_model(model)):
         example = "The model is --model, smollm2-135m unless said; the text is the argument."
         raise AllHeadsError("the name of a model", repr(model[:60]), example)
-    named_model(model)
+    named = named_model(model)
+    if named.kind == "hub":
+        require_reachable(named.where)
     if device is not None and not _DEVICE.fullmatch(device):
         raise AllHeadsError("a device: cpu, cuda, cuda:1, mps or xpu", repr(device), "Leave it out for the processor.")
     if dtype is not None and dtype not in DTYPES:

@@ -9,7 +9,10 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from socket import create_connection
 from typing import Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from allheads.disk import cache_root, digest, named_path
 from allheads.errors import AllHeadsError
@@ -23,6 +26,8 @@ PACKAGED = {
 }
 #: Part of the name of every unpacked copy: raise it when the content of a copy changes.
 COPY_FORMAT = 1
+#: Seconds that the Hub is given to answer.
+_PATIENCE = 5.0
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 #: TransformerLens' table of short names, in its folder.
 _ALIASES = "tools/model_registry/data/model_aliases.json"
@@ -79,6 +84,31 @@ got 'smollm2-153m'. Did you mean 'smollm2-135m'?
     if official := hub_name(name_or_path):
         return NamedModel("hub", official, official)
     raise _unknown_name(name_or_path)
+
+
+def require_reachable(name: str) -> None:
+    """Raises `AllHeadsError` for a model of the Hub that is not on this machine while the Hub does not answer.
+
+    Libraries find that out after seconds of trying again. Behind a proxy nobody knows before trying.
+    """
+    from huggingface_hub import constants
+
+    if (Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").is_dir():
+        return
+    reason, hub = "", urlsplit(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE:
+        reason = "HF_HUB_OFFLINE is set"
+    elif not getproxies():
+        try:
+            create_connection((hub.hostname or "", hub.port or 443), timeout=_PATIENCE).close()
+        except OSError as error:
+            reason = str(error)
+    if reason:
+        raise AllHeadsError(
+            f"the model {name} in the Hugging Face cache, or a hub that answers",
+            f"neither ({reason})",
+            "Check the spelling and the network, or fetch it elsewhere and pass its folder.",
+        )
 
 
 def copy_name(path: Path) -> str:

@@ -11,7 +11,7 @@ from huggingface_hub import snapshot_download
 from allheads.errors import AllHeadsError
 from allheads.models.compat import offline
 from allheads.models.gguf import unpacked
-from allheads.models.names import PACKAGED, named_model
+from allheads.models.names import PACKAGED, named_model, require_reachable
 from allheads.models.reading import explained, require_plausible
 from allheads.untrusted import fitted, header_size, read_json
 
@@ -54,6 +54,8 @@ def fetched(name: str, network: bool) -> Path:
 
     Raises `AllHeadsError` if it cannot be had, or is nothing that can be read safely.
     """
+    if network:
+        require_reachable(name)
     remedy = "Check the spelling and the network, or fetch it elsewhere and pass its folder."
     where = "from the Hugging Face Hub or a folder of that name" if network else "in the Hugging Face cache"
     with explained(f"the model {name} {where}", remedy), offline(not network):
