@@ -4,7 +4,8 @@
 
 For each Python: clone, environment, wheel, installation from the wheel, imports, the first load (which unpacks the
 model), a second one, conversion, verification, and the first picture. Everything is in a temporary folder, the cache of
-unpacked models too; pip's own cache is not used. Prints one JSON object.
+unpacked models too; pip's own cache is not used. Prints one JSON object: for each step seconds of the clock, and of the
+processor, which other work on the machine does not stretch.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -24,11 +26,13 @@ ROOT = Path(__file__).parents[1]
 #: Runs in the new environment, in an empty folder.
 JOB = """
 import json, time
-started, steps = time.perf_counter(), {}
+def now():
+    return time.perf_counter(), time.process_time()
+started, steps = now(), {}
 def step(name):
     global started
-    steps[name] = round(time.perf_counter() - started, 1)
-    started = time.perf_counter()
+    steps[name] = [round(after - before, 1) for after, before in zip(now(), started)]
+    started = now()
 import torch
 step("import torch")
 import transformers
@@ -68,11 +72,11 @@ def measure(python: str, constraints: Path | None, kind: str) -> dict[str, objec
             environment["PIP_CONSTRAINT"] = str(constraints.resolve())
 
         def run(step: str, *command: str) -> str:
-            started = time.perf_counter()
+            started = time.perf_counter(), _children()
             done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
             if done.returncode:
                 raise SystemExit(f"{step} with {python}: {done.stderr[-2000:]}")
-            steps[step] = round(time.perf_counter() - started, 1)
+            steps[step] = [round(time.perf_counter() - started[0], 1), round(_children() - started[1], 1)]
             return done.stdout
 
         inside = str(folder / "env" / "bin" / "python")
@@ -91,6 +95,12 @@ def measure(python: str, constraints: Path | None, kind: str) -> dict[str, objec
         shown = run("command line", str(folder / "env" / "bin" / "allheads"), "convert", "Some text.", "--json")
         assert json.loads(shown)["passed"]
     return steps
+
+
+def _children() -> float:
+    """Seconds of the processor that finished processes have used."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":
