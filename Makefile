@@ -9,7 +9,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 # In the environment, the constraints hold for the packages that builds need, too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: help demo test check static suite slowest fits coverage d3 bench peers docs adversary clean
+.PHONY: help demo test check static suite slowest fits coverage d3 bench peers site notebook adversary clean
 help: ## List the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -43,8 +43,11 @@ fits: $(VENV)/.dev ## Regenerate the table of gate fits and docs/frontier.md
 coverage: $(VENV)/.dev ## Convert the smallest model of every family, and write docs/coverage.md
 	OMP_NUM_THREADS=1 $(BIN)/allheads coverage --write docs/coverage.md
 
-docs: $(VENV)/.dev ## Write docs/api.md from the docstrings
-	$(BIN)/python docs/api.py
+site: $(VENV)/.dev ## Build the documentation into site/, without a network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebook: $(VENV)/.dev ## Start JupyterLab with the notebooks, in an environment that has what they need
+	$(BIN)/jupyter lab notebooks
 
 D3 := d3-color@3.1.0 d3-dispatch@3.0.1 d3-ease@3.0.1 d3-timer@3.0.1 d3-interpolate@3.0.1 d3-selection@3.0.0 d3-drag@3.0.0 d3-transition@3.0.1 d3-zoom@3.0.0
 d3: ## Write src/allheads/plots/web/d3.js from the published modules (needs npm)
@@ -79,7 +82,7 @@ adversary: $(VENV)/.dev ## Mutated twins, damaged files, killed writers, questio
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.adversary.threads --count 800 --seed 0
 
 clean: ## Remove the environment and what the tools wrote
-	rm -rf $(VENV) allheads-report.html explore.html .coverage.json .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) allheads-report.html explore.html site .coverage.json .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(VENV)/.python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'

@@ -39,7 +39,7 @@ def _run(*arguments):
 
 def test_json_of_the_real_model(tmp_path):
     page = tmp_path / "report.html"
-    result = _run("--json", "--text", "The twin gives the same logits.", "--report", page)
+    result = _run("--json", "The twin gives the same logits.", "--report", page)
     assert result.exit_code == 0
     figures = json.loads(result.stdout)
     assert list(figures) == KEYS
@@ -68,7 +68,7 @@ def test_a_failed_verification_is_exit_code_1(monkeypatch):
     strict = Thresholds(max_logit_error=0.0, mean_kl=0.0)
     verify = ah.verify
     monkeypatch.setattr(ah, "verify", lambda *pair_and_texts: verify(*pair_and_texts).against(strict))
-    result = _run("--text", "One short text.")
+    result = _run("One short text.")
     assert result.exit_code == 1
     assert "NOT the same" in result.stdout
     assert "max_logit_error is" in result.stdout
@@ -77,8 +77,8 @@ def test_a_failed_verification_is_exit_code_1(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["smollm2-135"], "smollm2-135m"),
-        (["--text", "a", "--file", "b"], "one of --text and --file"),
+        (["--model", "smollm2-135"], "smollm2-135m"),
+        (["a", "--file", "b"], "a text or --file"),
         (["--file", "nowhere.txt"], "a readable UTF-8 text file"),
         (["--report", "nowhere/report.html"], "a path in a folder that exists"),
     ],
@@ -89,7 +89,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message):
 
 @pytest.mark.usefixtures("_loaded")
 def test_a_text_without_tokens_is_one_line_and_exit_code_2():
-    _refused(["--text", " "], "the empty string")
+    _refused([" "], "the empty string")
 
 
 def _refused(arguments, message):
@@ -116,13 +116,13 @@ def test_a_lack_of_memory_is_one_line(monkeypatch, error, message):
         raise error
 
     monkeypatch.setattr(ah, "load", load)
-    result = _run("smollm2-135m")
+    result = _run()
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith("allheads: Expected enough memory")
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     error = RuntimeError("a fault of ours")
-    assert _run("smollm2-135m").exception is error
+    assert _run().exception is error
 
 
 def test_foreign_text_is_shown_as_it_is(capsys):
@@ -143,7 +143,7 @@ def test_foreign_text_is_shown_as_it_is(capsys):
 
 
 def test_strange_names_are_one_line():
-    result = _run("no\x1b[2J\n/such/\udcff.gguf")
+    result = _run("--model", "no\x1b[2J\n/such/\udcff.gguf")
     assert result.exit_code == 2
     assert r"no\x1b[2J\n/such/\udcff.gguf" in result.stderr.replace("\\\\", "\\")
     assert result.stderr.count("\n") == 1

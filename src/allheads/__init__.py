@@ -1,9 +1,10 @@
 """allheads: a pretrained transformer as its attention-only twin.
 
 >>> import allheads as ah
->>> source = ah.load("smollm2-135m")  # doctest: +SKIP
->>> twin = ah.convert(source)  # doctest: +SKIP
->>> print(ah.verify(source, twin, "The quick brown fox jumps over the lazy dog."))  # doctest: +SKIP
+>>> source = ah.load("smollm2-135m")
+>>> twin = ah.convert(source)
+>>> ah.verify(source, twin, "The quick brown fox jumps over the lazy dog.").passed
+True
 
 Names are imported when they are first used: importing the package is cheap and has no side effects.
 """
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from allheads.twin.twin import TwinBridge as TwinBridge
     from allheads.verification.verify import verify as verify
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     # The life of a twin.

@@ -237,7 +237,7 @@ def formats(folder: Path) -> dict[str, Format]:
     def read_graph(path: Path) -> str:
         found = AttributionGraph.load(path)
         ah.plots.graph(found)
-        return _digest(found)
+        return _digest(found.to_dict())
 
     def read_copy(path: Path) -> str:
         with _cache(path):

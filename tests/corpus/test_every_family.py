@@ -62,7 +62,7 @@ def test_which_tokens_choose_an_expert():
     table = ah.corpus.sweep(twin, [ids]).experts(k=3)
     prefix = next(layer.location.prefix for layer in twin.layers if layer.location.stem == "L1.M2")
     chosen = _cached(twin, [f"{prefix}hook_post"], ids[None])[f"{prefix}hook_post"][0, 1:].abs().sum(1) > 0
-    rows = table[table["expert"] == "L1.M2"].set_index("token")
+    rows = table[table["expert"] == "L1.M2"].set_index("id")
     assert len(rows) == 3 and rows["chosen"].tolist() == pytest.approx(3 * [float(chosen.double().mean())])
     for token, row in rows.iterrows():
         at = ids[1:] == token

@@ -229,7 +229,7 @@ def test_the_command_writes_prints_and_draws(counted, tmp_path):
     facts = json.loads(invoke("recurrence", "--quick", "--json").stdout)
     assert facts["claims"] == [{"claim": "c", "measured": "1", "holds": True}]
     assert [each["found"]["square"] for each in facts["results"]] == [1, 4]
-    assert "| a |" in invoke("recurrence", "--quick").stdout
+    assert invoke("recurrence", "--quick").stdout.split()[:2] == ["counting", "a"]
     assert counted == [(1, 0), (2, 0)]
 
 

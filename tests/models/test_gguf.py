@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import allheads.models.gguf as ours
 from allheads.errors import AllHeadsError
+from allheads.models import names
 from allheads.models.gguf import unpacked
 from allheads.models.pretrained import load
 
@@ -131,7 +132,7 @@ def test_same_bytes_elsewhere_share_the_copy_and_others_do_not(tiny, warm, monke
     for path in (tiny, same, other):
         unpacked(path)
     assert built[0] == built[1] != built[2]
-    monkeypatch.setattr(ours, "FORMAT", ours.FORMAT + 1)
+    monkeypatch.setattr(names, "COPY_FORMAT", names.COPY_FORMAT + 1)
     unpacked(tiny)
     assert built[3] not in built[:3]
 

@@ -28,6 +28,7 @@ from transformers import (
 
 import allheads as ah
 from allheads.errors import AllHeadsError
+from allheads.models import names
 from allheads.models.pretrained import load
 from allheads.models.reading import require_finite
 
@@ -216,7 +217,29 @@ def test_short_names_of_transformer_lens(short, name, tmp_path, monkeypatch):
 
 def test_hub_id_out_of_reach(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert refused("nobody/nothing.*network", "nobody/nothing").__cause__ is not None
+    refused("nobody/nothing.*HF_HUB_OFFLINE is set.*network", "nobody/nothing")
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch, tmp_path):
+    """Unless there is a proxy, or the model is here."""
+    asked = []
+
+    def refuse(address, timeout):
+        asked.append((address, timeout))
+        raise OSError("no route")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(names, "getproxies", dict)
+    monkeypatch.setattr(names, "create_connection", refuse)
+    refused("nobody/nothing.*no route", "nobody/nothing")
+    ((_, port), timeout) = asked.pop()
+    assert port == 443 and timeout <= 5
+    (tmp_path / "models--nobody--nothing").mkdir()
+    names.require_reachable("nobody/nothing")
+    monkeypatch.setattr(names, "getproxies", lambda: {"https": "proxy"})
+    names.require_reachable("nobody/else")
+    assert asked == []
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, "float32"])

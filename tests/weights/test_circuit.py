@@ -52,8 +52,8 @@ def test_a_neuron_is_read_as_dense_matrices(twin):
     logits = _logits(twin, 1, bank.W_out.detach()[7], "ln2_post")
     assert torch.allclose(_as_vector(found.promotes, found.suppresses, d_vocab), logits, atol=1e-4)
     frame = ah.weights.circuit(twin, "L1.N7", k=2).to_dataframe()
-    assert len(frame) == (12 if bank.gated else 8) and list(frame.columns) == ["side", "token", "text", "value"]
-    assert frame.value[0] == pytest.approx(float(query.max()), abs=1e-4) and frame.text[0] == str(frame.token[0])
+    assert len(frame) == (12 if bank.gated else 8) and list(frame.columns) == ["side", "token", "id", "value"]
+    assert frame.value[0] == pytest.approx(float(query.max()), abs=1e-4) and frame.token[0] == str(frame.id[0])
 
 
 def test_a_head_is_read_as_dense_matrices(twin):
@@ -83,7 +83,7 @@ def test_a_head_is_read_as_dense_matrices(twin):
     assert [pair.value for pair in pairs] == pytest.approx(QK.flatten().topk(6).values.tolist(), rel=1e-4)
     frame = found.to_dataframe()
     assert frame.side.value_counts().to_dict() == {"attends": 6, "promotes": 6, "suppresses": 6}
-    assert frame.first_text[0] == str(pairs[0].first) and frame.second[0] == pairs[0].second
+    assert frame["first"][0] == str(pairs[0].first) and frame["second_id"][0] == pairs[0].second
 
 
 def _scores(twin, ids, layer=0):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -27,6 +28,7 @@ from allheads.corpus.averages import Means
 from allheads.errors import AllHeadsError
 from allheads.models.locations import Location
 from allheads.models.observe import Inputs
+from allheads.result import SHOWN, Result, finite
 from allheads.twin.capture import capturing
 from allheads.twin.heads import Head
 from allheads.twin.labels import Label
@@ -35,12 +37,15 @@ from allheads.twin.sites import sites
 from allheads.twin.softmax import PATTERN, SCORES, scores_shown
 from allheads.twin.twin import TwinBridge, require_twin
 
+if TYPE_CHECKING:
+    import pandas
+
 #: The stack that heads of a decoder attend to.
 _ENCODER = "encoder_blocks"
 
 
-@dataclass(frozen=True)
-class PatternAttribution:
+@dataclass(frozen=True, repr=False)
+class PatternAttribution(Result):
     """What makes a head attend: ``query`` splits its score over what the destination has read, ``key`` over the source.
 
     A neuron attends to its own token where its preactivation is large: ``query`` splits that, and there is no ``key``.
@@ -51,13 +56,48 @@ class PatternAttribution:
     label: str
     position: int
     source: int
-    versus: int | None
+    #: The position whose score is subtracted, where two are compared.
+    versus_source: int | None
     score: float
     pattern: Float[Tensor, " head"]
     query: Attribution
     key: Attribution | None = None
     #: Compared with another source, the key side of the score there.
     key_versus: Attribution | None = None
+
+    @property
+    def sides(self) -> dict[str, Attribution]:
+        """Query, key and what the key is compared with, as far as there are."""
+        sides = {"query": self.query, "key": self.key, "key_versus": self.key_versus}
+        return {name: side for name, side in sides.items() if side is not None}
+
+    def facts(self) -> dict[str, Any]:
+        """The head, from where and to where it attends, its score and pattern."""
+        return {
+            "label": self.label,
+            "position": self.position,
+            "source": self.source,
+            "versus_source": self.versus_source,
+            "score": self.score,
+            "pattern": self.pattern.tolist(),
+            "rule": self.query.rule.name,
+        }
+
+    def to_dataframe(self, k: int | None = None) -> pandas.DataFrame:
+        """Heads and neurons of every side, as `Attribution.to_dataframe`, with a first column: side."""
+        import pandas
+
+        tables = [side.to_dataframe(k).assign(side=name) for name, side in self.sides.items()]
+        table = pandas.concat(tables, ignore_index=True)
+        return table[["side", *table.columns[:-1]]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Facts, and every side as `Attribution.to_dict`."""
+        return finite(self.facts() | {name: side.to_dict() for name, side in self.sides.items()})
+
+    def preview(self) -> pandas.DataFrame:
+        """The largest contributions to each side."""
+        return self.to_dataframe(SHOWN // len(self.sides))
 
     def relative_to(self, means: Means) -> PatternAttribution:
         """The same, with embeddings, heads and neurons less their means; see `Attribution.relative_to`."""
@@ -96,8 +136,9 @@ def attribute_pattern(
         AllHeadsError: an unknown label, a position outside the prompt, a source that cannot be seen, a rule that does
             not freeze everything, edited heads, or a pattern that is not made by a softmax of queries and keys.
 
-    >>> why = attribute_pattern(twin, "Mary and John", "L3.N812")  # doctest: +SKIP
-    >>> why.query.top(3)  # doctest: +SKIP
+    >>> why = attribute_pattern(twin, "Mary and John", "L3.N812")
+    >>> abs(why.query.total - why.score) < 1e-5, why.key is None
+    (True, True)
     """
     name, _, at = head.partition("@")
     if at and not at.lstrip("-").isdigit():

@@ -17,6 +17,7 @@ from allheads.attribution.question import Question
 from allheads.attribution.rules import Rule
 from allheads.corpus.averages import Means
 from allheads.errors import AllHeadsError
+from allheads.result import SHOWN, Result, finite
 from allheads.twin.labels import Label
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ class Contribution:
     direct: float
 
 
-@dataclass(frozen=True)
-class Attribution:
+@dataclass(frozen=True, repr=False)
+class Attribution(Result):
     """Contributions to a target, or to something a head reads, by one forward and one backward pass under a rule.
 
     Embeddings and constants are the cut of the stream before layer 0, and sum to the target where the rule is complete.
@@ -138,7 +139,10 @@ class Attribution:
         Raises:
             AllHeadsError: a budget below 1, a coverage outside (0, 1], rule='gradient', a target inside the network.
 
-        >>> found.graph(budget=500).save("graph.json")  # doctest: +SKIP
+        >>> import allheads as ah
+        >>> found = ah.attribute(twin, "Mary and John", " Mary")
+        >>> found.graph(budget=5).save("graph.json").name
+        'graph.json'
         """
         # Imported here: making a graph, or asking again, uses what makes this result.
         from allheads.attribution.graph import grow
@@ -149,7 +153,9 @@ class Attribution:
         """Take the k largest parts away, one by one, and compare with their effects; see
         `allheads.attribution.confirm`.
 
-        >>> print(found.confirm())  # doctest: +SKIP
+        >>> import allheads as ah
+        >>> print(ah.attribute(twin, "Mary and John", " Mary").confirm(k=5))
+        5 parts; frozen twin: relative error at most ...
         """
         parts = [(part.label, part.position, part.effect) for part in self.top(k)]
         return confirm(self.question, parts, self.target_value)
@@ -165,7 +171,11 @@ class Attribution:
 
         Raises `AllHeadsError` for means of another twin, or by position on prompts of another length.
 
-        >>> found.relative_to(ah.corpus.means(twin, texts)).top(3)  # doctest: +SKIP
+        >>> import allheads as ah
+        >>> found = ah.attribute(twin, "Mary and John", " Mary")
+        >>> less = found.relative_to(ah.corpus.means(twin, ["They went to the store."]))
+        >>> abs(less.total - found.total) < 1e-4
+        True
         """
         from allheads.attribution.attribute import answer
 
@@ -239,6 +249,40 @@ class Attribution:
             layer = sums.setdefault(name.split(".")[0], {"heads": 0.0, "neurons": 0.0})
             layer["neurons" if name.endswith("N") else "heads"] += float(table.sum())
         return sums
+
+    def facts(self) -> dict[str, Any]:
+        """The question in words, and how complete the answer is."""
+        return {
+            "target": self.target.name,
+            "position": self.target.position,
+            "rule": self.rule.name,
+            "target_value": self.target_value,
+            "total": self.total,
+            "intercept": self.intercept,
+            "completeness_error": self.completeness_error,
+        }
+
+    def to_dict(self, k: int | None = None) -> dict[str, Any]:
+        """Facts, ``begins`` (what every stream begins with, by position), ``constants``, and the ``rows`` of the table.
+
+        >>> import allheads as ah
+        >>> len(ah.attribute(twin, "Mary and John", " Mary").to_dict(k=3)["rows"])
+        3
+        """
+        begins = {
+            name: [
+                {"position": at, "token": self.question.token_of(name, at, len(begin)), "effect": effect}
+                for at, effect in enumerate(begin.tolist())
+            ]
+            for name, begin in self.begins.items()
+        }
+        constants = {name: value for name, (value, _) in self.constants.items()}
+        rows = self.to_dataframe(k).to_dict("records")
+        return finite(self.facts() | {"begins": begins, "constants": constants, "rows": rows})
+
+    def preview(self) -> pandas.DataFrame:
+        """The largest contributions."""
+        return self.to_dataframe(SHOWN)
 
     def to_dataframe(self, k: int | None = None) -> pandas.DataFrame:
         """Heads and neurons at positions, largest first; ``k`` of them, or 1000.

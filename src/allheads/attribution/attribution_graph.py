@@ -14,11 +14,13 @@ from allheads.attribution.question import Question
 from allheads.disk import checked_path, named_path, write_whole
 from allheads.errors import AllHeadsError
 from allheads.extras import extra
+from allheads.result import Result, finite
 from allheads.twin.labels import Label
 from allheads.untrusted import fitted, read_json, sealed, unsealed
 
 if TYPE_CHECKING:
     import networkx
+    import pandas
 
 #: Ordinary head, head that attends to an encoder, neuron.
 PartKind = Literal["A", "X", "N"]
@@ -66,8 +68,8 @@ class Edge:
     side: Side = "V"
 
 
-@dataclass(frozen=True)
-class AttributionGraph:
+@dataclass(frozen=True, repr=False)
+class AttributionGraph(Result):
     """Nodes with the target first, in the order in which they were found, and the edges between them.
 
     For each node and side, edges kept and left out sum to the whole: through values, to the node's effect.
@@ -90,7 +92,9 @@ class AttributionGraph:
 
         Raises `AllHeadsError` for a graph without heads or neurons, and for one that was read from a file.
 
-        >>> print(ah.graph(twin, prompt, pair).confirm())  # doctest: +SKIP
+        >>> import allheads as ah
+        >>> print(ah.graph(twin, "Mary and John", " Mary", budget=5).confirm())
+        5 parts; frozen twin: relative error at most ...
         """
         if self.question is None:
             raise AllHeadsError(
@@ -118,6 +122,43 @@ class AttributionGraph:
     def out_of(self, name: str) -> list[Edge]:
         """Edges out of a node, largest first."""
         return sorted((edge for edge in self.edges if edge.source == name), key=lambda edge: -abs(edge.weight))
+
+    def facts(self) -> dict[str, Any]:
+        """The question in words, and how much of the network is in the graph."""
+        return {
+            "target": self.target,
+            "rule": self.rule,
+            "target_value": self.target_value,
+            "nodes": len(self.nodes),
+            "edges": len(self.edges),
+            "coverage": self.coverage,
+        }
+
+    def to_dataframe(self, of: Literal["nodes", "edges"] = "nodes") -> pandas.DataFrame:
+        """A row for each node, largest effect first (name, kind, label, layer, position, token, effect), or each edge.
+
+        Edges: source, target, side, weight. Raises `AllHeadsError` for anything else.
+
+        >>> import allheads as ah
+        >>> graph = ah.graph(twin, "Mary and John", " Mary", budget=5)
+        >>> list(graph.to_dataframe("edges").columns)
+        ['source', 'target', 'side', 'weight']
+        """
+        import pandas
+
+        if of == "edges":
+            rows = [(edge.source, edge.target, edge.side, edge.weight) for edge in self.edges]
+            return pandas.DataFrame(rows, columns=["source", "target", "side", "weight"])
+        if of != "nodes":
+            raise AllHeadsError("a table of nodes or edges", repr(of), "Choose one.")
+        columns = ["name", "kind", "label", "layer", "position", "token", "effect"]
+        nodes = sorted(self.nodes, key=lambda node: -abs(node.effect))
+        return pandas.DataFrame([[getattr(node, name) for name in columns] for node in nodes], columns=columns)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Facts, ``nodes`` with what flows into them, and ``edges``: plain values for JSON."""
+        nodes, edges = ([asdict(each) for each in each_of] for each_of in (self.nodes, self.edges))
+        return finite(self.facts() | {"tokens": self.tokens, "nodes": nodes, "edges": edges})
 
     def to_networkx(self) -> networkx.MultiDiGraph:
         """The same as a ``networkx.MultiDiGraph``: attributes by name, edges keyed by side.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from allheads.attribution.freezing import freezing, live
 from allheads.attribution.question import Question
 from allheads.errors import AllHeadsError
 from allheads.progress import bar
+from allheads.result import Result
 from allheads.twin.labels import Label
 from allheads.twin.sites import Site, sites
 from allheads.twin.twin import TwinBridge
@@ -30,8 +31,8 @@ _ENTRIES, _CHANGE = 2**25, 10.0
 Part = tuple[str, int, float]
 
 
-@dataclass(frozen=True)
-class Confirmation:
+@dataclass(frozen=True, repr=False)
+class Confirmation(Result):
     """Effects as predicted, and as measured by writing zero instead, one part at a time; in units of the target.
 
     ``frozen`` is measured in the frozen twin (None for rules that do not freeze everything), ``live`` in the twin as it
@@ -65,8 +66,18 @@ class Confirmation:
         """The share of parts whose live effect has the sign that was predicted."""
         return float((self.predicted.sign() == self.live.sign()).double().mean())
 
+    def facts(self) -> dict[str, Any]:
+        """How well predictions hold, in the frozen twin and in the live one."""
+        return {
+            "parts": len(self.names),
+            "frozen_error": self.frozen_error,
+            "correlation": self.correlation,
+            "slope": self.slope,
+            "signs": self.signs,
+        }
+
     def to_dataframe(self) -> pandas.DataFrame:
-        """A row for each part: name, predicted, frozen, live."""
+        """A row for each part: name (``L3.A5@7``), predicted, frozen, live."""
         import pandas
 
         frozen = [float("nan")] * len(self.names) if self.frozen is None else self.frozen.tolist()

@@ -86,7 +86,7 @@ def frozen(twin: TwinBridge, tokens: Texts | Inputs, *, rule: str | Rule = DEFAU
     for a prompt of another length, and for hooks on the heads of a neuron, which are frozen together.
 
     >>> import allheads as ah
-    >>> with ah.frozen(twin, "Mary and John", rule="half"):  # doctest: +SKIP
+    >>> with ah.frozen(twin, "Mary and John", rule="half"):
     ...     logits = twin("Mary and John")
     """
     chosen = rule_named(rule)

@@ -42,8 +42,9 @@ def graph(
     Raises:
         AllHeadsError: as `ah.attribute`; a budget below 1, and rule='gradient'.
 
-    >>> found = graph(twin, "When Mary and John", (" Mary", " John"), budget=50)  # doctest: +SKIP
-    >>> found.save("graph.json")  # doctest: +SKIP
+    >>> found = graph(twin, "When Mary and John", (" Mary", " John"), budget=50)
+    >>> len(found.parts), found.save("graph.json").name
+    (50, 'graph.json')
     """
     return grow(Question.of(twin, tokens, target, rule, -1), budget)
 

@@ -48,7 +48,7 @@ def ablate(
     Raises:
         AllHeadsError: an unknown label, or both means and another prompt; inside, a position outside the prompt.
 
-    >>> with ablate(twin, ["L3.A5", "L10.N77"]):  # doctest: +SKIP
+    >>> with ablate(twin, ["L3.A5", "L3.N812"]):
     ...     logits = twin("Mary and John")
     """
     if means is not None and resample is not None:
@@ -77,7 +77,7 @@ def patch(
 
     Raises `AllHeadsError` for an unknown label; inside, for a shape that does not fit and a position outside.
 
-    >>> with patch(twin, {"L10.N77": 3.0}, positions=[-1]):  # doctest: +SKIP
+    >>> with patch(twin, {"L3.N812": 3.0}, positions=[-1]):
     ...     logits = twin("Mary and John")
     """
     hooks: list[tuple[str, Callable[..., None]]] = []
@@ -101,7 +101,7 @@ def pin(
 
     Raises `AllHeadsError` for an unknown label; inside, for a shape that does not fit and a position outside.
 
-    >>> with pin(twin, {"L3.A5": torch.eye(3), "L10.N77.0": 1.0}):  # doctest: +SKIP
+    >>> with pin(twin, {"L3.A5": torch.eye(3), "L3.N812.0": 1.0}):
     ...     logits = twin("Mary and John")
     """
     hooks: list[tuple[str, Callable[..., None]]] = []

@@ -19,6 +19,9 @@ class Rule:
 
     ``norms``, ``patterns`` and ``gates`` are frozen at their values if True. Of a gated neuron's product ``f(g) u``,
     with its gate frozen, the fraction ``gate_share`` goes to what made g and the rest to what made u.
+
+    >>> Rule("mine", True, True, True, 0.25, "A quarter to the gate?", "Patterns.").complete
+    True
     """
 
     name: str
@@ -107,7 +110,7 @@ def rule_named(rule: str | Rule) -> Rule:
     """
     if isinstance(rule, str):
         if rule not in RULES:
-            raise AllHeadsError(f"a rule out of {', '.join(RULES)}", repr(rule), "See allheads.attribution.rules.")
+            raise AllHeadsError(f"a rule out of {', '.join(RULES)}", repr(rule), f"The default is {DEFAULT}.")
         return RULES[rule]
     if not isinstance(rule, Rule) or not 0.0 <= rule.gate_share <= 1.0:
         raise AllHeadsError("a rule, by name or a Rule with a share in [0, 1]", repr(rule), "Try rule='value'.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -17,15 +17,19 @@ from allheads.attribution.question import Question
 from allheads.attribution.rules import DEFAULT, Rule, rule_named
 from allheads.errors import AllHeadsError
 from allheads.models.observe import output_kind
+from allheads.result import SHOWN, Result, finite
 from allheads.twin.prompt import Texts, one_prompt
 from allheads.twin.twin import TwinBridge, require_twin
+
+if TYPE_CHECKING:
+    import pandas
 
 #: How a sentence's embedding comes from its tokens': their mean, or the first.
 Pooling = Literal["mean", "first"]
 
 
-@dataclass(frozen=True)
-class Similarity:
+@dataclass(frozen=True, repr=False)
+class Similarity(Result):
     """The cosine of two sentences, and what makes it, seen from either side.
 
     ``first`` splits it over the parts of the first sentence, with the embedding of the second held, ``second`` the
@@ -36,6 +40,27 @@ class Similarity:
     cosine: float
     first: Attribution
     second: Attribution
+
+    def facts(self) -> dict[str, Any]:
+        """The cosine, and what the first sentence's parts sum to; so do the second's."""
+        return {"cosine": self.cosine, "total": self.first.total, "rule": self.first.rule.name}
+
+    def to_dataframe(self, k: int | None = None) -> pandas.DataFrame:
+        """Heads and neurons of both sides, as `Attribution.to_dataframe`, with a first column: sentence."""
+        import pandas
+
+        sides = {"first": self.first, "second": self.second}
+        tables = [side.to_dataframe(k).assign(sentence=name) for name, side in sides.items()]
+        table = pandas.concat(tables, ignore_index=True)
+        return table[["sentence", *table.columns[:-1]]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Facts, and both sides as `Attribution.to_dict`."""
+        return finite(self.facts() | {"first": self.first.to_dict(), "second": self.second.to_dict()})
+
+    def preview(self) -> pandas.DataFrame:
+        """The largest contributions of either side."""
+        return self.to_dataframe(SHOWN // 2)
 
 
 def similarity(
@@ -57,9 +82,11 @@ def similarity(
     Raises:
         AllHeadsError: a model that has a head, and as `ah.attribute`.
 
-    >>> twin = ah.convert(ah.load("all-minilm-l6-v2"))  # doctest: +SKIP
-    >>> found = ah.similarity(twin, "A cat sits outside.", "Outside, there is a kitten.")  # doctest: +SKIP
-    >>> found.cosine, found.first.top(3)  # doctest: +SKIP
+    >>> import allheads as ah
+    >>> twin = ah.convert(ah.load("all-minilm-l6-v2"))
+    >>> found = ah.similarity(twin, "A cat sits outside.", "Outside, there is a kitten.")
+    >>> round(found.cosine, 2), abs(found.first.total - found.cosine) < 1e-4
+    (0.67, True)
     """
     if output_kind(require_twin(twin)) != "last hidden state":
         raise AllHeadsError(

@@ -7,10 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 import allheads as ah
-from allheads.cli.console import AsJson, ModelOption, load_twin, results, step
+from allheads.cli.before_loading import check_model, check_rule, check_targets, check_text
+from allheads.cli.console import (
+    AsJson,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    PositionOption,
+    RuleOption,
+    load_twin,
+    results,
+    step,
+)
 from allheads.disk import checked_path
 
 if TYPE_CHECKING:
@@ -22,18 +32,24 @@ def attribute(
     prompt: Annotated[str, typer.Argument(help="Text whose next token is asked about.")],
     target: Annotated[str, typer.Option(help="The token to explain, with its space: ' Mary'.")],
     versus: Annotated[str | None, typer.Option(help="A token it is compared with.")] = None,
-    rule: Annotated[str, typer.Option(help="What is frozen: value, gate, half, live, relp or gradient.")] = "half",
     model: ModelOption = "smollm2-135m",
-    position: Annotated[int, typer.Option(help="Where the logits are read.")] = -1,
+    rule: RuleOption = "half",
+    position: PositionOption = -1,
     top: Annotated[int, typer.Option(min=1, help="How many heads and neurons are listed.")] = 12,
     report: Annotated[Path | None, typer.Option(help="Write a page with pictures and a graph here, as HTML.")] = None,
     budget: Annotated[int, typer.Option(min=1, help="Heads and neurons in the page's graph.")] = 60,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Split the logit of a token, or a difference of two, over tokens, attention heads and neurons."""
+    check_text(prompt)
+    check_rule(rule)
     if report is not None:
         checked_path(report)
-    twin = load_twin(model)
+    check_model(model, device, dtype)
+    check_targets(model, prompt, [target] if versus is None else [target, versus], position)
+    twin = load_twin(model, device, dtype)
     with step("One forward and one backward pass"):
         tokens = target if versus is None else (target, versus)
         found = ah.attribute(twin, prompt, tokens, rule=rule, position=position)
@@ -65,6 +81,8 @@ def _facts(found: Attribution, top: int) -> dict[str, Any]:
 
 
 def _print(found: Attribution, top: int) -> None:
+    from rich.table import Table
+
     console = results()
     console.print(
         f"{found.target.name} at position {found.target.position}: {found.target_value:.4f}. "

@@ -1,4 +1,4 @@
-"""What commands say beside their results: progress on standard error, one line for bad input, exit codes."""
+"""What commands share: options, progress on standard error, one line for bad input, exit codes."""
 
 from __future__ import annotations
 
@@ -6,58 +6,117 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, NoReturn
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 import allheads as ah
+from allheads.attribution.rules import RULES
+from allheads.cli.before_loading import DTYPES, check_model
 from allheads.errors import AllHeadsError, printable
+from allheads.models.names import PACKAGED
 
-#: Options that several commands have.
-ModelOption = Annotated[str, typer.Option(help="A model's name, folder, .gguf file, saved twin or hub id.")]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+#: Options that several commands have, always under these names.
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Short name, folder, .gguf file, saved twin or hub id.",
+        autocompletion=lambda: list(PACKAGED),
+    ),
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="Where it runs: cpu, cuda, mps ...", autocompletion=lambda: ["cpu", "cuda", "mps"])
+]
+DtypeOption = Annotated[
+    str | None, typer.Option(help="float32, float64, bfloat16 or float16.", autocompletion=lambda: list(DTYPES))
+]
+RuleOption = Annotated[
+    str, typer.Option(help=f"What is frozen: {', '.join(RULES)}.", autocompletion=lambda: list(RULES))
+]
+PositionOption = Annotated[int, typer.Option(help="After which token; -1 is the last.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def _help(context: typer.Context, wanted: bool) -> None:
+    if wanted:
+        typer.echo(context.get_help())
+        raise typer.Exit
+
+
+#: ``--help`` of a group of commands. Only to learn that it was not given, typer's own imports pydantic, a quarter of a
+#: second before the help of any command in the group.
+GroupHelp = Annotated[bool, typer.Option("--help", callback=_help, is_eager=True, help="Show this message and exit.")]
 
 #: Columns of a table that is not shown on a terminal.
 WIDE = 160
 
 
-class _AsItIs(Console):
-    """Nothing in a string is markup: it may be the name of a model, or a token."""
+@cache
+def _as_it_is() -> type[Console]:
+    """A console to which nothing in a string is markup: it may be the name of a model, or a token.
 
-    def render_str(self, text: str, **options: Any) -> Text:
-        return super().render_str(printable(text), **options | {"markup": False, "emoji": False})
+    rich takes half a second to import, which `--help` does not wait for.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    class AsItIs(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(printable(text), **options | {"markup": False, "emoji": False})
+
+    return AsItIs
 
 
-progress = _AsItIs(stderr=True)
+def progress() -> Console:
+    """Standard error."""
+    return _as_it_is()(stderr=True)
 
 
 def results() -> Console:
     """Standard output, wide enough for tables where it is a file or a pipe."""
-    console = _AsItIs()
-    return console if console.is_terminal else _AsItIs(width=WIDE)
+    console = _as_it_is()()
+    return console if console.is_terminal else _as_it_is()(width=WIDE)
 
 
 @contextmanager
 def step(what: str) -> Iterator[None]:
     """Say on standard error what takes time; silent where that is not a terminal."""
-    if not progress.is_terminal:
+    if not sys.stderr.isatty():
         yield
         return
     started = time.perf_counter()
-    progress.print(f"{what} ...")
+    progress().print(f"{what} ...")
     yield
-    progress.print(f"  {time.perf_counter() - started:.1f} s")
+    progress().print(f"  {time.perf_counter() - started:.1f} s")
 
 
-def load_twin(model: str, device: str | None = None) -> ah.TwinBridge:
-    """The twin of a model by any name that `ah.load` takes, or the twin that is saved there; says what takes time."""
+def load_model(model: str, device: str | None = None, dtype: str | None = None) -> Any:
+    """The model, or twin, of a name, as `ah.load` gives it; says what takes time."""
+    check_model(model, device, dtype)
     with step("Importing torch, transformers and TransformerLens"):
         _ = ah.load
-    with step(f"Loading and converting {model}"):
-        source = ah.load(model) if device is None else ah.load(model, device=device)
-        return source if isinstance(source, ah.TwinBridge) else ah.convert(source)
+    with step(f"Loading {model}"):
+        options: dict[str, Any] = {} if device is None else {"device": device}
+        if dtype is not None:
+            import torch
+
+            options["dtype"] = getattr(torch, dtype)
+        return ah.load(model, **options)
+
+
+def load_twin(model: str, device: str | None = None, dtype: str | None = None) -> ah.TwinBridge:
+    """The twin of a model by any name that `ah.load` takes, or the twin that is saved there."""
+    source = load_model(model, device, dtype)
+    if isinstance(source, ah.TwinBridge):
+        return source
+    with step("Turning every MLP neuron into attention heads"):
+        return ah.convert(source)
 
 
 @contextmanager

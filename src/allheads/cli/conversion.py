@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import allheads as ah
-from allheads.cli.console import AsJson, results, step
+from allheads.cli.before_loading import check_model, check_text
+from allheads.cli.console import AsJson, DeviceOption, DtypeOption, ModelOption, load_model, results, step
 from allheads.disk import checked_path
 from allheads.errors import AllHeadsError
 
@@ -21,23 +22,32 @@ if TYPE_CHECKING:
 
 # More than five arguments, because typer makes an option of each.
 def convert(
-    model: Annotated[str, typer.Argument(help="A model's name, folder, .gguf file or hub id.")] = "smollm2-135m",
-    text: Annotated[str | None, typer.Option(help="Verify on this text.")] = None,
+    text: Annotated[str | None, typer.Argument(help="Verify on this text; four samples unless said.")] = None,
+    model: ModelOption = "smollm2-135m",
     file: Annotated[Path | None, typer.Option(help="Verify on the paragraphs of this text file.")] = None,
     tolerance: Annotated[float | None, typer.Option(help="Certified error of the scalar activation.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Convert MODEL, verify its twin, and say whether they are the same. Exit code 1 if they are not."""
+    """Convert a model, verify its twin, and say whether they are the same. Exit code 1 if they are not."""
     texts = texts_of(text, file)
+    if tolerance is not None and not tolerance > 0:
+        raise AllHeadsError("a positive tolerance", str(tolerance), "Leave it out for the default.")
     if report is not None:
         checked_path(report)
-    verdict = _convert(model, texts, tolerance, report, as_json)
+    check_model(model, device, dtype)
+    verdict = _convert((model, device, dtype), texts, tolerance, report, as_json)
     raise typer.Exit(0 if verdict.passed else 1)
 
 
 def _convert(
-    model: str, texts: list[str] | None, tolerance: float | None, report: Path | None, as_json: bool
+    named: tuple[str, str | None, str | None],
+    texts: list[str] | None,
+    tolerance: float | None,
+    report: Path | None,
+    as_json: bool,
 ) -> Report:
     with step("Importing torch, transformers and TransformerLens"):
         from allheads.verification.samples import sample_texts
@@ -45,8 +55,7 @@ def _convert(
         _ = ah.load, ah.convert, ah.verify
     texts = texts or sample_texts()
     started = time.perf_counter()
-    with step(f"Loading {model}"):
-        source = ah.load(model)
+    source = load_model(*named)
     loaded = time.perf_counter()
     with step("Turning every MLP neuron into attention heads"):
         twin = ah.convert(source) if tolerance is None else ah.convert(source, tolerance=tolerance)
@@ -58,7 +67,7 @@ def _convert(
             from allheads.plots.report_page import write_report
 
             write_report(twin, verdict, source.to_tokens(texts[0]), report)
-    facts = _facts(model, twin, loaded - started, converted - loaded)
+    facts = _facts(named[0], twin, loaded - started, converted - loaded)
     if as_json:
         figures = verdict.to_dict()
         typer.echo(json.dumps(facts | {name: figures[name] for name in _FIGURES}))
@@ -112,8 +121,9 @@ def _print(facts: dict[str, Any], verdict: Report, report: Path | None) -> None:
 def texts_of(text: str | None, file: Path | None) -> list[str] | None:
     """The texts to verify on: one, the paragraphs of a file, or None for the samples."""
     if text is not None and file is not None:
-        raise AllHeadsError("one of --text and --file", "both", "Leave one out.")
+        raise AllHeadsError("a text or --file", "both", "Leave one out.")
     if text is not None:
+        check_text(text)
         return [text]
     if file is None:
         return None

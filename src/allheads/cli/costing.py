@@ -6,11 +6,12 @@ import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from allheads.cli.console import results, step
+from allheads.cli.console import AsJson, results
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from allheads.twin.cost import Cost
 
 
@@ -18,13 +19,13 @@ def cost(
     models: Annotated[list[str] | None, typer.Argument(help="Names of models; all known ones if left out.")] = None,
     tolerance: Annotated[float | None, typer.Option(help="Certified error of the scalar activation.")] = None,
     n_ctx: Annotated[int | None, typer.Option(help="Context length; each model's own if left out.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """What the attention-only twins of known models cost. No weights are needed."""
-    with step("Importing torch and TransformerLens"):
-        from allheads.gates.approximation import DEFAULT_TOLERANCE
-        from allheads.models.shapes import KNOWN
-        from allheads.twin import cost as counting
+    from allheads.gates.approximation import DEFAULT_TOLERANCE
+    from allheads.models.shapes import KNOWN
+    from allheads.twin import cost as counting
+
     certified = DEFAULT_TOLERANCE if tolerance is None else tolerance
     costs = [counting.cost(name, tolerance=certified, n_ctx=n_ctx) for name in models or KNOWN]
     if as_json:
@@ -34,6 +35,8 @@ def cost(
 
 
 def _table(costs: list[Cost]) -> Table:
+    from rich.table import Table
+
     table = Table(title="Attention-only twins: counts, operations per token, patterns of one sequence in float32")
     table.add_column("model")
     headers = (

@@ -1,4 +1,4 @@
-"""Tables in documents, between markers that commands replace: ``<!-- name -->`` and ``<!-- /name -->``."""
+"""Markdown tables: in documents, between markers that commands replace, ``<!-- name -->``, and on a terminal."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from allheads.cli.console import results
 from allheads.disk import write_whole
-from allheads.errors import AllHeadsError
+from allheads.errors import AllHeadsError, printable
 
 
 def put(path: Path, tables: Mapping[str, str]) -> None:
@@ -20,6 +21,16 @@ def put(path: Path, tables: Mapping[str, str]) -> None:
     for name in wanted:
         text = between(text, name, tables[name], str(path))
     write_whole(path, text)
+
+
+def show(tables: Mapping[str, str]) -> None:
+    """Tables under their names, drawn as such on standard output."""
+    from rich.markdown import Markdown
+
+    console = results()
+    for name, table in tables.items():
+        console.print(name)
+        console.print(Markdown(printable(table)))
 
 
 def document(path: Path) -> str:

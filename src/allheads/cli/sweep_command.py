@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 import allheads as ah
-from allheads.cli.console import AsJson, ModelOption, load_twin, results
+from allheads.cli.before_loading import check_model
+from allheads.cli.console import AsJson, DeviceOption, DtypeOption, ModelOption, load_twin, results
+from allheads.disk import checked_path
+from allheads.errors import AllHeadsError
 
 if TYPE_CHECKING:
     from allheads.corpus.sweep_result import Sweep
@@ -29,17 +31,21 @@ def sweep(
     batch: Annotated[int, typer.Option(help="Windows at a time.")] = 8,
     every: Annotated[int, typer.Option(help="Batches between checkpoints.")] = 16,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint, if there is one.")] = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Count what every neuron and every ordinary head does over a corpus; stop and resume at will.
 
     With several processes: accelerate launch --multi_gpu --num_processes 2 -m allheads sweep ..., on processors too.
     """
+    _check(files, out)
+    check_model(model, device, dtype)
     from allheads.corpus import processes
 
     if processes.fewer_than_asked():
         typer.echo("allheads: accelerate has started one process; add --multi_gpu for several", err=True)
-    twin = load_twin(model, processes.device())
+    twin = load_twin(model, device or processes.device(), dtype)
     texts = ah.corpus.TextFiles(files, lines)
     settings = ah.corpus.SweepSettings(context, batch, every)
     found = ah.corpus.sweep(twin, texts, settings, out=out, resume=resume)
@@ -49,6 +55,13 @@ def sweep(
         typer.echo(json.dumps(_facts(found, out)))
     elif writes:
         _print(found, out)
+
+
+def _check(files: list[Path], out: Path) -> None:
+    for file in files:
+        if not file.is_file():
+            raise AllHeadsError("text files", f"{file}, which is none", "Check the path.")
+    checked_path(out)
 
 
 def _facts(found: Sweep, out: Path) -> dict[str, Any]:
@@ -70,6 +83,8 @@ def _facts(found: Sweep, out: Path) -> dict[str, Any]:
 
 
 def _print(found: Sweep, out: Path) -> None:
+    from rich.table import Table
+
     console, facts = results(), _facts(found, out)
     console.print(
         f"{facts['model']} at {facts['positions']:,} positions of {facts['texts']:,} texts. Of {facts['n_neurons']:,} "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -14,17 +14,24 @@ from torch import Tensor
 from allheads.errors import AllHeadsError
 from allheads.models.observe import Inputs, run_bridge
 from allheads.progress import bar
+from allheads.result import Result
 from allheads.twin.capture import EMBEDDINGS
 from allheads.twin.prompt import named_inputs
 from allheads.twin.sites import by_head, prompts_apart, sites
 from allheads.twin.twin import TwinBridge, require_twin
 
+if TYPE_CHECKING:
+    import pandas
 
-@dataclass(frozen=True)
-class Means:
+
+@dataclass(frozen=True, repr=False)
+class Means(Result):
     """Means over ``count`` positions, by hook point, in float64.
 
     ``hook_z [head d_head]``, ``hook_post [d_mlp]``, embeddings ``[d_model]``; by position with a first axis ``pos``.
+
+    >>> means(twin, ["Mary and John"]).of("blocks.3.mlp.hook_post").shape
+    torch.Size([1024])
     """
 
     count: int
@@ -36,6 +43,17 @@ class Means:
             some = ", ".join(list(self.values)[:2])
             raise AllHeadsError(f"a hook point with a mean, such as {some}", name, "Whole neurons and heads have one.")
         return self.values[name]
+
+    def facts(self) -> dict[str, Any]:
+        """Over how many positions they are."""
+        return {"count": self.count, "hook_points": len(self.values)}
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """A row for each hook point: hook_point, shape, and the root mean square of its means."""
+        import pandas
+
+        rows = [(name, tuple(mean.shape), float(mean.square().mean().sqrt())) for name, mean in self.values.items()]
+        return pandas.DataFrame(rows, columns=["hook_point", "shape", "rms"])
 
 
 def means(
@@ -51,7 +69,8 @@ def means(
 
     Raises `AllHeadsError` for anything but a twin, if no position is left, and for several lengths by position.
 
-    >>> average = means(twin, ["Mary and John", "went to the store"])  # doctest: +SKIP
+    >>> means(twin, ["Mary and John", "went to the store"]).count
+    5
     """
     require_twin(twin)
     items = [texts] if isinstance(texts, (str, Tensor, Mapping)) else list(texts)

@@ -18,7 +18,7 @@ elsewhere: the chance is 1/2, a head that takes away what it attends to is below
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -32,6 +32,7 @@ from allheads.corpus.token_windows import opening
 from allheads.errors import AllHeadsError
 from allheads.models.attention import read_attention
 from allheads.models.norms import known_norm
+from allheads.result import Result
 from allheads.twin.capture import capturing
 from allheads.twin.sites import Site
 from allheads.twin.twin import TwinBridge
@@ -40,12 +41,15 @@ Kind = Literal["induction", "duplicate", "previous", "copying"]
 KINDS: tuple[Kind, ...] = ("induction", "duplicate", "previous", "copying")
 
 
-@dataclass(frozen=True)
-class HeadScores:
+@dataclass(frozen=True, repr=False)
+class HeadScores(Result):
     """Scores of all ordinary heads that read text, each in [0, 1]; see `allheads.corpus.repeated_token_scores`.
 
     Copying is nan outside of a decoder's own stack, and where values are not shown as ``W_O`` reads them. A row is as
     long as its layer has heads, and nan beyond.
+
+    >>> head_scores(twin, length=16).to_dataframe().shape
+    (24, 5)
     """
 
     labels: list[list[str]]
@@ -60,6 +64,13 @@ class HeadScores:
             raise AllHeadsError(f"a kind out of {', '.join(KINDS)}", repr(kind), "Choose one.")
         table = self.to_dataframe().nlargest(k, kind)
         return list(zip(table["label"], table[kind], strict=True))
+
+    def facts(self) -> dict[str, Any]:
+        """How many heads there are, and the best of each kind."""
+        best: dict[str, Any] = {
+            kind: " ".join(f"{label} {score:.2f}" for label, score in self.top(kind, 1)) for kind in KINDS
+        }
+        return {"heads": sum(map(len, self.labels)), **best}
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row for each head: ``label`` and its scores."""
@@ -80,8 +91,8 @@ def head_scores(twin: TwinBridge, *, length: int | None = None, batch: int = 4, 
     Raises:
         AllHeadsError: no such twin, or a length or batch that does not fit it.
 
-    >>> head_scores(twin).top("induction", 1)  # doctest: +SKIP
-    [('L10.A5', 0.97)]
+    >>> [label for label, score in head_scores(twin, length=16).top("previous", 1)]
+    ['L...']
     """
     countable = Countable.of(twin)
     if not countable.heads:

@@ -41,6 +41,9 @@ class SweepSettings:
     A context of None is 128, or what the model has. Windows do not see each other, and their first positions do not
     count. A checkpoint is written after each part.
     ``like``: take the groups of tokens from this sweep, to merge the two.
+
+    >>> SweepSettings(context=64, batch=4)
+    SweepSettings(context=64, batch=4, every=16...
     """
 
     context: int | None = None
@@ -89,8 +92,9 @@ def sweep(
             is there already, is being written by another sweep, was made with other settings, another model or another
             corpus, or was damaged.
 
-    >>> found = sweep(twin, ["Mary and John went to the store."])  # doctest: +SKIP
-    >>> found.neurons().sort_values("token").tail()  # doctest: +SKIP
+    >>> found = sweep(twin, ["Mary and John went to the store."])
+    >>> found.neurons().shape
+    (4096, 11)
     """
     settings = settings or SweepSettings()
     countable = Countable.of(twin)

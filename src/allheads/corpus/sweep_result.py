@@ -16,6 +16,7 @@ from allheads.corpus.head_roles import ROLES
 from allheads.corpus.running_statistics import FREQUENT, RunningStatistics
 from allheads.corpus.variance import explained, spread
 from allheads.errors import AllHeadsError
+from allheads.result import Result
 from allheads.twin.labels import Label
 
 
@@ -29,11 +30,16 @@ class Example:
     tokens: list[int]
 
 
-@dataclass(frozen=True)
-class Sweep:
+@dataclass(frozen=True, repr=False)
+class Sweep(Result):
     """Statistics of all neurons and ordinary heads over a corpus, or over what of it is ``done``.
 
     ``settings`` say what of: model, weights, corpus, windows. ``groups`` is the group of every token.
+
+    >>> import allheads as ah
+    >>> sweep = ah.corpus.sweep(twin, ["Mary and John went to the store."])
+    >>> sweep.finished, Sweep.load(sweep.save("sweep.safetensors")).done == sweep.done
+    (True, True)
     """
 
     settings: dict[str, Any]
@@ -45,6 +51,22 @@ class Sweep:
     def finished(self) -> bool:
         """Is the corpus at its end?"""
         return self.done == self.settings["parts"]
+
+    def facts(self) -> dict[str, Any]:
+        """The model, the corpus, and how far the sweep has come."""
+        return {
+            "model": self.settings["model"],
+            "texts": self.settings["texts"],
+            "windows": self.settings["windows"],
+            "positions": self.statistics.positions,
+            "heads": len(self.settings["heads"]),
+            "neurons": sum(self._widths),
+            "finished": self.finished,
+        }
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """`neurons`."""
+        return self.neurons()
 
     def neurons(self) -> pd.DataFrame:
         """A row for each neuron.
@@ -79,11 +101,13 @@ class Sweep:
     def experts(self, k: int = 5) -> pd.DataFrame:
         """Which tokens the router sends to each expert: a row for each of the k that it sends there most often.
 
-        ``share`` is how many of a token's positions choose the expert, in [0, 1], out of ``count`` positions;
+        ``id`` is the token, ``share`` how many of its positions choose the expert, in [0, 1], out of ``count``;
         ``chosen`` the same for all tokens. Only the most frequent tokens are counted one by one. Empty outside of
         mixtures.
 
-        >>> sweep.experts(k=3)  # doctest: +SKIP
+        >>> import allheads as ah
+        >>> len(ah.corpus.sweep(twin, ["Mary and John"]).experts(k=3))  # no mixture
+        0
         """
         statistics, rows = self.statistics, []
         alone = (self.groups < FREQUENT).nonzero().flatten()
@@ -97,7 +121,7 @@ class Sweep:
             for at in sorted(range(len(alone)), key=lambda at: (-shares[at], -counts[at]))[:k]:
                 all_tokens = int(chosen.sum()) / max(statistics.positions, 1)
                 rows.append((stem, all_tokens, int(alone[at]), float(shares[at]), int(counts[at])))
-        return pd.DataFrame(rows, columns=["expert", "chosen", "token", "share", "count"])
+        return pd.DataFrame(rows, columns=["expert", "chosen", "id", "share", "count"])
 
     def heads(self) -> pd.DataFrame:
         """A row for each ordinary head: mean attention in each role, in [0, 1], and mean entropy in nats.
@@ -113,8 +137,10 @@ class Sweep:
 
         Raises `AllHeadsError` for an unknown label.
 
-        >>> sweep.of("L3.N812")["open"]  # doctest: +SKIP
-        0.0173
+        >>> import allheads as ah
+        >>> sweep = ah.corpus.sweep(twin, ["Mary and John went to the store."])
+        >>> 0 <= sweep.of("L3.N812")["open"] <= 1
+        True
         """
         kind = Label.parse(label).kind
         table = self.heads() if kind != "N" else self.neurons()

@@ -28,7 +28,12 @@ PIECE = 2**16
 
 @dataclass(frozen=True)
 class TextFiles:
-    """Text files as texts: a file each, or with ``lines`` a line each, empty ones left out."""
+    r"""Text files as texts: a file each, or with ``lines`` a line each, empty ones left out.
+
+    >>> _ = Path("model.txt").write_text("One line.\nAnother.\n")
+    >>> list(TextFiles([Path("model.txt")], lines=True))
+    [(0, 'One line.\n'), (1, 'Another.\n')]
+    """
 
     paths: Sequence[Path]
     lines: bool = False
@@ -77,7 +82,11 @@ class Batch:
 
 
 def windows(twin: TwinBridge, texts: Texts, context: int) -> Iterator[Window]:
-    """The windows of every text, in order."""
+    """The windows of every text, in order.
+
+    >>> [window.start for window in windows(twin, ["Mary and John went to the store."], 4)]
+    [0, 4]
+    """
     room = context - len(opening(twin))
     pieces = texts if isinstance(texts, TextFiles) else enumerate(texts)
     for text, group in groupby(pieces, key=itemgetter(0)):
@@ -132,7 +141,11 @@ def survey(twin: TwinBridge, texts: Texts, context: int) -> tuple[dict[str, str 
 
 
 def opening(twin: TwinBridge) -> list[int]:
-    """What every window begins with: the beginning-of-sequence token where the model's tokenizer adds one."""
+    """What every window begins with: the beginning-of-sequence token where the model's tokenizer adds one.
+
+    >>> opening(twin)
+    []
+    """
     adds = twin.tokenizer is not None and twin.cfg.default_prepend_bos and twin.tokenizer.bos_token_id is not None
     return [twin.tokenizer.bos_token_id] if adds else []
 

@@ -1,6 +1,7 @@
 """Activation functions by name: what they compute and where they come from.
 
-Importing this file is cheap; every function is plain torch and works in any floating dtype.
+Every function is plain torch and works in any floating dtype. torch is imported when one is called: looking up
+certificates, which counting needs, takes milliseconds without it.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from typing import TYPE_CHECKING, Any
 
 from allheads.errors import AllHeadsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Activation:
     name: str
     formula: str
     source: str
-    function: Callable[[Tensor], Tensor]
+    #: From tensors to tensors; said without their type, which pydantic would have to find when it reads a saved twin.
+    function: Callable[[Any], Any]
     squared: bool = False
     silu_form: tuple[float, float] | None = None
     base: tuple[Activation, float, float] | None = None
@@ -42,6 +44,7 @@ class Activation:
     def stretched(self, inner: float, outer: float) -> Activation:
         """``outer * f(inner * t)``; the same object for the same factors.
 
+        >>> import torch
         >>> float(ACTIVATIONS["relu"].stretched(2.0, 3.0)(torch.tensor(1.0)))
         6.0
         """
@@ -69,6 +72,7 @@ def generalised_silu(outer: float, inner: float) -> Activation:
 
     >>> generalised_silu(0.5, 2.0).silu_form
     (1.0, 2.0)
+    >>> import torch
     >>> float(generalised_silu(0.5, 2.0)(torch.tensor(0.0)))
     0.0
     """
@@ -76,13 +80,45 @@ def generalised_silu(outer: float, inner: float) -> Activation:
         f"{outer!r}*silu({inner!r}*t)",
         "a1 a2 t sigma(a2 t)",
         "Huben & Morris 2023, arXiv 2309.08593",
-        lambda t: outer * F.silu(inner * t),
+        lambda t: outer * _silu(inner * t),
         silu_form=(outer * inner, inner),
         base=(ACTIVATIONS["silu"], inner, outer),
     )
 
 
+def _silu(t: Tensor) -> Tensor:
+    from torch.nn import functional as F
+
+    return F.silu(t)
+
+
+def _quick_gelu(t: Tensor) -> Tensor:
+    import torch
+
+    return t * torch.sigmoid(QUICK_GELU_SLOPE * t)
+
+
+def _gelu(t: Tensor) -> Tensor:
+    from torch.nn import functional as F
+
+    return F.gelu(t)
+
+
+def _gelu_tanh(t: Tensor) -> Tensor:
+    from torch.nn import functional as F
+
+    return F.gelu(t, approximate="tanh")
+
+
+def _relu(t: Tensor) -> Tensor:
+    from torch.nn import functional as F
+
+    return F.relu(t)
+
+
 def _gelu_fast(t: Tensor) -> Tensor:
+    import torch
+
     return 0.5 * t * (1.0 + torch.tanh(t * 0.7978845608 * (1.0 + 0.044715 * t * t)))
 
 
@@ -92,28 +128,28 @@ QUICK_GELU_SLOPE = 1.702
 ACTIVATIONS = {
     entry.name: entry
     for entry in (
-        Activation("silu", "t sigma(t)", "Elfwing et al. 2017, arXiv 1702.03118", F.silu, silu_form=(1.0, 1.0)),
+        Activation("silu", "t sigma(t)", "Elfwing et al. 2017, arXiv 1702.03118", _silu, silu_form=(1.0, 1.0)),
         Activation(
             "quick_gelu",
             "t sigma(1.702 t)",
             "Hendrycks & Gimpel 2016, arXiv 1606.08415",
-            lambda t: t * torch.sigmoid(QUICK_GELU_SLOPE * t),
+            _quick_gelu,
             silu_form=(1.0, QUICK_GELU_SLOPE),
         ),
-        Activation("gelu", "t Phi(t), Phi the normal distribution function", "arXiv 1606.08415", F.gelu),
+        Activation("gelu", "t Phi(t), Phi the normal distribution function", "arXiv 1606.08415", _gelu),
         Activation(
             "gelu_tanh",
             "t/2 (1 + tanh(sqrt(2/pi) (t + 0.044715 t^3)))",
             "arXiv 1606.08415",
-            lambda t: F.gelu(t, approximate="tanh"),
+            _gelu_tanh,
         ),
         Activation("gelu_fast", "gelu_tanh with sqrt(2/pi) rounded to 0.7978845608", "arXiv 1606.08415", _gelu_fast),
-        Activation("relu", "max(t, 0)", "Nair & Hinton 2010", F.relu),
+        Activation("relu", "max(t, 0)", "Nair & Hinton 2010", _relu),
         Activation(
             "relu2",
             "max(t, 0)^2",
             "So et al. 2021, arXiv 2109.08668",
-            lambda t: F.relu(t).square(),
+            lambda t: _relu(t).square(),
             squared=True,
         ),
         Activation("linear", "t", "the bilinear unit of Shazeer 2020, arXiv 2002.05202", lambda t: t),

@@ -20,13 +20,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from allheads.errors import AllHeadsError
 from allheads.gates.activations import Activation
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 #: A plain sum whose alphas were rounded drifts from its activation in proportion to ``|t|``: it is certified this far.
 DRIFT_REACH = 1e5
@@ -38,6 +39,7 @@ _ROUNDOFF, _UP = 2.0**-53, 1 + 1e-9
 class Gate:
     """One head: the scores ``offsets[j] - slopes[j] * t`` of its bias tokens against 0 on itself.
 
+    >>> import torch
     >>> sigmoid = Gate((0.0,), (1.0,))
     >>> float(sigmoid(torch.tensor(0.0)))
     0.5
@@ -55,6 +57,8 @@ class Gate:
 
     def scores(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape slot"]:
         """Attention scores: slot 0 is the token itself (0), slots 1..B the bias tokens."""
+        import torch
+
         offsets = torch.tensor((0.0, *self.offsets), dtype=t.dtype, device=t.device)
         slopes = torch.tensor((0.0, *self.slopes), dtype=t.dtype, device=t.device)
         return offsets - slopes * t[..., None]
@@ -112,6 +116,8 @@ class GateSum:
 
     def __call__(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Evaluate the sum, differentiably, in the dtype of ``t``."""
+        import torch
+
         total = torch.zeros_like(t)
         for gate, alpha, delta in zip(self.gates, self.alpha, self.delta, strict=True):
             total = total + (alpha * t + delta) * gate(t)
@@ -122,6 +128,7 @@ class GateSum:
 
         The certificate goes along, see `rescaled`: ``outer (0.3 + |f|) <= max(1, outer) (0.3 + outer |f|)``.
 
+        >>> import torch
         >>> from allheads.gates.approximation import approximate
         >>> float(approximate("silu").stretched(2.0, 3.0)(torch.tensor(0.5)) / torch.sigmoid(torch.tensor(1.0)))
         3.0
@@ -137,12 +144,16 @@ class GateSum:
 
     def scale(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """What ``max_error`` is measured in at ``t``."""
+        import torch
+
         if self.activation.squared:
             return t.abs() * (0.3 + torch.relu(t))
         return 0.3 + self.activation(t).abs() if self.gated else torch.ones_like(t)
 
     def bound(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The certified bound on ``|F(t) - f(t)|`` at ``t``; infinite outside the domain."""
+        import torch
+
         inside = t.abs() <= self.domain
         return torch.where(inside, self.max_error * self.scale(t), torch.inf)
 

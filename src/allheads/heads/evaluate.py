@@ -145,7 +145,12 @@ def _split(per_head: Float[Tensor, "batch head pos"], parts: int) -> Float[Tenso
 def slot_scores(
     heads: HeadWeights, part: int, q: Float[Tensor, "row neuron"], self_key: Tensor | None
 ) -> Float[Tensor, "slot row neuron"]:
-    """Scores of one part's heads: of the token itself (0 without a key), then of its bias tokens."""
+    """Scores of one part's heads: of the token itself (0 without a key), then of its bias tokens.
+
+    >>> weights = twin.banks[3].weights()
+    >>> slot_scores(weights, 0, torch.ones(5, 1024), None).shape  # the token, 8 bias tokens
+    torch.Size([9, 5, 1024])
+    """
     keys, offsets = (F.pad(table, (0, 0, 0, 0, 1, 0)) for table in _bias_scores(heads, part, q.dtype))
     if self_key is not None:
         keys = torch.cat([self_key[None], keys[1:].expand(-1, *q.shape)])

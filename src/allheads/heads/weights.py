@@ -23,7 +23,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class HeadWeights:
-    """Everything a bank computes with. ``part`` and ``neuron`` axes marked 1 broadcast."""
+    """Everything a bank computes with. ``part`` and ``neuron`` axes marked 1 broadcast.
+
+    >>> weights = twin.banks[3].weights()
+    >>> weights.parts, weights.neurons, weights.edited
+    (2, 1024, False)
+    """
 
     W_Q: Float[Tensor, "part|1 neuron d_model"]
     b_Q: Float[Tensor, "part|1 neuron"] | None

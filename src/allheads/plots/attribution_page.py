@@ -21,6 +21,11 @@ def write_attribution(found: Attribution, graph: AttributionGraph, path: str | P
     """Write one self-contained HTML file about an attribution and its graph, and return its path.
 
     Raises `AllHeadsError` if the file cannot be written; nothing is left behind then.
+
+    >>> import allheads as ah
+    >>> found = ah.attribute(twin, "Mary and John", " Mary")
+    >>> write_attribution(found, found.graph(budget=5), "page.html").name
+    'page.html'
     """
     target = checked_path(path)
     pictures = {f"{by}s": plot(attribution(found, by)) for by in ("token", "head", "layer")}

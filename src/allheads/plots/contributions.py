@@ -30,8 +30,10 @@ def attribution(found: Attribution, by: str = "waterfall") -> Picture:
 
     Raises `AllHeadsError` for anything else, and for an image where there is none.
 
-    >>> found = ah.attribute(twin, "When Mary and John", " Mary")  # doctest: +SKIP
-    >>> ah.plots.attribution(found, "head")  # doctest: +SKIP
+    >>> import allheads as ah
+    >>> found = ah.attribute(twin, "When Mary and John", " Mary")
+    >>> ah.plots.attribution(found, "head").save("heads.html").name
+    'heads.html'
     """
     drawn = {"token": _tokens, "image": on_image, "head": _heads, "layer": _layers, "waterfall": _waterfall}
     if by not in drawn:

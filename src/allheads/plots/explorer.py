@@ -70,7 +70,8 @@ def explore(
             `ah.graph` refuses, or a network that looks ahead or reads something else than one text.
 
     >>> import allheads as ah
-    >>> ah.plots.explore(twin, "When Mary and John went to the store").save("explore.html")  # doctest: +SKIP
+    >>> ah.plots.explore(twin, "When Mary and John", budget=5).save("explore.html").name
+    'explore.html'
     """
     chosen = rule_named(rule)
     ids = _text(twin, tokens)

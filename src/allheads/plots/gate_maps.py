@@ -50,7 +50,9 @@ def gates(
 
     Raises `AllHeadsError` for a layer without an MLP of its own, another order, or fewer than one neuron.
 
-    >>> ah.plots.gates(twin, "The cat sat on the mat.", 3)  # doctest: +SKIP
+    >>> import allheads as ah
+    >>> ah.plots.gates(twin, "The cat sat on the mat.", 3).save("gates.html").name
+    'gates.html'
     """
     if by not in ("contribution", "openness") or top < 1:
         raise AllHeadsError("by='contribution' or 'openness', and top of 1 or more", f"{by!r}, {top}", "Change it.")

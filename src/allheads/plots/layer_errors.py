@@ -16,6 +16,10 @@ def errors(report: Report) -> Picture:
 
     A layer that fails is drawn as an orange cross. A bound of zero (heads that equal the activation exactly) or
     without limit (an activation outside the domain) has no place on the axis; hovering over the error tells it.
+
+    >>> import allheads as ah
+    >>> ah.plots.errors(ah.verify(source, twin, "The cat sat on the mat.")).save("errors.html").name
+    'errors.html'
     """
     layers = [proof.layer for proof in report.layers]
     bound = go.Scatter(

@@ -42,6 +42,11 @@ def write_report(
 
     Raises `AllHeadsError` if the file cannot be written (nothing is left behind then), for a layer the twin does
     not have, for a report of another model, or for a text it cannot read.
+
+    >>> import allheads as ah
+    >>> report = ah.verify(source, twin, "The cat sat on the mat.")
+    >>> write_report(twin, report, "The cat sat on the mat.", "twin.html").name
+    'twin.html'
     """
     target = checked_path(path)
     shown = _checked_layers(twin, report, layers)

@@ -24,7 +24,9 @@ def residual(twin: TwinBridge, tokens: Texts) -> Picture:
 
     Raises `AllHeadsError` for a text that cannot be read, and for an encoder with a decoder.
 
-    >>> ah.plots.residual(twin, "The cat sat on the mat.")  # doctest: +SKIP
+    >>> import allheads as ah
+    >>> ah.plots.residual(twin, "The cat sat on the mat.").save("stream.html").name
+    'stream.html'
     """
     row = one_row(require_twin(twin), tokens)
     layers = len(getattr(twin, "blocks", ()))

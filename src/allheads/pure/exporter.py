@@ -22,6 +22,11 @@ def export(twin: TwinBridge, path: str | Path) -> None:
 
     Raises `AllHeadsError` for anything but a twin, for a part that is not plain attention, and for a path that no file
     can have.
+
+    >>> import allheads as ah
+    >>> export(twin, "heads.safetensors")
+    >>> ah.pure.run("heads.safetensors", twin.to_tokens("Mary and John")[0]).shape
+    torch.Size([3, 49152])
     """
     require_twin(twin)
     checked_path(path)

@@ -10,7 +10,7 @@ from allheads.disk import named_path, recover
 from allheads.errors import AllHeadsError
 from allheads.models import pretrained
 from allheads.models.bridge import TransformerBridge
-from allheads.models.sources import PACKAGED
+from allheads.models.names import PACKAGED
 from allheads.store.load_twin import revive
 from allheads.store.record import FILE
 from allheads.store.tensors import STEM
@@ -44,8 +44,9 @@ def load(
             device cannot be used; or a twin's source is missing, changed or of another kind.
 
     Example:
-        >>> model = load()  # doctest: +SKIP
-        >>> model.to_str_tokens("Nothing but heads")  # doctest: +SKIP
+        >>> import allheads as ah
+        >>> model = ah.load("smollm2-135m")
+        >>> model.to_str_tokens("Nothing but heads")
         ['Nothing', ' but', ' heads']
     """
     folder = _twin_folder(name_or_path)

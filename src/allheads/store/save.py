@@ -41,8 +41,10 @@ def save(twin: TwinBridge, folder: str | Path, *, standalone: bool = False) -> P
             else in it or cannot be written; or the network cannot stand alone, because transformers lacks its class.
 
     >>> import allheads as ah
-    >>> twin = ah.convert(ah.load("smollm2-135m"))  # doctest: +SKIP
-    >>> twin = ah.load(ah.save(twin, "my-twin"))  # doctest: +SKIP
+    >>> twin = ah.convert(ah.load("smollm2-135m"))
+    >>> again = ah.load(ah.save(twin, "my-twin"))
+    >>> bool((again("Mary") == twin("Mary")).all())
+    True
     """
     _check(twin)
     target = named_path(folder).resolve()

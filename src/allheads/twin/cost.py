@@ -11,18 +11,22 @@ d = d_model, H heads of K bias tokens in all per neuron and n positions,
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from allheads.errors import AllHeadsError
 from allheads.gates.approximation import DEFAULT_TOLERANCE, approximate
 from allheads.models.shapes import Shape, shape_of
+from allheads.result import Result, finite
+
+if TYPE_CHECKING:
+    import pandas
 
 #: Bytes of a float32.
 FLOAT32 = 4
 
 
-@dataclass(frozen=True)
-class Cost:
+@dataclass(frozen=True, repr=False)
+class Cost(Result):
     """Counts for one model at one context length; operations are per token, memory is for one sequence in float32."""
 
     model: str
@@ -41,9 +45,22 @@ class Cost:
     pattern_bytes_slots: int
     pattern_bytes_dense: int
 
-    def to_dict(self) -> dict[str, object]:
-        """For JSON."""
+    def facts(self) -> dict[str, Any]:
+        """All counts by name."""
         return asdict(self)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row."""
+        import pandas
+
+        return pandas.DataFrame([self.facts()])
+
+    def to_dict(self) -> dict[str, Any]:
+        """All counts by name, for JSON."""
+        return finite(self.facts())
+
+    def preview(self) -> None:
+        """The facts are all there is."""
 
 
 def cost(model: Any, *, tolerance: float = DEFAULT_TOLERANCE, n_ctx: int | None = None) -> Cost:

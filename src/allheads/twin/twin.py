@@ -45,6 +45,11 @@ class TwinBridge(TransformerBridge):
     ``layers`` are in the order of the network: in a decoder whose layers have one MLP each, ``layers[l].bank`` is that
     of layer l, ``blocks.{l}.mlp`` in the bridge. ``untouched`` names what else has matrices in the layers and stays as
     it is: routers, mixers that are not attention. ``tolerance`` is the certified error of the scalar activation.
+
+    >>> import allheads as ah
+    >>> twin = ah.convert(ah.load("smollm2-135m"))
+    >>> sum(head.of_neuron for head in twin.heads()), twin.layers[3].location.stem
+    (8192, 'L3')
     """
 
     layers: tuple[Layer, ...]
@@ -87,8 +92,8 @@ class TwinBridge(TransformerBridge):
 
         Raises `AllHeadsError` for a label that is malformed, points outside the twin, or names a whole neuron.
 
-        >>> twin.head("L3.A5").W_Q.shape  # doctest: +SKIP
-        torch.Size([576, 64])
+        >>> twin.head("L3.A5").W_Q.shape
+        torch.Size([48, 8])
         """
         return self.index.head(label)
 
@@ -97,7 +102,7 @@ class TwinBridge(TransformerBridge):
 
         Raises `AllHeadsError` for a label that is malformed, points outside the twin, or names something else.
 
-        >>> [str(head) for head in twin.neuron("L3.N812")]  # doctest: +SKIP
+        >>> [str(head) for head in twin.neuron("L3.N812")]
         ['L3.N812.0', 'L3.N812.1']
         """
         return self.index.neuron(label)

@@ -55,7 +55,12 @@ class ResidualBranch:
 
 @dataclass(frozen=True)
 class Wiring:
-    """Sublayers of a twin, by what their labels begin with (``L3.A``, ``L3.M2.N``), and the stream between them."""
+    """Sublayers of a twin, by what their labels begin with (``L3.A``, ``L3.M2.N``), and the stream between them.
+
+    >>> wiring = read_wiring(twin)
+    >>> len(wiring.of_kind(True)), wiring.attention_branch(3).name
+    (4, 'L3')
+    """
 
     twin: TwinBridge
     branches: Mapping[str, ResidualBranch]
@@ -145,6 +150,9 @@ def read_wiring(twin: TwinBridge) -> Wiring:
     """The wiring of a twin, whatever its stacks of layers are.
 
     Raises `AllHeadsError` for parts that run more than once.
+
+    >>> [branch.name for branch in read_wiring(twin).of_kind(False)]
+    ['L0', 'L1', 'L2', 'L3']
     """
     run = cut_run(twin)
     layers = {f"{layer.location.stem}.{layer.kind}": layer for layer in twin.index.attention.values()}

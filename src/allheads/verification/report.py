@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -14,7 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from allheads.gates.approximation import DEFAULT_TOLERANCE
+from allheads.result import Result, finite
 from allheads.verification.layers import LayerProof
+
+if TYPE_CHECKING:
+    import pandas
 
 #: How many failures a printed report lists.
 _SHOWN = 20
@@ -47,8 +50,8 @@ class Thresholds:
         return cls(min(0.5, 5e-4 * coarse), min(1e-3, 1e-8 * coarse * coarse))
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Result):
     """What `verify` measured. Figures without a suffix are those of the evaluation named in ``evaluation``.
 
     ``output`` says what was compared: the logits, or, of a network without a head, its last hidden state. Of hidden
@@ -77,7 +80,7 @@ class Report:
     top1_agreement: float
     noise_floor: float | None
     thresholds: Thresholds
-    layers: list[LayerProof] = field(repr=False)
+    layers: list[LayerProof]
     differences: list[str] = field(default_factory=list)
     unreached: list[str] = field(default_factory=list)
 
@@ -148,16 +151,45 @@ class Report:
             rows.append(["top-1 agreement", f"{self.top1_agreement:.2%}", "", ""])
         return [*rows, ["activations outside the certified domain", str(self.domain_violations), "", "0"]]
 
+    def facts(self) -> dict[str, Any]:
+        """The verdict, and the figures that it rests on."""
+        return {
+            "model": self.model,
+            "passed": self.passed,
+            "texts": self.texts,
+            "tokens": self.tokens,
+            "dtype": self.dtype,
+            "evaluation": self.evaluation,
+            "max_logit_error": self.max_logit_error,
+            "mean_kl": self.mean_kl,
+            "failures": self.failures,
+        }
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """A row for each layer's proof, those closest to their bounds first."""
+        import pandas
+
+        ordered = sorted(self.layers, key=lambda layer: (layer.passed, -layer.tightness))
+        columns = [field.name for field in fields(LayerProof)]
+        return pandas.DataFrame([[getattr(layer, name) for name in columns] for layer in ordered], columns=columns)
+
+    def preview(self) -> pandas.DataFrame:
+        """Of these, what fits a line."""
+        return self.to_dataframe()[["location", "error", "bound", "tightness", "passed"]]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; infinities and NaN become None."""
-        return _finite(vars(self)) | {
-            "domain_violations": self.domain_violations,
-            "edited": self.edited,
-            "thresholds": asdict(self.thresholds),
-            "layers": [_finite(vars(layer)) for layer in self.layers],
-            "failures": self.failures,
-            "passed": self.passed,
-        }
+        return finite(
+            vars(self)
+            | {
+                "domain_violations": self.domain_violations,
+                "edited": self.edited,
+                "thresholds": asdict(self.thresholds),
+                "layers": [vars(layer) for layer in self.layers],
+                "failures": self.failures,
+                "passed": self.passed,
+            }
+        )
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """A short table: one line a figure, then the layers that come closest to their bounds."""
@@ -178,12 +210,6 @@ class Report:
         console = Console(width=100, record=True, file=io.StringIO(), markup=False, emoji=False)
         console.print(self)
         return console.export_text()
-
-
-def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
-    }
 
 
 def _summary(report: Report) -> Table:

@@ -1,7 +1,9 @@
 """A twin read by its weights only: circuits through the embeddings, and composition over every pair.
 
 >>> import allheads as ah
->>> print(ah.weights.circuit(twin, "L3.N812"))  # doctest: +SKIP
+>>> print(ah.weights.circuit(twin, "L3.N812", k=3))
+L3.N812
+     opens: ...
 """
 
 from __future__ import annotations

@@ -47,8 +47,9 @@ def circuit(twin: TwinBridge, label: str, *, k: int = 10) -> Circuit:
             edited neurons, a stream that neither begins with tokens nor ends in logits.
 
     >>> import allheads as ah
-    >>> ah.weights.circuit(twin, "L3.N812").opens  # doctest: +SKIP
-    >>> ah.weights.circuit(twin, "L3.A5").of(" Paris")  # doctest: +SKIP
+    >>> len(ah.weights.circuit(twin, "L3.N812", k=3).opens)
+    3
+    >>> promotes, suppresses = ah.weights.circuit(twin, "L3.A5", k=3).of(" Paris")
     """
     if not isinstance(k, int) or k < 1:
         raise AllHeadsError("k of 1 or more", repr(k), "It is how many tokens to show for each side.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from torch import Tensor
 from allheads.errors import AllHeadsError
 from allheads.models.norms import Norm
 from allheads.progress import bar
+from allheads.result import Result
 from allheads.twin.twin import TwinBridge, require_twin
 from allheads.twin.wiring import ResidualBranch, Side, Wiring, read_wiring
 from allheads.weights.baseline import baseline
@@ -60,9 +61,15 @@ class Pair:
         return self.score - self.baseline
 
 
-@dataclass(frozen=True)
-class Composition:
-    """The pairs of a kind with the largest excess, and what all ``count`` of them look like."""
+@dataclass(frozen=True, repr=False)
+class Composition(Result):
+    """The pairs of a kind with the largest excess, and what all ``count`` of them look like.
+
+    >>> import allheads as ah
+    >>> found = ah.weights.composition(twin, "head->V", k=3)
+    >>> len(found), found.count
+    (3, 216)
+    """
 
     kind: str
     offsets: list[int]
@@ -80,6 +87,16 @@ class Composition:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def facts(self) -> dict[str, Any]:
+        """The kind, how many pairs there are, and how they compare with chance."""
+        return {
+            "kind": self.kind,
+            "offsets": self.offsets,
+            "count": self.count,
+            "chance_ratio": self.chance_ratio,
+            "gated": list(self.gated),
+        }
 
     def to_dataframe(self) -> pandas.DataFrame:
         """Columns: writer, reader, score, baseline, excess, sign."""
@@ -119,8 +136,9 @@ def composition(twin: TwinBridge, kind: str, *, k: int = 100, offsets: Sequence[
             than values, scores of another form (for Q and K), norms of an unknown kind, edited heads.
 
     >>> import allheads as ah
-    >>> for pair in ah.weights.composition(twin, "neuron->Q", k=3):  # doctest: +SKIP
-    ...     print(pair.writer, pair.reader, pair.excess)
+    >>> found = ah.weights.composition(twin, "neuron->Q", k=3)
+    >>> [pair.excess > 0 for pair in found]
+    [True, True, True]
     """
     writer, reader = _sides(twin, kind)
     if not isinstance(k, int) or k < 1:

@@ -113,7 +113,11 @@ def require_attention(branch: ResidualBranch) -> Attention:
 
 
 def require_values(branches: Sequence[ResidualBranch]) -> None:
-    """Raises `AllHeadsError` if a sublayer writes something else than values carried along patterns."""
+    """Raises `AllHeadsError` if a sublayer writes something else than values carried along patterns.
+
+    >>> import allheads as ah
+    >>> require_values(ah.weights.read_wiring(twin).of_kind(False))
+    """
     for branch in branches:
         require_attention(branch)
     if other := [branch.name for branch in branches if not branch.values]:
@@ -121,7 +125,11 @@ def require_values(branches: Sequence[ResidualBranch]) -> None:
 
 
 def require_scores(branches: Sequence[ResidualBranch]) -> None:
-    """Raises `AllHeadsError` if the scores of a sublayer are not ``x W_Q R W_K^T x^T``, norms and positions aside."""
+    """Raises `AllHeadsError` if the scores of a sublayer are not ``x W_Q R W_K^T x^T``, norms and positions aside.
+
+    >>> import allheads as ah
+    >>> require_scores(ah.weights.read_wiring(twin).of_kind(False))
+    """
     for branch in branches:
         require_attention(branch)
         if not branch.scores:

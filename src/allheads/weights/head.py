@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from allheads.errors import AllHeadsError
 from allheads.models.attention import Attention, rotated
+from allheads.result import Result
 from allheads.twin.prompt import one_token, token_texts
 from allheads.twin.twin import TwinBridge
 from allheads.twin.wiring import ResidualBranch, Side, Wiring
@@ -27,14 +28,19 @@ if TYPE_CHECKING:
     import pandas
 
 
-@dataclass(frozen=True)
-class HeadCircuit:
+@dataclass(frozen=True, repr=False)
+class HeadCircuit(Result):
     """An ordinary head through the embeddings. Streams are single tokens' embeddings, without positions.
 
     ``query`` and ``key`` are what the head makes of each token, biases and the scale of the scores included, before
     rotary; ``value`` likewise; ``write`` is what each direction of a value does to the logits, per unit of the final
     norm's scale and less the mean over the vocabulary. ``unread`` says why one is None: Q, K, V or O. A head that
     looks at another stack reads its keys and values there.
+
+    >>> import allheads as ah
+    >>> circuit = ah.weights.circuit(twin, "L3.A5", k=3)
+    >>> len(circuit.promotes()), -1 <= circuit.copying <= 1
+    (3, True)
     """
 
     label: str
@@ -103,10 +109,17 @@ class HeadCircuit:
         eigenvalues = torch.linalg.eigvals((write @ value).double())
         return float(eigenvalues.real.sum() / eigenvalues.abs().sum().clamp_min(1e-300))
 
+    def facts(self) -> dict[str, Any]:
+        """Which head it is, and what of it cannot be read."""
+        return {"label": self.label, "k": self.k, "gated": self.gated, "unread": list(map(str, self.unread.values()))}
+
+    def preview(self) -> None:
+        """Rows take seconds."""
+
     def to_dataframe(self) -> pandas.DataFrame:
         """`attends` at offset 0, `promotes` and `suppresses`, where they can be read: seconds on a large vocabulary.
 
-        Columns: side, first, first_text, second, second_text, value.
+        Columns: side, first, first_id, second, second_id, value.
         """
         import pandas
 
@@ -114,11 +127,11 @@ class HeadCircuit:
         if self.value is not None and self.write is not None:
             sides |= {"promotes": self.promotes(), "suppresses": self.suppresses()}
         rows = [
-            (side, pair.first, pair.texts[0], pair.second, pair.texts[1], pair.value)
+            (side, pair.texts[0], pair.first, pair.texts[1], pair.second, pair.value)
             for side, pairs in sides.items()
             for pair in pairs
         ]
-        return pandas.DataFrame(rows, columns=["side", "first", "first_text", "second", "second_text", "value"])
+        return pandas.DataFrame(rows, columns=["side", "first", "first_id", "second", "second_id", "value"])
 
     def _ov(self) -> tuple[Tensor, Tensor]:
         return self._side("V", self.value), self._side("O", self.write)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from allheads.errors import AllHeadsError
+from allheads.result import Result
 from allheads.twin.wiring import ResidualBranch, Wiring
 from allheads.weights.vocabulary import TokenValue, extreme_tokens, read_tokens, write_logits
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 SIDES = ("opens", "closes", "raises", "lowers", "promotes", "suppresses")
 
 
-@dataclass(frozen=True)
-class NeuronCircuit:
+@dataclass(frozen=True, repr=False)
+class NeuronCircuit(Result):
     """A neuron through the embeddings, k tokens a side, the strongest first.
 
     ``opens`` and ``closes``: preactivation of its gate, with its bias, if the stream were the token's embedding.
@@ -28,6 +29,11 @@ class NeuronCircuit:
     its gate reads. ``promotes`` and ``suppresses``: logits, less their mean over the vocabulary, per unit of activation
     and of the final norm's scale. Both of the first are empty where the stream does not begin with tokens, the last
     where it does not end in logits; ``unread`` then says so.
+
+    >>> import allheads as ah
+    >>> circuit = ah.weights.circuit(twin, "L3.N812", k=3)
+    >>> [len(side) for side in (circuit.opens, circuit.raises, circuit.promotes)]
+    [3, 3, 3]
     """
 
     label: str
@@ -40,12 +46,20 @@ class NeuronCircuit:
     #: Why sides are empty: an end of the stream that is not tokens.
     unread: tuple[str, ...] = ()
 
+    def facts(self) -> dict[str, Any]:
+        """Which neuron it is, and what of it cannot be read."""
+        return {"label": self.label, "unread": list(self.unread)}
+
     def to_dataframe(self) -> pandas.DataFrame:
-        """Columns: side, token, text, value."""
+        """Columns: side, token, id, value."""
         import pandas
 
-        rows = [(side, token.token, token.text, token.value) for side in SIDES for token in getattr(self, side)]
-        return pandas.DataFrame(rows, columns=["side", "token", "text", "value"])
+        rows = [(side, token.text, token.token, token.value) for side in SIDES for token in getattr(self, side)]
+        return pandas.DataFrame(rows, columns=["side", "token", "id", "value"])
+
+    def preview(self) -> pandas.DataFrame:
+        """The strongest tokens of every side."""
+        return self.to_dataframe().groupby("side", sort=False).head(1)
 
     def __str__(self) -> str:
         texts = {side: " ".join(repr(token.text) for token in getattr(self, side)) for side in SIDES}

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from allheads.cli.console import explained
+from allheads.cli.console import GroupHelp, explained
 from allheads_labs.commands.lab import command
 from allheads_labs.commands.physics import physics
 from allheads_labs.commands.training import training
@@ -25,11 +25,11 @@ class Labs(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-lab = typer.Typer(cls=Labs, no_args_is_help=True, help="Experiments that anyone can rerun.")
+lab = typer.Typer(cls=Labs, add_help_option=False, no_args_is_help=True, help="Experiments that anyone can rerun.")
 
 
 @lab.callback()
-def main() -> None:
+def main(asked: GroupHelp = False) -> None:
     """Experiments that anyone can rerun."""
 
 

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from allheads.cli.console import explained, step
-from allheads.cli.documents import document, put
+from allheads.cli.console import AsJson, explained, step
+from allheads.cli.documents import document, put, show
 from allheads.disk import checked_path
 
 
@@ -23,7 +23,7 @@ def command(name: str) -> Callable[..., None]:
         minutes: Annotated[float | None, typer.Option(help="Allow so much time: 15, or 1 if quick.")] = None,
         write: Annotated[Path | None, typer.Option(help="Replace the tables in this document.")] = None,
         figure: Annotated[Path | None, typer.Option(help="Write the figure here: HTML, PNG or SVG.")] = None,
-        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+        as_json: AsJson = False,
     ) -> None:
         with explained():
             with step("Importing torch and TransformerLens"):
@@ -61,4 +61,4 @@ def deliver(tables: Mapping[str, str], facts: object, *, write: Path | None, as_
     if as_json:
         typer.echo(json.dumps(facts))
     elif write is None:
-        typer.echo("\n\n".join(f"{name}\n\n{table}" for name, table in tables.items()))
+        show(tables)

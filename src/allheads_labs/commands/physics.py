@@ -8,17 +8,20 @@ from typing import Annotated
 
 import typer
 
-from allheads.cli.console import explained, load_twin, step
+from allheads.cli.before_loading import check_model
+from allheads.cli.console import AsJson, DeviceOption, DtypeOption, ModelOption, explained, load_twin, step
 from allheads_labs.commands.lab import check_paths, deliver
 
 
 def physics(
     quick: Annotated[bool, typer.Option("--quick", help="Three layers and little text, in under a minute.")] = False,
     seeds: Annotated[int, typer.Option(help="Of everything random; intervals are ranges over them.")] = 5,
-    model: Annotated[str, typer.Option(help="A model's name, folder or hub id.")] = "smollm2-135m",
+    model: ModelOption = "smollm2-135m",
     write: Annotated[Path | None, typer.Option(help="Replace the tables in this document.")] = None,
     figure: Annotated[Path | None, typer.Option(help="Write paths of tokens here: HTML, PNG or SVG.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    as_json: AsJson = False,
 ) -> None:
     """Potentials and their gradients, memory matrices, motion, paths, segments and probes, each against chance.
 
@@ -26,12 +29,13 @@ def physics(
     """
     with explained():
         check_paths(write, figure)
+        check_model(model, device, dtype)
         with step("Importing torch, transformers and TransformerLens"):
             from allheads_labs.kit.running import run
             from allheads_labs.physics import plot_trajectories, trajectories
             from allheads_labs.physics.lab import lab, parts
             from allheads_labs.physics.parts import Size, prompts
-        twin = load_twin(model)
+        twin = load_twin(model, device, dtype)
         this = lab(twin)
         results = run(this, quick=quick, seeds=seeds, minutes=math.inf)
         if figure is not None:

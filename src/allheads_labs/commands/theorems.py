@@ -6,18 +6,19 @@ import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from allheads import AllHeadsError
-from allheads.cli.console import explained, results, step
+from allheads.cli.console import AsJson, explained, results, step
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from allheads_labs.theorems.theorem import Verdict
 
 
 def theorems(
     trials: Annotated[int, typer.Option(help="Random cases of each claim, in each precision.")] = 100,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run every theorem on random inputs (20 tokens, 30 dimensions). Exit code 1 if one fails."""
     with explained():
@@ -38,6 +39,8 @@ def theorems(
 
 
 def _table(verdicts: list[Verdict], trials: int) -> Table:
+    from rich.table import Table
+
     table = Table(title=f"Worst of {trials} random cases: 20 tokens, 30 dimensions")
     table.add_column("claim")
     for header in ("heads", "bias tokens", "float64", "bound", "float32", "bound", "holds"):

@@ -1,0 +1,112 @@
+"""The documentation's lines run as they are printed, page after page, and its generated pages say all there is."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import allheads as ah
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+_BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def hooks():
+    """The modules that make pages."""
+    sys.path.insert(0, str(DOCS / "hooks"))
+    yield {name: importlib.import_module(name) for name in ("refusals", "reference", "commands", "doctests")}
+    sys.path.remove(str(DOCS / "hooks"))
+
+
+def _pages() -> list[Path]:
+    """Every page with lines to run: the guide first, in its order, whose names the others go on with."""
+    listed = re.findall(r"(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    there = [DOCS / name for name in listed if (DOCS / name).is_file()]
+    assert set(there) == set(DOCS.rglob("*.md"))
+    return [page for page in there if _BLOCK.search(page.read_text(encoding="utf-8"))]
+
+
+def test_the_lines_of_every_page_run_in_order(smollm, smollm_twin, tmp_path, monkeypatch, capsys):
+    """The guide goes on from the names of the README's ten lines, which `tests/test_readme.py` runs."""
+    monkeypatch.chdir(tmp_path)
+    opened = ah.load
+    monkeypatch.setattr(ah, "load", lambda *name, **options: smollm if _is_default(name) else opened(*name, **options))
+    readme = _BLOCK.search((ROOT / "README.md").read_text(encoding="utf-8"))[1]
+    assert "twin = ah.convert(source)" in readme
+    names: dict[str, object] = {"ah": ah, "source": smollm, "twin": smollm_twin}
+    exec(next(line for line in readme.splitlines() if line.startswith("prompt, pair = ")), names)
+    for page in _pages():
+        for block in _BLOCK.findall(page.read_text(encoding="utf-8")):
+            exec(compile(block, str(page.relative_to(ROOT)), "exec"), names)
+    printed = capsys.readouterr().out
+    assert "6.1196" in printed and "True" in printed
+
+
+def _is_default(name: tuple[object, ...]) -> bool:
+    return name in ((), ("smollm2-135m",))
+
+
+def test_errors_by_symptom_has_every_refusal(hooks):
+    """Counted by another way than the page's own."""
+    raised = 0
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            raised += isinstance(node, ast.Call) and getattr(node.func, "id", "") == "AllHeadsError"
+    found = hooks["refusals"].refusals()
+    # The same words in one module are one row; a handful of errors are made again from another's parts.
+    assert 0.95 * raised < len([one for one in found if one.got != "what the library below says"]) <= raised
+    page = hooks["refusals"].page()
+    assert "| a rule out of … | … | The default is …. |" in page
+    assert page.count("| --- |") >= len(hooks["refusals"].ROOMS)
+    rooms = {hooks["refusals"]._room(one.module) for one in found}
+    assert rooms <= set(hooks["refusals"].ROOMS)
+
+
+def test_every_public_name_has_an_entry(hooks):
+    pages = hooks["reference"].pages()
+    for space in ("allheads", *hooks["reference"].NAMESPACES):
+        listed = re.findall(r"^::: (\S+)$", pages[f"reference/{space}.md"], re.MULTILINE)
+        namespace = ah if space == "allheads" else getattr(ah, space)
+        public = [
+            name for name in namespace.__all__ if space != "allheads" or name not in hooks["reference"].NAMESPACES
+        ]
+        assert [name.rsplit(".", 1)[1] for name in listed] == public
+        for name in listed:
+            module, _, attribute = name.rpartition(".")
+            assert getattr(importlib.import_module(module), attribute) is getattr(namespace, attribute)
+
+
+def test_examples_stand_between_fences(hooks):
+    fenced = hooks["doctests"].fenced
+    assert (
+        fenced("A.\n\n    >>> f(1)  # doctest: +SKIP\n    2\n\nB.")
+        == "A.\n\n    ```pycon\n    >>> f(1)\n    2\n    ```\n\nB."
+    )
+
+
+def test_the_command_lines_page_has_every_command(hooks):
+    page = hooks["commands"].page()
+    assert page.count("Usage: allheads") == page.count("## allheads") >= 16
+    assert "## allheads lab training" in page
+
+
+def test_the_site_builds_without_a_warning(tmp_path, monkeypatch):
+    """Every link and anchor leads somewhere, every reference resolves, and the network is not asked."""
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
+    config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path / "site"), strict=True)
+    config.plugins.on_startup(command="build", dirty=False)
+    build(config)
+    index = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    assert "attention-only twin" in index
+    reference = (tmp_path / "site" / "reference" / "allheads.html").read_text(encoding="utf-8")
+    assert "ah.attribute_pattern" in reference and "+SKIP" not in reference
