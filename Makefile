@@ -9,7 +9,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 # In the environment, the constraints hold for the packages that builds need, too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: help demo test check static suite slowest fits coverage d3 bench peers site notebook adversary clean
+.PHONY: help demo test check static suite slowest fits coverage d3 bench peers site notebook pictures adversary clean
 help: ## List the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -48,6 +48,9 @@ site: $(VENV)/.dev ## Build the documentation into site/, without a network
 
 notebook: $(VENV)/.dev ## Start JupyterLab with the notebooks, in an environment that has what they need
 	$(BIN)/jupyter lab notebooks
+
+pictures: $(VENV)/.dev ## Photograph every view and figure, light and dark, desk and phone, into pictures/ and docs/img
+	OMP_NUM_THREADS=2 $(BIN)/python docs/pictures.py pictures
 
 D3 := d3-color@3.1.0 d3-dispatch@3.0.1 d3-ease@3.0.1 d3-timer@3.0.1 d3-interpolate@3.0.1 d3-selection@3.0.0 d3-drag@3.0.0 d3-transition@3.0.1 d3-zoom@3.0.0
 d3: ## Write src/allheads/plots/web/d3.js from the published modules (needs npm)

@@ -386,9 +386,15 @@ def test_explorer_predictions_filters_and_cards(browser, explorer, twin, ids):
         page = opened.page
         assert page.locator(".text [role=option]").count() == 23
         with torch.no_grad():
-            best = twin(ids)[0].argmax(-1)
-        found = ah.attribute(twin, ids, _demeaned(twin, int(best[10])), position=10)
+            first, second = twin(ids)[0, 10].topk(2).indices.tolist()
+        found = ah.attribute(twin, ids, (first, second), position=10)
         page.click('.text [data-at="10"]')
+        sinks = [part for part in found.top(100) if part.position == 0]
+        folded = page.locator(".tools .soft").first.inner_text()
+        assert f"{len(sinks)} stand at the first token" in folded
+        assert page.locator(".ranked tbody td:nth-child(2)").all_inner_texts()
+        assert not any(cell.startswith("0 ") for cell in opened.words(".ranked tbody td:nth-child(2)"))
+        page.select_option('label:has-text("Position") select', "")
         rows = page.locator(".ranked tbody tr")
         top = found.top(3)
         for at, part in enumerate(top):
@@ -407,12 +413,6 @@ def test_explorer_predictions_filters_and_cards(browser, explorer, twin, ids):
         rows.first.click()
         assert _opened_card(opened) == rows.first.locator("th").inner_text()
         assert opened.quiet()
-
-
-def _demeaned(twin, token):
-    weights = torch.full((twin.cfg.d_vocab_out,), -1.0 / twin.cfg.d_vocab_out)
-    weights[token] += 1.0
-    return weights
 
 
 def test_explorer_search_links_and_keys(browser, explorer):

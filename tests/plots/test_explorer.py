@@ -29,10 +29,8 @@ def test_every_prediction_is_what_attribute_says(data, twin, ids):
     """The network looks back only: what follows a prediction changes nothing but rounding."""
     for at in (0, 7, 17, 22):
         with torch.no_grad():
-            token = int(twin(ids)[0, at].argmax())
-        weights = torch.full((96,), -1 / 96)
-        weights[token] += 1.0
-        found = ah.attribute(twin, ids, weights, position=at)
+            first, second = twin(ids)[0, at].topk(2).indices.tolist()
+        found = ah.attribute(twin, ids, (first, second), position=at)
         shown = data["predictions"][at]
         assert shown["value"] == pytest.approx(found.target_value, rel=1e-3)
         assert shown["tokens"] == pytest.approx(found.embeddings[: at + 1].tolist(), rel=1e-2, abs=1e-4)
@@ -40,6 +38,20 @@ def test_every_prediction_is_what_attribute_says(data, twin, ids):
         for each in found.top(20):
             assert parts[each.label, each.position] == pytest.approx((each.effect, each.direct), rel=1e-2, abs=1e-5)
         assert sum(shown["tokens"]) + shown["constants"] == pytest.approx(shown["value"], abs=5e-3)
+
+
+def test_predictions_are_compared_with_a_token_that_is_named(twin, ids):
+    with torch.no_grad():
+        likeliest = twin(ids)[0].argmax(-1)
+    other = int(likeliest[5])
+    shown = ah.plots.explore(twin, ids, versus=other, budget=2).data["predictions"]
+    for at in (5, 9):  # at 5 it is the likeliest itself, and is compared with the second
+        with torch.no_grad():
+            first, second = twin(ids)[0, at].topk(2).indices.tolist()
+        rival = second if at == 5 else other
+        assert first != rival
+        expected = ah.attribute(twin, ids, (first, rival), position=at).target_value
+        assert shown[at]["value"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_graph_is_of_the_prediction_asked_for(data, twin, ids):

@@ -33,6 +33,9 @@ def explore(
     model: ModelOption = "smollm2-135m",
     rule: RuleOption = "half",
     position: PositionOption = -1,
+    versus: Annotated[
+        str | None, typer.Option(help="A token every prediction is compared with; else the second.")
+    ] = None,
     budget: Annotated[int, typer.Option(min=1, help="Heads and neurons in that prediction's graph.")] = 60,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -43,10 +46,10 @@ def explore(
     check_rule(rule)
     checked_path(output)
     check_model(model, device, dtype)
-    check_targets(model, text, [], position)
+    check_targets(model, text, [] if versus is None else [versus], position)
     twin = load_twin(model, device, dtype)
     with step("Explaining every prediction"):
-        view = ah.plots.explore(twin, text, rule=rule, position=position, budget=budget)
+        view = ah.plots.explore(twin, text, versus=versus, rule=rule, position=position, budget=budget)
     view.save(output)
     size = output.stat().st_size
     if as_json:

@@ -33,7 +33,7 @@ from allheads.plots.token_names import visible
 from allheads.plots.view import View
 from allheads.progress import bar
 from allheads.twin.labels import Label
-from allheads.twin.prompt import one_prompt, position_in, token_texts
+from allheads.twin.prompt import one_prompt, one_token, position_in, token_texts
 from allheads.twin.twin import TwinBridge, require_twin
 
 #: Likely next tokens shown after each token; predictions that are explained, the last ones of a long text.
@@ -47,17 +47,25 @@ LONGEST = 512
 
 
 def explore(
-    twin: TwinBridge, tokens: str | Tensor, *, rule: str | Rule = DEFAULT, position: int = -1, budget: int = 60
+    twin: TwinBridge,
+    tokens: str | Tensor,
+    *,
+    versus: str | int | None = None,
+    rule: str | Rule = DEFAULT,
+    position: int = -1,
+    budget: int = 60,
 ) -> View:
     r"""One page for a text: click a prediction to see what made it, and a head or neuron to see what it does.
 
-    A prediction is the likeliest next token; what is explained is its logit less the mean over the vocabulary, so that
-    what raises all logits alike counts for nothing. Ordinary heads and neurons stand in one list, ranked by their
-    effect under the rule. The page needs no server and no network; ``#L10.N77`` behind its address opens that card.
+    A prediction is the likeliest next token; what is explained is its logit less that of the second, or of ``versus``:
+    exactly what `ah.attribute` gives for the pair. Ordinary heads and neurons stand in one list, ranked by their effect
+    under the rule; those at the first token, where heads rest, are folded away. The page needs no server and no
+    network; ``#L10.N77`` behind its address opens that card.
 
     Args:
         twin: from `ah.convert`; a language model that reads from left to right.
         tokens: a text of up to 512 tokens, or its ids ``[pos]``; its last 64 predictions are explained.
+        versus: a token, by text or id, that every prediction is compared with.
         rule: what is frozen, as in `ah.attribute`.
         position: after which token the prediction is whose graph is drawn.
         budget: heads and neurons in that graph.
@@ -79,8 +87,11 @@ def explore(
     if length > LONGEST:
         raise AllHeadsError(f"a text of at most {LONGEST} tokens", f"{length}", "Explore a part of it.")
     opened = position_in(length, position)
+    other = None if versus is None else one_token(twin, versus)[0]
     predictions = _predictions(twin, ids)
-    metrics = [_above_mean(twin, after[0], position) for position, after in enumerate(predictions)]
+    rivals = [_rival(twin, after, other) for after in predictions]
+    pairs = zip(predictions, rivals, strict=True)
+    metrics = [_difference(twin, after[0], rival, at) for at, (after, rival) in enumerate(pairs)]
     question = Question(twin, {"input": ids}, metrics[opened], chosen)
     flows = grow(question, budget)
     explained = {
@@ -98,8 +109,12 @@ def explore(
         "gates": [gates.get(layer) for layer in range(len(twin.blocks))],
         "graph": graph_data(flows),
         "predictions": [
-            {"offered": [[visible(text), round(share, 4)] for _, text, share in after], **explained.get(position, {})}
-            for position, after in enumerate(predictions)
+            {
+                "offered": [[visible(text), round(share, 4)] for _, text, share in after],
+                "versus": visible(rival[1]),
+                **explained.get(position, {}),
+            }
+            for position, (after, rival) in enumerate(zip(predictions, rivals, strict=True))
         ],
         "d_mlp": [banks[layer].d_mlp if layer in banks else 0 for layer in range(len(twin.blocks))],
         "gate_parts": [gate_part(banks[layer].gates) if layer in banks else 0 for layer in range(len(twin.blocks))],
@@ -136,11 +151,19 @@ def _predictions(twin: TwinBridge, ids: Int[Tensor, "1 pos"]) -> list[list[NextT
     return [list(zip(*rows, strict=True)) for rows in zip(tokens.tolist(), texts, shares.tolist(), strict=True)]
 
 
-def _above_mean(twin: TwinBridge, token: NextToken, position: int) -> Metric:
-    """A token's logit, less the mean over the vocabulary."""
-    weights = torch.full((twin.cfg.d_vocab_out,), -1.0 / twin.cfg.d_vocab_out, dtype=torch.float64)
-    weights[token[0]] += 1.0
-    return Metric.of_outputs(visible(token[1]), position, weights.to(twin.cfg.device))
+def _rival(twin: TwinBridge, after: Sequence[NextToken], other: int | None) -> tuple[int, str]:
+    """What the likeliest token is compared with: the second, where it is ``other`` itself."""
+    if other is None or other == after[0][0]:
+        return after[1][:2]
+    return other, token_texts(twin, torch.tensor([[other]], device=twin.cfg.device))[0]
+
+
+def _difference(twin: TwinBridge, token: NextToken, rival: tuple[int, str], position: int) -> Metric:
+    """A token's logit, less its rival's."""
+    weights = torch.zeros(twin.cfg.d_vocab_out, dtype=torch.float64)
+    weights[token[0]], weights[rival[0]] = 1.0, -1.0
+    name = f"{visible(token[1])} - {visible(rival[1])}"
+    return Metric.of_outputs(name, position, weights.to(twin.cfg.device))
 
 
 def _attributions(

@@ -24,11 +24,12 @@ function exploreView(root, data) {
   const layer = dropdown("Layer", layers.map((name) => [name, name]), list);
   const kind = dropdown("Kind", [["A", "attention heads"], ["N", "neurons"]], list);
   const position = dropdown("Position",
-    [["1+", "all but the first"], ...tokens.map((token, at) => [String(at), `${at} ${token}`])], list);
+    [["1+", "all but the first token"], ...tokens.map((token, at) => [String(at), `${at} ${token}`])], list);
+  position.select.value = tokens.length > 1 ? "1+" : "";
   const count = el("span", { class: "soft", "aria-live": "polite" });
   const body = el("tbody");
   const table = el("table", {}, el("thead", {}, el("tr", {},
-    ...["part", "at", "effect", "direct"].map((name) => el("th", { scope: "col" }, name)))), body);
+    ...["part", "at", "effect (logits)", "of it direct"].map((name) => el("th", { scope: "col" }, name)))), body);
   const drawn = flow(graph, (node) => "AN".includes(node.kind) && open(node.label));
   const elsewhere = el("p", { class: "soft" }, "This graph is of the prediction after ",
     el("button", { onclick: () => explain(graph.position) }, `${graph.position} ${tokens[graph.position]}`));
@@ -40,11 +41,11 @@ function exploreView(root, data) {
       item.tabIndex = other === at ? 0 : -1;
     });
     const found = predictions[at];
-    heading.textContent = `After ${at} ${tokens[at]}: ${found.offered[0][0]}`;
+    heading.textContent = `After ${at} ${tokens[at]}: why ${found.offered[0][0]} rather than ${found.versus}?`;
     offered.replaceChildren(...found.offered.flatMap(([token, share]) =>
       [el("span", { class: "word" }, token), el("span", { class: "soft" }, ` ${(100 * share).toFixed(1)} %  `)]));
     origin.textContent = found.parts
-      ? `Logit ${found.value.toPrecision(4)} above the mean: embeddings bring ${sum(found.tokens).toPrecision(3)}, constants ${found.constants.toPrecision(3)}.`
+      ? `Its logit is ${found.value.toPrecision(4)} larger: the tokens' embeddings bring ${signed(sum(found.tokens))} of it over all paths, constants ${signed(found.constants)}. ${graph.held}`
       : "Only the last predictions of a long text are explained.";
     const most = Math.max(...(found.tokens ?? []).map(Math.abs), 1e-9);
     items.forEach((item, other) => {
@@ -65,7 +66,9 @@ function exploreView(root, data) {
     const fits = found.filter(([label, at]) => (!stemOf || stem(label) === stemOf) && (!kindOf || label.includes(`.${kindOf}`))
       && (!positionOf || (positionOf === "1+" ? at > 0 : at === Number(positionOf))) && label.toLowerCase().includes(text));
     const most = Math.max(...found.map((part) => Math.abs(part[2])), 1e-9);
-    count.textContent = `${fits.length} of the ${found.length} parts with the largest effects`;
+const first = found.filter((part) => part[1] === 0);
+    const folded = positionOf === "1+" && first.length && state.at ? ` ${first.length} stand at the first token, where heads rest; together ${signed(sum(first.map((part) => part[2])))}.` : "";
+    count.textContent = `${fits.length} of the ${found.length} parts with the largest effects.${folded}`;
     body.replaceChildren(...fits.map(([label, at, effect, direct], rank) => el("tr",
       { tabindex: rank ? -1 : 0, "data-label": label, "aria-selected": label === state.label, onclick: () => open(label) },
       el("th", { scope: "row", class: "word" }, label), el("td", { class: "word" }, `${at} ${tokens[at]}`), bar(effect, most),
@@ -109,9 +112,10 @@ function exploreView(root, data) {
   addEventListener("hashchange", () => open(fragment()));
   root.append(
     el("h1", {}, document.title),
-    el("p", { class: "soft" }, `Rule ${rule.name}. Asked: ${rule.answers} Not seen: ${rule.misses} `
-      + "Keys: / searches, [ and ] go through the predictions, arrows walk, Enter opens."),
-    el("h3", {}, "Click a prediction to see what made it. Colour: what each token's embedding brings, blue for and orange against"), text,
+    el("p", {}, "Below each token stands what the model says comes next. Click one to see which tokens, heads and neurons made it so."),
+    el("details", {}, el("summary", {}, `Rule ${rule.name}, colours and keys`), el("p", { class: "soft" }, `Asked: ${rule.answers} Not seen: ${rule.misses} `
+      + "Colour: what each token's embedding brings, blue for the prediction and orange against it. "
+      + "Keys: / searches, [ and ] go through the predictions, arrows walk, Enter opens.")), text,
     el("div", { class: "columns wide" },
       el("section", {}, heading, offered, origin,
         el("div", { class: "tools" }, layer.label, kind.label, position.label, search, count), el("div", { class: "ranked" }, table)),
