@@ -7,9 +7,9 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 # In the environment, the constraints hold for the packages that builds need, too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: help demo test check static suite fits coverage bench peers site notebook adversary clean
+.PHONY: help demo test check static suite fits coverage d3 bench peers site notebook adversary clean
 help: ## List the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 demo: $(VENV)/.installed ## Convert SmolLM2-135M, verify the twin, write allheads-report.html
 	$(BIN)/allheads convert --report allheads-report.html
@@ -44,6 +44,13 @@ site: $(VENV)/.dev ## Build the documentation into site/, without a network
 
 notebook: $(VENV)/.dev ## Start JupyterLab with the notebooks, in an environment that has what they need
 	$(BIN)/jupyter lab notebooks
+
+D3 := d3-color@3.1.0 d3-dispatch@3.0.1 d3-ease@3.0.1 d3-timer@3.0.1 d3-interpolate@3.0.1 d3-selection@3.0.0 d3-drag@3.0.0 d3-transition@3.0.1 d3-zoom@3.0.0
+d3: ## Write src/allheads/plots/web/d3.js from the published modules (needs npm)
+	@folder=$$(mktemp -d); file=$$PWD/src/allheads/plots/web/d3.js; cd $$folder; \
+	for module in $(D3); do npm pack --silent $$module >/dev/null && mkdir $$module && tar xzf $${module%@*}-$${module#*@}.tgz -C $$module || exit 1; done; \
+	{ echo "/* d3's modules for selection and zoom (d3js.org), as published, one after the other; \`make d3\` writes this file."; echo; \
+	cat d3-zoom@3.0.0/package/LICENSE; echo "*/"; for module in $(D3); do cat $$module/package/dist/$${module%@*}.min.js; done; } > $$file
 
 bench: $(VENV)/.dev ## Speed and memory of twin and source, side by side, as JSON
 	OMP_NUM_THREADS=2 $(BIN)/python bench/forward.py

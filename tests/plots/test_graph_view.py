@@ -26,8 +26,10 @@ def flows(twin, ids):
 def test_the_largest_edges_are_drawn_and_a_graph_from_a_file_has_no_cards(flows):
     data = ah.plots.graph(replace(flows, question=None), edges=20).data
     drawn = data["graph"]
-    assert len(drawn["edges"]) == 20 and drawn["count"] == len(flows.edges)
-    largest = sorted((abs(edge.weight) for edge in flows.edges), reverse=True)[:20]
+    assert drawn["shown"] == 20 and drawn["count"] == len(drawn["edges"]) == len(flows.edges)
+    assert drawn["flow"] == pytest.approx(sum(abs(edge.weight) for edge in flows.edges), rel=1e-3)
+    assert drawn["held"] == "Norms, attention patterns and gates are held fixed."
+    largest = sorted((abs(edge.weight) for edge in flows.edges), reverse=True)
     assert [abs(edge[2]) for edge in drawn["edges"]] == pytest.approx(largest, rel=1e-3)
     assert {node["name"] for node in drawn["nodes"]} == {node.name for node in flows.nodes}
     target = drawn["nodes"][0]

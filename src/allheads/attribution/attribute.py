@@ -2,8 +2,8 @@
 
 1. The twin runs with what the rule freezes, and hook points keep what embeddings, heads and neurons write.
 2. The gradient of the target at each of them, times what is written there, is its effect.
-3. The gradient of the target at the end of the stream, carried back through the layer that writes and no other, gives
-   what is written straight into the logits.
+3. The same gradient along the stream alone, which goes back into no head and no neuron, gives what is written straight
+   into the target.
 4. Every cut of the stream has to sum to the target.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -196,31 +195,15 @@ def _written(cache: ForwardCache, name: str, means: Means | None) -> Tensor:
 def _direct_effects(
     cache: ForwardCache, questions: Sequence[Question], values: Sequence[Tensor], means: Means | None
 ) -> list[dict[str, Any]]:
-    """What heads and neurons write straight into each target.
+    """What heads and neurons write straight into each target: along the stream, whatever norms stand in it.
 
-    Where every layer adds to the stream, the gradient at its end is that at the end of each layer, and is carried back
-    through what the layer adds: for targets at different positions in one go, because nothing on this way leaves its
-    position. Norms after the sum change that, and so do targets inside the network, and more than one stack: then it
-    runs once more, with everything that heads and neurons write cut off from what they read.
+    Targets at different positions of one stack are taken in one go, because nothing on this way leaves its position.
     """
     metrics = [question.metric for question in questions]
-    if len(questions) > 1 and not _apart(cache, metrics):
-        pairs = zip(questions, values, strict=True)
-        return [_direct_effects(cache, [question], [value], means)[0] for question, value in pairs]
-    points, source = [site.point for site in cache.sites], cache
-    if all(metric.stream is None and _adds_up(cache, metric.position) for metric in metrics):
-        ends = [torch.autograd.grad(value, [cache.activations[cache.end]], retain_graph=True)[0] for value in values]
-        gradients = _carried_back(cache, torch.stack(ends).sum(0))
-    else:
-        source = ForwardCache(cache.twin, cache.extra, cut=True, begins=tuple(cache.embeddings))
-        with source.recording():
-            logits = questions[0].run()
-        total = torch.stack([metric.of(logits, source.activations) for metric in metrics]).sum()
-        leaves = [source.leaves[name] for name in points]
-        found = torch.autograd.grad(total, leaves, allow_unused=True) if total.requires_grad else [None] * len(leaves)
-        gradients = dict(zip(points, found, strict=True))
-    at = [metric.position for metric in metrics] if len(questions) > 1 else [None]
-    return [{"direct": _at_position(source, gradients, position, means)} for position in at]
+    if len(questions) == 1 or not _apart(cache, metrics):
+        return [{"direct": _at_position(cache, cache.direct(value), None, means)} for value in values]
+    gradients = cache.direct(torch.stack(list(values)).sum())
+    return [{"direct": _at_position(cache, gradients, metric.position, means)} for metric in metrics]
 
 
 def _apart(cache: ForwardCache, metrics: Sequence[Metric]) -> bool:
@@ -240,33 +223,6 @@ def _at_position(
             part[at] = gradient.detach()[0, at] * written[at]
         direct[site.name] = _by_part(site, part)
     return direct
-
-
-def _carried_back(cache: ForwardCache, gradient: Tensor) -> dict[str, Tensor | None]:
-    """The gradient at the end of the stream, carried back through what each layer's heads or neurons add."""
-    tensors = cache.activations
-    found: dict[str, Tensor | None] = {}
-    by_added = groupby(sorted(cache.sites, key=cache.added), cache.added)
-    for added, written in by_added:
-        points = [site.point for site in written]
-        carried = torch.autograd.grad(
-            tensors[added], [tensors[p] for p in points], gradient, retain_graph=True, allow_unused=True
-        )
-        found |= dict(zip(points, carried, strict=True))
-    return found
-
-
-def _adds_up(cache: ForwardCache, position: int) -> bool:
-    """Is the end of the stream its beginning plus what attention and MLPs add?"""
-    names = list(dict.fromkeys(cache.added(site) for site in cache.sites))
-    if not cache.whole or not all(name in cache.activations for name in names):
-        return False
-    first, end = (cache.activations[name][0, position].detach() for name in (cache.cuts()[0], cache.end))
-    if any(cache.activations[name].shape != cache.activations[cache.end].shape for name in names):
-        return False
-    added = [cache.activations[name][0, position].detach() for name in names]
-    size = sum(float(part.abs().max()) for part in added)
-    return bool((sum(added, first) - end).abs().max() <= ULPS * torch.finfo(end.dtype).eps * size)
 
 
 def _checked(result: Attribution, dtype: torch.dtype) -> Attribution:

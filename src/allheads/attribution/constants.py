@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from allheads.attribution.dependence import depends_on
 from allheads.attribution.forward_cache import ForwardCache
 from allheads.attribution.frozen_twin import FrozenParts
 from allheads.models.compat import network_module, network_path
@@ -41,10 +42,8 @@ def layers_of(cache: ForwardCache, found: dict[str, tuple[nn.Module, Tensor]], c
     outside = [name for name in found if name not in known]
     if outside and (layered or len(cuts) > 1):
         stream, after = (cuts[0], len(cache.layers)) if layered else (cuts[-1], 1)
-        reach = torch.autograd.grad(
-            cache.activations[stream].sum(), [found[name][1] for name in outside], retain_graph=True, allow_unused=True
-        )
-        known |= {name: after if gradient is None else -1 for name, gradient in zip(outside, reach, strict=True)}
+        reach = depends_on(cache.activations[stream], [found[name][1] for name in outside])
+        known |= {name: -1 if reached else after for name, reached in zip(outside, reach, strict=True)}
     return {name: known.get(name, -1) for name in found}
 
 

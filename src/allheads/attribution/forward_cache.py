@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from allheads.attribution.dependence import depends_on
 from allheads.errors import AllHeadsError
 from allheads.twin.capture import EMBEDDINGS
 from allheads.twin.sites import Site, sites
@@ -20,6 +22,23 @@ from allheads.twin.twin import TwinBridge
 UNEMBEDDED = "unembed.hook_in"
 
 
+class _Written(torch.autograd.Function):
+    """What a sublayer writes, as it is; gradients do not go back into it while the cache follows the ``stream_only``.
+
+    Undefined gradients, unlike zeros, cost nothing on their way: PyTorch's own operations pass them on uncomputed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, written: Tensor, cache: ForwardCache) -> Tensor:
+        ctx.cache = cache
+        ctx.set_materialize_grads(False)
+        return written.view_as(written)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None]:
+        return None if ctx.cache.stream_only else gradient, None
+
+
 @dataclass
 class ForwardCache:
     """The tensors of one forward pass, by hook point: ``activations``.
@@ -28,12 +47,14 @@ class ForwardCache:
     patches of an image, the frames of a sound. Where it is ``cut``, heads and neurons are too: what they write is a
     leaf, and what they would have written, as a function of the leaves before them, is among ``uncut``. A gradient then
     knows direct paths only: along the stream, through no other head or neuron. Where it is ``empty``, leaves are zero.
+    Where it is not cut, `direct` takes such a gradient of what has run.
     """
 
     twin: TwinBridge
     extra: tuple[str, ...] = ()
     cut: bool = False
     empty: bool = False
+    stream_only: bool = field(default=False, init=False)
     #: Where stacks begin that no embedding reaches, once another pass has found them.
     begins: tuple[str, ...] | None = None
     leaves: dict[str, Tensor] = field(default_factory=dict)
@@ -110,6 +131,18 @@ class ForwardCache:
         """What attention, or all neurons of its layer, add to the stream beside which a sublayer stands."""
         return f"{site.stack}.{site.location.layer}.hook_{'mlp' if site.kind == 'N' else 'attn'}_out"
 
+    def direct(self, value: Tensor) -> dict[str, Tensor | None]:
+        """The gradient at what heads and neurons write, through no other head or neuron, by hook point."""
+        points = [site.point for site in self.sites]
+        self.stream_only = True
+        try:
+            found = torch.autograd.grad(
+                value, [self.activations[name] for name in points], retain_graph=True, allow_unused=True
+            )
+        finally:
+            self.stream_only = False
+        return dict(zip(points, found, strict=True))
+
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Keep what passes the hook points of one run.
@@ -177,6 +210,8 @@ class ForwardCache:
                 self.uncut[name] = value
                 value = torch.zeros_like(value) if self.empty else value.detach().requires_grad_()
                 self.leaves[name] = value
+            elif name in self._points:
+                value = _Written.apply(value, self)
             self.activations[name] = value
             return value.reshape(shape)
 
@@ -189,12 +224,4 @@ class ForwardCache:
             return name in (EMBEDDINGS[0], EMBEDDINGS[3]) or (beside is not None and beside.shape == value.shape)
         if not name.endswith(".0.hook_resid_pre"):
             return False
-        return not self._reached(value) if self.begins is None else name in self.begins
-
-    def _reached(self, value: Tensor) -> bool:
-        """Does any leaf flow into this?"""
-        if not self.leaves or not value.requires_grad:
-            return False
-        leaves = list(self.leaves.values())
-        found = torch.autograd.grad(value, leaves, torch.ones_like(value), retain_graph=True, allow_unused=True)
-        return any(gradient is not None for gradient in found)
+        return not any(depends_on(value, self.leaves.values())) if self.begins is None else name in self.begins

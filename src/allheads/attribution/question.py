@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -94,7 +95,15 @@ def _output_shape(twin: TwinBridge, inputs: Mapping[str, Tensor]) -> OutputShape
     ids = inputs.get("decoder_input", inputs.get("input"))
     if not hidden and ids is not None and not ids.is_floating_point():
         return OutputShape("tokens", ids.shape[-1], twin.cfg.d_vocab_out)
-    # What comes of images and sounds is known when it is there.
-    with torch.no_grad():
-        out = run_bridge(twin, inputs)
-    return OutputShape("dimensions" if hidden else "classes", out.shape[1] if out.ndim == 3 else 1, out.shape[-1])
+    # What comes of images and sounds is known when it is there, and then for all that have their shape.
+    shapes = tuple((name, value.shape) for name, value in inputs.items())
+    known = _SHAPES.setdefault(twin, {})
+    if shapes not in known:
+        with torch.no_grad():
+            out = run_bridge(twin, inputs)
+        length = out.shape[1] if out.ndim == 3 else 1
+        known[shapes] = OutputShape("dimensions" if hidden else "classes", length, out.shape[-1])
+    return known[shapes]
+
+
+_SHAPES: WeakKeyDictionary[TwinBridge, dict[tuple[tuple[str, torch.Size], ...], OutputShape]] = WeakKeyDictionary()

@@ -13,6 +13,7 @@ How far rounding can drive them apart is bounded in `allheads.heads.rounding`.
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Literal
 
 import torch
@@ -166,18 +167,23 @@ def _bias_scores(heads: HeadWeights, part: int, dtype: torch.dtype) -> tuple[Ten
 def patterns_on_self(heads: HeadWeights, x: Tensor, q: Tensor) -> Float[Tensor, "batch pos part neuron"]:
     """The softmax's weight on self, a few rows at a time: no N x slots tensor is kept."""
     self_keys = _self_keys(heads, x, q.dtype)
-    weight, slots = (_kept_weight, 1 + heads.bias_keys.shape[2]) if torch.is_grad_enabled() else (_weight, 1)
-    rows = max(1, CHUNK // (heads.neurons * slots))
-    parts = []
-    for part in range(heads.parts):
-        query = q[..., part % q.shape[2], :].flatten(0, 1)
-        key = None if self_keys is None else self_keys[..., part, :].flatten(0, 1)
-        chunks = []
-        for start in range(0, len(query), rows):
-            span = slice(start, start + rows)
-            chunks.append(weight(heads, part, query[span], None if key is None else key[span]))
-        parts.append(torch.cat(chunks).unflatten(0, q.shape[:2]))
-    return torch.stack(parts, 2)
+    kept = torch.is_grad_enabled()
+    weight, slots = (_kept_weight, 1 + heads.bias_keys.shape[2]) if kept else (_weight, 1)
+    count, step = q.shape[0] * q.shape[1], max(1, CHUNK // (heads.neurons * slots))
+    spans = [slice(start, start + step) for start in range(0, count, step)]
+
+    def of(part: int, span: slice) -> Tensor:
+        query = q[..., part % q.shape[2], :].flatten(0, 1)[span]
+        key = None if self_keys is None else self_keys[..., part, :].flatten(0, 1)[span]
+        return weight(heads, part, query, key)
+
+    if kept:
+        pattern = torch.stack([torch.cat([of(part, span) for span in spans]) for part in range(heads.parts)], 1)
+    else:
+        pattern = q.new_empty(count, heads.parts, heads.neurons)
+        for part, span in product(range(heads.parts), spans):
+            pattern[span, part] = of(part, span)
+    return pattern.unflatten(0, q.shape[:2])
 
 
 def _kept_weight(heads: HeadWeights, part: int, q: Tensor, self_key: Tensor | None) -> Tensor:
@@ -191,9 +197,9 @@ def _weight(heads: HeadWeights, part: int, q: Tensor, self_key: Tensor | None) -
     Without a maximum taken off, because of one term alone: where others overflow, the inverse of infinity is the 0 that
     it rounds to. (Its gradient would be NaN there.)
     """
-    total = torch.ones_like(q)
+    total, score = torch.ones_like(q), torch.empty_like(q)
     for key, offset in zip(*_bias_scores(heads, part, q.dtype), strict=True):
-        score = torch.addcmul(offset, key, q)
+        torch.addcmul(offset, key, q, out=score)
         total += (score if self_key is None else score.sub_(self_key * q)).exp_()
     return total.reciprocal_()
 

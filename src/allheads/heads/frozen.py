@@ -123,5 +123,5 @@ def _weighted(heads: HeadWeights, t: Tensor) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(t.dtype, torch.float32)
     # Heads that share their neuron's weights have no key that depends on the stream: only queries matter.
     pattern = patterns_on_self(heads, t, t[..., None, :].to(dtype))
-    alpha, delta = ((pattern * table.to(dtype)[:, None]).sum(2) for table in (heads.alpha, heads.delta))
+    alpha, delta = (torch.stack((heads.alpha, heads.delta)).to(dtype) @ pattern).unbind(-2)
     return alpha, delta

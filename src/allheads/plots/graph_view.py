@@ -7,6 +7,7 @@ from typing import Any
 
 from allheads.attribution.attribution_graph import AttributionGraph
 from allheads.attribution.question import Question
+from allheads.attribution.rules import RULES, Rule
 from allheads.errors import AllHeadsError, printable
 from allheads.plots.cards import Card, cards
 from allheads.plots.columns import Place, in_order, place_name, stream_of
@@ -15,20 +16,22 @@ from allheads.plots.pattern_sources import read_patterns
 from allheads.plots.view import View
 from allheads.twin.labels import Label
 
-#: Edges that are drawn, largest first.
-EDGES = 150
+#: Edges that are drawn at first, and those that a page has at most, largest first.
+EDGES, _MOST_EDGES = 150, 2000
 
 
 def graph(found: AttributionGraph, *, edges: int = EDGES) -> View:
     """Layers upward, positions across: nodes as large as their effect, edges as wide as what flows.
 
-    Squares are heads, circles neurons, triangles tokens. Hover or walk to a node to see its edges; click it, or press
-    Enter, for its card: what opens it, its pattern, what it writes, its error bound. A graph that was read from a file
-    does not know its twin, and has no cards.
+    Squares are heads, circles neurons, triangles tokens; the largest have names. The grey line below a node is as long
+    as the share of what it reads that comes from parts outside the graph. Hover or walk to a node to see its edges;
+    click it, or press Enter, to pin it and see its card: what opens it, its pattern, what it writes, its error bound.
+    A second pin shows the ways between the two. The picture fits its box; Ctrl and the wheel, or two fingers, zoom. A
+    graph that was read from a file does not know its twin, and has no cards.
 
     Args:
         found: from `ah.graph`.
-        edges: how many are drawn, the largest first.
+        edges: how many are drawn at first, the largest; a slider shows more.
 
     >>> found = ah.graph(twin, "When Mary and John", (" Mary", " John"), budget=50)  # doctest: +SKIP
     >>> ah.plots.graph(found)  # doctest: +SKIP
@@ -62,7 +65,8 @@ def graph_picture(found: AttributionGraph, edges: int = EDGES) -> dict[str, Any]
 
 def graph_data(found: AttributionGraph, edges: int = EDGES) -> dict[str, Any]:
     """Plain values for JSON; of the edges the largest, and of every node's inflow what is not kept."""
-    drawn = sorted(found.edges, key=lambda edge: -abs(edge.weight))[:edges]
+    drawn = sorted(found.edges, key=lambda edge: -abs(edge.weight))[: max(edges, _MOST_EDGES)]
+    rule = RULES.get(found.rule)
     places = _places(found)
     tokens = {places[node.name]: node.token for node in found.nodes if node.kind == "E"}
     columns = {place: at for at, place in enumerate(in_order(places.values()))}
@@ -70,8 +74,13 @@ def graph_data(found: AttributionGraph, edges: int = EDGES) -> dict[str, Any]:
         "target": printable(found.target),
         "value": found.target_value,
         "rule": printable(found.rule),
+        "held": _held(rule) if rule else "",
+        "means": f"Asked: {rule.answers} Not seen: {rule.misses}" if rule else "",
         "position": found.nodes[0].position,
         "count": len(found.edges),
+        "shown": edges,
+        "flow": short(sum(abs(edge.weight) for edge in found.edges)),
+        "coverage": short(found.coverage, 3),
         "columns": [place_name(place, tokens.get(place, "")) for place in columns],
         "nodes": [
             {
@@ -87,6 +96,12 @@ def graph_data(found: AttributionGraph, edges: int = EDGES) -> dict[str, Any]:
         ],
         "edges": [[edge.source, edge.target, short(edge.weight), edge.side] for edge in drawn],
     }
+
+
+def _held(rule: Rule) -> str:
+    names = {"norms": rule.norms, "attention patterns": rule.patterns, "gates": rule.gates}
+    held = [name for name, frozen in names.items() if frozen]
+    return f"{', '.join(held[:-1])} and {held[-1]} are held fixed.".capitalize() if len(held) > 1 else ""
 
 
 def _places(found: AttributionGraph) -> dict[str, Place]:

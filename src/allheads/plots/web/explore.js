@@ -116,7 +116,7 @@ function exploreView(root, data) {
       el("section", {}, heading, offered, origin,
         el("div", { class: "tools" }, layer.label, kind.label, position.label, search, count), el("div", { class: "ranked" }, table)),
       card.element),
-    el("section", {}, el("h2", {}, "What flows where"), elsewhere, drawn.element));
+    el("section", {}, el("h2", {}, "What flows where"), elsewhere, el("div", { class: "beside" }, drawn.element, el("aside", {}, drawn.text))));
   themed(() => card.draw());
   explain(state.at);
   open(exists(fragment()) ? fragment() : predictions[state.at].parts[0][0]);

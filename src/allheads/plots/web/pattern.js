@@ -1,5 +1,8 @@
 // One head's pattern: painted, and read token by token.
 
+/** Pixels for the names of tokens beside a matrix. */
+const NAMES = 96;
+
 /** Paint a pattern, one pixel a cell, or the largest of several where there are more cells than pixels. */
 function paint(canvas, { rows, columns, each }, most, colours) {
   const step = Math.max(1, Math.ceil(Math.max(rows, columns) / most));
@@ -40,8 +43,13 @@ class PatternPanel {
     this.caption = el("p", { class: "soft", "aria-live": "polite" });
     this.strips = el("div");
     this.lists = el("div", { class: "lists" });
-    const matrix = el("div", { class: "pattern" }, this.canvas);
-    this.element = el("div", {}, matrix, this.caption, this.strips, this.lists);
+    this.cross = ["across", "along"].map((way) => el("div", { class: `cross ${way}`, hidden: true }));
+    this.masked = el("div", { class: "masked", title: "masked: a token sees none that come later", hidden: true });
+    this.axes = { keys: el("div", { class: "keys", "aria-hidden": true }), queries: el("div", { class: "queries", "aria-hidden": true }) };
+    const scale = el("p", { class: "scale soft" }, "0 ", el("span", { class: "ramp" }), " 1 weight");
+    const frame = el("div", { class: "axes" }, el("span", { class: "corner soft" }, "query ↓ key →"), this.axes.keys, this.axes.queries,
+      el("div", { class: "pattern" }, this.canvas, this.masked, ...this.cross));
+    this.element = el("div", {}, frame, scale, this.caption, this.strips, this.lists);
     this.canvas.addEventListener("pointermove", ({ offsetX, offsetY }) => {
       this.over(Math.floor(offsetY / this.size), Math.floor(offsetX / this.size));
     });
@@ -58,9 +66,36 @@ class PatternPanel {
     // A pinned token stays while one walks through heads of the same text.
     const [row, column] = this.pinned ?? [null, null];
     if (row >= pattern.rows || column >= pattern.columns) this.pinned = null;
-    this.size = Math.max(1, Math.min(28, Math.floor(Math.min(560, this.element.clientWidth - 2) / Math.max(pattern.rows, pattern.columns))));
+    const room = Math.min(600, this.element.clientWidth - 4) - NAMES;
+    this.size = Math.max(1, Math.min(28, Math.floor(room / Math.max(pattern.rows, pattern.columns))));
     this.strip();
+    this.axis("keys", "columns");
+    this.axis("queries", "rows");
+    this.mask();
     this.draw();
+  }
+
+  /** Names along one side of the matrix: all of them where they fit, else every so many. */
+  axis(side, of) {
+    const names = this.names[this.head[of]];
+    const every = Math.max(1, Math.ceil(11 / this.size));
+    this.axes[side].style[side === "keys" ? "width" : "height"] = `${names.length * this.size}px`;
+    this.axes[side].replaceChildren(...names.flatMap((name, at) => {
+      if (at % every) return [];
+      const label = el("span", { "data-place": at }, every > 1 ? `${at} ${name}` : name);
+      label.style[side === "keys" ? "left" : "top"] = `${(at + 0.5) * this.size}px`;
+      return [label];
+    }));
+  }
+
+  /** Hatch what no token sees, as 0 is something else: the cells above the diagonal, where all of them are empty. */
+  mask() {
+    const { rows, columns, levels } = this.pattern;
+    const empty = (row) => levels.subarray(row * columns + row + 1, (row + 1) * columns).every((level) => !level);
+    const causal = this.same && rows > 1 && Array.from({ length: rows }, (_, row) => row).every(empty);
+    this.masked.hidden = !causal;
+    const steps = Array.from({ length: rows }, (_, row) => [[row + 1, row], [row + 1, row + 1]]).flat();
+    this.masked.style.clipPath = `polygon(100% 0,${steps.map(([x, y]) => `${(100 * x) / columns}% ${(100 * y) / rows}%`).join(",")})`;
   }
 
   draw() {
@@ -109,6 +144,14 @@ class PatternPanel {
     if (!this.pattern || row >= this.pattern.rows || column >= this.pattern.columns) return;
     const { rows, columns, level } = this.pattern;
     const looked = this.same && column === null ? row : column;
+    for (const [at, cross, side, size] of [[row, this.cross[0], "top", "height"], [column, this.cross[1], "left", "width"]]) {
+      cross.hidden = at === null;
+      cross.style[side] = `${at * this.size}px`;
+      cross.style[size] = `${Math.max(this.size, 2)}px`;
+    }
+    for (const [side, at] of [["queries", row], ["keys", column]]) {
+      for (const label of this.axes[side].children) label.classList.toggle("at", at !== null && label.dataset.place === String(at));
+    }
     const marked = [row === null ? null : this.rowStrip.items[row], column === null ? null : this.columnStrip.items[column]];
     for (const item of this.items) {
       item.style.cssText = "";
