@@ -452,7 +452,9 @@ def test_the_card_follows_the_prediction_and_labels_are_found_in_any_case(browse
         assert _opened_card(opened) == "L2.N5"
         search.fill("L9.N77")
         search.press("Enter")
-        assert _opened_card(opened) == "L2.N5" and "No head or neuron L9.N77" in page.locator(".tools").first.inner_text()
+        assert (
+            _opened_card(opened) == "L2.N5" and "No head or neuron L9.N77" in page.locator(".tools").first.inner_text()
+        )
         assert opened.quiet()
 
 
