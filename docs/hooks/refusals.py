@@ -52,13 +52,13 @@ def page() -> str:
         "",
         "Bad input gets one error, `AllHeadsError`, in three parts: what was expected, what came, what to do. "
         f"These are all of them, read from the code; {ANY} stands for a value of the moment. "
-        "Search for a few words of yours.",
+        "Search for a few words of yours, as in `Expected one prompt`.",
     ]
     every = refusals()
     for room, title in ROOMS.items():
         rows = [refusal for refusal in every if _room(refusal.module) == room]
         lines += ["", f"## {title}", "", "| expected | got | what to do |", "| --- | --- | --- |"]
-        lines += [f"| {_cell(row.expected)} | {_cell(row.got)} | {_cell(row.remedy)} |" for row in rows]
+        lines += [f"| Expected {_cell(row.expected)} | {_cell(row.got)} | {_cell(row.remedy)} |" for row in rows]
     return "\n".join(lines) + "\n"
 
 

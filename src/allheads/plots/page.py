@@ -23,8 +23,8 @@ from allheads.plots import web
 _SCRIPTS = {
     "plot": ("base", "plots"),
     "attention": ("base", "pattern", "attention"),
-    "graph": ("d3", "base", "pattern", "card", "layout", "flow", "graph"),
-    "explore": ("d3", "base", "pattern", "card", "layout", "flow", "explore"),
+    "graph": ("d3", "base", "pattern", "card", "layout", "graph", "graph_page"),
+    "explore": ("d3", "base", "pattern", "card", "layout", "graph", "explore"),
 }
 Kind: TypeAlias = Literal["plot", "attention", "graph", "explore"]
 #: A picture on a page: which script draws it, and its data, plain values for JSON.

@@ -1,8 +1,9 @@
-"""The pipeline: a pretrained transformer becomes its attention-only twin.
+"""The pipeline: a pretrained transformer becomes its attention-only twin (Huben & Morris 2023, arXiv 2309.08593).
 
 1. Share the source's network: same weight memory, no bridge.
 2. Read its MLPs and experts, and refuse what is not understood.
-3. Run it once, and bound what any input can do to each preactivation: the domain.
+3. Run it once, and find the domain of each preactivation: what it can be on any input, where the MLP reads a norm, and
+   what it is on random input, with a margin, elsewhere.
 4. Choose gates: sums of heads that equal the activation, or approximate it on that domain. A gate here is the weight
    with which a head attends to its own token, as a function of the preactivation; it is not the gate of a gated MLP.
 5. Bridge it, and put a bank of heads, all those of one MLP's neurons, where each MLP was.
@@ -61,6 +62,7 @@ def convert(
     # Weights made in inference mode could never be probed with a gradient, nor edited later.
     with torch.inference_mode(False), evaluating(source):
         reading = read(source)
+        # One for each MLP, in their order.
         domains = list(chain(*input_domains(reading.body, reading.replaced, reading.activations)))
         gates = [gates_of(mlp, domain, tolerance) for mlp, domain in zip(reading.mlps, domains, strict=True)]
         certified = tolerance if tolerance is not None else _reached(reading.mlps, gates)
@@ -68,21 +70,31 @@ def convert(
         return assemble(reading, scaled, domains, certified, evaluation)
 
 
-def _reached(mlps: Sequence[MLP], gates: Sequence[GateSum]) -> float:
-    """The tolerance that the gates keep, of a twin for which none was named."""
-    if not mlps:
-        warnings.warn("The model has attention alone: its twin is the model, without neurons.", stacklevel=3)
-    errors = [sums.max_error for sums in gates]
-    worst = max(errors, default=0.0)
-    if worst <= DEFAULT_TOLERANCE:
-        return DEFAULT_TOLERANCE
-    mlp = mlps[errors.index(worst)]
-    warnings.warn(
-        f"The tolerance of this twin is {worst:.3g}, where {DEFAULT_TOLERANCE:g} is usual: the table's best for"
-        f" {mlp.activation.name} on the domain of {mlp.location.stem}.",
-        stacklevel=3,
-    )
-    return worst
+def checked(model: TransformerBridge) -> TransformerBridge:
+    """The model, if it is one that can have a twin; `AllHeadsError` if not."""
+    if not isinstance(model, TransformerBridge):
+        raise AllHeadsError(
+            "a TransformerBridge",
+            type(model).__name__,
+            "Load one with ah.load(...) or boot_transformers(...).",
+        )
+    if isinstance(model, TwinBridge):
+        raise AllHeadsError("a model with MLPs", "an attention-only twin", "It is converted already.")
+    if weights_processed(model):
+        raise AllHeadsError(
+            "a bridge with the weights it was trained with",
+            "one whose weights enable_compatibility_mode has processed",
+            "Load it again; convert first, and call enable_compatibility_mode on the twin.",
+        )
+    if elsewhere := [name for name, p in model.original_model.named_parameters() if p.is_meta]:
+        raise AllHeadsError(
+            "a model whose weights are in memory",
+            f"one with {len(elsewhere)} of them elsewhere, as {network_path(elsewhere[0])}",
+            "A device_map may spread it over devices, but not offload it to disk.",
+        )
+    if model.original_model.training and any(isinstance(m, torch.nn.Dropout) and m.p for m in model.modules()):
+        warnings.warn("The model is in training mode, with dropout; its twin is in evaluation mode.", stacklevel=3)
+    return model
 
 
 @dataclass(frozen=True)
@@ -117,52 +129,6 @@ def read(source: TransformerBridge) -> Reading:
     return Reading(source, body, replaced, inputs, activations)
 
 
-def assemble(
-    reading: Reading,
-    gates: Sequence[GateSum],
-    domains: Sequence[Domain],
-    tolerance: float,
-    evaluation: Evaluation = "closed",
-) -> TwinBridge:
-    """Steps 5 and 6, with gates and domains given for every MLP. Changes ``reading.body`` in place."""
-    banks = [mlp.heads(sums, evaluation) for mlp, sums in zip(reading.mlps, gates, strict=True)]
-    bridged = bridge(reading.source, reading.body)
-    remaining = iter(banks)
-    for group in reading.replaced:
-        graft(bridged, group, list(islice(remaining, len(group.mlps))))
-    records = zip((mlp.location for mlp in reading.mlps), banks, domains, strict=True)
-    twin = TwinBridge.of(bridged, [Layer(*record) for record in records], tolerance, reading.source)
-    audit(twin, reading.replaced, reading.inputs, reading.activations)
-    return twin
-
-
-def checked(model: TransformerBridge) -> TransformerBridge:
-    """The model, if it is one that can have a twin; `AllHeadsError` if not."""
-    if not isinstance(model, TransformerBridge):
-        raise AllHeadsError(
-            "a TransformerBridge",
-            type(model).__name__,
-            "Load one with ah.load(...) or boot_transformers(...).",
-        )
-    if isinstance(model, TwinBridge):
-        raise AllHeadsError("a model with MLPs", "an attention-only twin", "It is converted already.")
-    if weights_processed(model):
-        raise AllHeadsError(
-            "a bridge with the weights it was trained with",
-            "one whose weights enable_compatibility_mode has processed",
-            "Load it again; convert first, and call enable_compatibility_mode on the twin.",
-        )
-    if elsewhere := [name for name, p in model.original_model.named_parameters() if p.is_meta]:
-        raise AllHeadsError(
-            "a model whose weights are in memory",
-            f"one with {len(elsewhere)} of them elsewhere, as {network_path(elsewhere[0])}",
-            "A device_map may spread it over devices, but not offload it to disk.",
-        )
-    if model.original_model.training and any(isinstance(m, torch.nn.Dropout) and m.p for m in model.modules()):
-        warnings.warn("The model is in training mode, with dropout; its twin is in evaluation mode.", stacklevel=3)
-    return model
-
-
 def gates_of(mlp: MLP, domain: Domain, tolerance: float | None) -> GateSum:
     """Step 4 for the activation of one MLP.
 
@@ -187,3 +153,39 @@ def gates_of(mlp: MLP, domain: Domain, tolerance: float | None) -> GateSum:
 def scaled_gates(mlp: MLP, gates: GateSum) -> GateSum:
     """The same for what the MLP computes, ``scale_out f(scale_in t)``."""
     return gates.stretched(mlp.scale_in, mlp.scale_out)
+
+
+def _reached(mlps: Sequence[MLP], gates: Sequence[GateSum]) -> float:
+    """The tolerance that gates keep of their activation, before any scaling, of a twin for which none was named."""
+    if not mlps:
+        warnings.warn("The model has attention alone: its twin is the model, without neurons.", stacklevel=3)
+    errors = [sums.max_error for sums in gates]
+    worst = max(errors, default=0.0)
+    if worst <= DEFAULT_TOLERANCE:
+        return DEFAULT_TOLERANCE
+    mlp = mlps[errors.index(worst)]
+    warnings.warn(
+        f"The tolerance of this twin is {worst:.3g}, where {DEFAULT_TOLERANCE:g} is usual: the table's best for"
+        f" {mlp.activation.name} on the domain of {mlp.location.stem}.",
+        stacklevel=3,
+    )
+    return worst
+
+
+def assemble(
+    reading: Reading,
+    gates: Sequence[GateSum],
+    domains: Sequence[Domain],
+    tolerance: float,
+    evaluation: Evaluation = "closed",
+) -> TwinBridge:
+    """Steps 5 and 6, with gates and domains given for every MLP. Changes ``reading.body`` in place."""
+    banks = [mlp.heads(sums, evaluation) for mlp, sums in zip(reading.mlps, gates, strict=True)]
+    bridged = bridge(reading.source, reading.body)
+    remaining = iter(banks)
+    for group in reading.replaced:
+        graft(bridged, group, list(islice(remaining, len(group.mlps))))
+    records = zip((mlp.location for mlp in reading.mlps), banks, domains, strict=True)
+    twin = TwinBridge.of(bridged, [Layer(*record) for record in records], tolerance, reading.source)
+    audit(twin, reading.replaced, reading.inputs, reading.activations)
+    return twin

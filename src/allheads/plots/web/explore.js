@@ -29,7 +29,7 @@ function exploreView(root, data) {
   const count = el("span", { class: "soft", "aria-live": "polite" });
   const body = el("tbody");
   const table = el("table", {}, el("thead", {}, el("tr", {},
-    ...["part", "at", "effect (logits)", "of it direct"].map((name) => el("th", { scope: "col" }, name)))), body);
+    ...["part", "at", "effect (logits)", "direct"].map((name) => el("th", { scope: "col" }, name)))), body);
   const drawn = flow(graph, (node) => "AN".includes(node.kind) && open(node.label));
   const elsewhere = el("p", { class: "soft" }, "This graph is of the prediction after ",
     el("button", { onclick: () => explain(graph.position) }, `${graph.position} ${tokens[graph.position]}`));
