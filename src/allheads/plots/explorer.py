@@ -46,6 +46,7 @@ _CHUNK = 16
 LONGEST = 512
 
 
+# Six arguments, because two things are asked: why every prediction is what it is, and for one of them, its graph.
 def explore(
     twin: TwinBridge,
     tokens: str | Tensor,
