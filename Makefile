@@ -57,7 +57,7 @@ d3: ## Write src/allheads/plots/web/d3.js from the published modules (needs npm)
 	@folder=$$(mktemp -d); file=$$PWD/src/allheads/plots/web/d3.js; cd $$folder; \
 	for module in $(D3); do npm pack --silent $$module >/dev/null && mkdir $$module && tar xzf $${module%@*}-$${module#*@}.tgz -C $$module || exit 1; done; \
 	{ echo "/* d3's modules for selection and zoom (d3js.org), as published, one after the other; \`make d3\` writes this file."; echo; \
-	cat d3-zoom@3.0.0/package/LICENSE; echo "*/"; for module in $(D3); do cat $$module/package/dist/$${module%@*}.min.js; done; } > $$file
+	cat d3-zoom@3.0.0/package/LICENSE; echo "*/"; for module in $(D3); do sed 's#https://##' $$module/package/dist/$${module%@*}.min.js; done; } > $$file
 
 bench: $(VENV)/.dev ## Speed and memory of twin and source, side by side, as JSON
 	OMP_NUM_THREADS=2 $(BIN)/python bench/forward.py

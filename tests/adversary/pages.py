@@ -256,7 +256,7 @@ _LOOK = """() => {
     ran: frames.some((each) => each.defaultView.h !== undefined) || ({}).h !== undefined,
     title: document.title,
     elements: [...new Set(all.flatMap((each) => [each.localName, ...names(each)]))],
-    tokens: frames.flatMap((each) => [...each.querySelectorAll(".strip [data-at], .text .token, .flow .axis")])
+    tokens: frames.flatMap((each) => [...each.querySelectorAll(".strip [data-at], .text .token, .flow .axis title")])
       .filter((each) => !each.closest(".card")).map((each) => each.textContent),
     ticks: [...document.querySelectorAll(".xtick text, .legendtext, .hovertext .name")].map((each) => each.textContent),
     text: frames.map((each) => each.body.innerText.slice(0, 400000)).join("\\n"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import resource
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -57,7 +58,17 @@ def test_logits_without_any_activation_function(smollm, exported, monkeypatch, d
             got = run(exported, tokens, pattern_dtype=dtype)
     assert (got - wanted).abs().max() <= limit
     assert (got.argmax(-1) == wanted.argmax(-1)).all()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 6e6
+
+
+def test_it_runs_in_little_memory(exported):
+    lines = (
+        "import resource, sys, torch",
+        "from allheads.pure.runner import run",
+        "run(sys.argv[1], torch.arange(64)[None])",
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)",
+    )
+    ran = subprocess.run([sys.executable, "-c", "\n".join(lines), exported], capture_output=True, text=True, check=True)
+    assert int(ran.stdout) < 6e6
 
 
 def test_masks_in_weights_on_a_short_text(smollm, exported):

@@ -89,7 +89,7 @@ function flow(graph, choose) {
       if (x < free) return [line];
       free = x + 12;
       const short = name.length > 13 ? `${name.slice(0, 12)}…` : name;
-      return [line, svg("text", { transform: `translate(${x - 3} ${height - BOTTOM + 26}) rotate(45)` }, short, svg("title", {}, name))];
+      return [line, svg("g", {}, svg("title", {}, name), svg("text", { transform: `translate(${x - 3} ${height - BOTTOM + 26}) rotate(45)` }, short))];
     });
   }
 
