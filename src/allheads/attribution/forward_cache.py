@@ -127,10 +127,6 @@ class ForwardCache:
     def _before(self) -> list[str]:
         return [f"{self.stacks[-1]}.{layer}.hook_resid_pre" for layer in self.layers]
 
-    def added(self, site: Site) -> str:
-        """What attention, or all neurons of its layer, add to the stream beside which a sublayer stands."""
-        return f"{site.stack}.{site.location.layer}.hook_{'mlp' if site.kind == 'N' else 'attn'}_out"
-
     def direct(self, value: Tensor) -> dict[str, Tensor | None]:
         """The gradient at what heads and neurons write, through no other head or neuron, by hook point."""
         points = [site.point for site in self.sites]
