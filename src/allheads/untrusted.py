@@ -29,8 +29,10 @@ JSON, HEADER = 2**24, 2**23
 _SEAL = "checksum"
 
 
-def fitted(content: object, kind: type[T], context: object = None) -> T:
-    """Content with the type ``kind``: strictly, so that 1 is neither true nor "1". What kind does not name is refused.
+def fitted(content: object, kind: type[T], context: object = None, *, others: bool = False) -> T:
+    """Content with the type ``kind``: strictly, so that 1 is neither true nor "1".
+
+    What kind does not name is refused; in files of ``others``, who may have more to say, it is passed over.
 
     >>> fitted({"layers": [1, 2]}, dict[str, list[int]])
     {'layers': [1, 2]}
@@ -42,7 +44,9 @@ def fitted(content: object, kind: type[T], context: object = None) -> T:
     try:
         # As JSON: of Python objects, strictness would ask that dataclasses are there already.
         adapter: TypeAdapter[T] = _adapter(kind)  # type: ignore[arg-type]
-        return adapter.validate_json(json.dumps(content), strict=True, extra="forbid", context=context)
+        return adapter.validate_json(
+            json.dumps(content), strict=True, extra="ignore" if others else "forbid", context=context
+        )
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,12 +61,14 @@ def test_logits_without_any_activation_function(smollm, exported, monkeypatch, d
     assert (got.argmax(-1) == wanted.argmax(-1)).all()
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="says how much memory a process has taken")
 def test_it_runs_in_little_memory(exported):
+    # What getrusage says of a process counts its parent's memory, too, which is large in a long run of tests.
     lines = (
-        "import resource, sys, torch",
+        "import sys, torch",
         "from allheads.pure.runner import run",
         "run(sys.argv[1], torch.arange(64)[None])",
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)",
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))",
     )
     ran = subprocess.run([sys.executable, "-c", "\n".join(lines), exported], capture_output=True, text=True, check=True)
     assert int(ran.stdout) < 6e6

@@ -3,69 +3,29 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from allheads.attribution.confirm import Confirmation, confirm
-from allheads.attribution.edges import Side
+from allheads.attribution.graph_content import Edge, GraphContent, Node
+from allheads.attribution.influence import Influence, influence, pruned
+from allheads.attribution.marks import Marks
+from allheads.attribution.neuronpedia.reading import from_neuronpedia
+from allheads.attribution.neuronpedia.writing import as_neuronpedia
 from allheads.attribution.question import Question
 from allheads.disk import checked_path, named_path, write_whole
 from allheads.errors import AllHeadsError
 from allheads.extras import extra
 from allheads.result import Result, finite
-from allheads.twin.labels import Label
 from allheads.untrusted import fitted, read_json, sealed, unsealed
 
 if TYPE_CHECKING:
     import networkx
     import pandas
 
-#: Ordinary head, head that attends to an encoder, neuron.
-PartKind = Literal["A", "X", "N"]
-#: ``E`` token with its position, ``C`` constants, ``T`` target.
-NodeKind = Literal[PartKind, "E", "C", "T"]
-
-#: Of a saved graph: its format, bytes that are read at most, and layers that no network has.
-_VERSION, _LARGEST, _LAYERS = 2, 2**25, 10_000
-
-
-@dataclass(frozen=True)
-class Inflow:
-    """What one side of a node reads: ``total = kept + left_out``; ``left_out_size`` sums absolute edges left out."""
-
-    total: float
-    kept: float
-    left_out: float
-    left_out_size: float
-
-
-@dataclass(frozen=True)
-class Node:
-    """A part at a position, and its effect on the target over all paths, in units of the target.
-
-    ``name`` is ``L3.A5@13``, ``L10.N77@13``, ``embed@4``, ``constants`` or ``target``.
-    """
-
-    name: str
-    kind: NodeKind
-    label: str
-    layer: int
-    position: int
-    token: str
-    effect: float
-    inflow: dict[Side, Inflow]
-
-
-@dataclass(frozen=True)
-class Edge:
-    """The part of the source's effect that flows straight into this side of the target."""
-
-    source: str
-    target: str
-    weight: float
-    side: Side = "V"
+#: Of a saved graph: its format, and bytes that are read at most, as many as Neuronpedia takes.
+_VERSION, _LARGEST = 2, 10**8
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,8 +33,8 @@ class AttributionGraph(Result):
     """Nodes with the target first, in the order in which they were found, and the edges between them.
 
     For each node and side, edges kept and left out sum to the whole: through values, to the node's effect.
-    ``coverage`` is the share of absolute edge weight into kept nodes that is kept. ``question`` is what was asked; a
-    graph that was read from a file has none.
+    ``coverage`` is the share of absolute edge weight into kept nodes that is kept. ``marks`` are what a reader has
+    pinned, grouped and noted. ``question`` is what was asked; a graph that was read from a file has none.
     """
 
     rule: str
@@ -84,6 +44,7 @@ class AttributionGraph(Result):
     nodes: list[Node]
     edges: list[Edge]
     coverage: float
+    marks: Marks = field(default_factory=Marks)
     question: Question | None = field(default=None, compare=False, repr=False)
 
     def confirm(self, k: int = 100) -> Confirmation:
@@ -176,83 +137,93 @@ class AttributionGraph(Result):
             made.add_edge(edge.source, edge.target, key=edge.side, weight=edge.weight, side=edge.side)
         return made
 
-    def save(self, path: str | Path) -> Path:
+    def influence(self) -> Influence:
+        """How much of what leads to the target passes each node, and circuit-tracer's two scores.
+
+        See `allheads.attribution.influence`.
+
+        >>> import allheads as ah
+        >>> found = ah.graph(twin, "Mary and John", " Mary", budget=5).influence()
+        >>> 0 <= found.completeness <= 1
+        True
+        """
+        return influence(self)
+
+    def pruned(self, nodes: float = 0.8, edges: float = 0.98) -> AttributionGraph:
+        """The nodes, and of their edges those, that have together these shares of the influence on the target.
+
+        As circuit-tracer prunes: tokens and the target stay, and parts without a way in or out go. What goes is added
+        to what was left out.
+
+        Raises `AllHeadsError` for shares outside [0, 1].
+
+        >>> import allheads as ah
+        >>> found = ah.graph(twin, "Mary and John", " Mary", budget=20)
+        >>> len(found.pruned(nodes=0.5).parts) <= len(found.parts)
+        True
+        """
+        return pruned(self, nodes, edges)
+
+    def save(self, path: str | Path, *, format: Literal["allheads", "neuronpedia"] = "allheads") -> Path:
         """Write ``.json``, which `AttributionGraph.load` reads, or ``.graphml`` for other tools.
 
-        Raises `AllHeadsError` for another suffix, a path that cannot be written, or more JSON than would be read
-        again; nothing is left behind then.
+        ``format="neuronpedia"`` is the JSON that Neuronpedia, circuit-tracer and Anthropic's page draw; it is listed
+        there under the name of the file.
+
+        Raises `AllHeadsError` for another suffix or format, a path that cannot be written, or more JSON than would be
+        read again; nothing is left behind then.
+
+        >>> import allheads as ah
+        >>> ah.graph(twin, "Mary and John", " Mary", budget=5).save("mary.json", format="neuronpedia").name
+        'mary.json'
         """
         target = checked_path(path)
         if target.suffix not in (".json", ".graphml"):
             raise AllHeadsError("a file that ends in .json or .graphml", target.name, "Name it so.")
-        if target.suffix == ".json":
-            facts = asdict(replace(self, question=None))
-            del facts["question"]
-            text = json.dumps(sealed({"format": _VERSION, **facts}), indent=1)
-            if len(text) > _LARGEST:
-                raise AllHeadsError(
-                    f"a graph of at most {_LARGEST:,} bytes", f"{len(text):,}", "Make one with a smaller budget."
-                )
-            write_whole(target, text)
-        else:
+        if format not in ("allheads", "neuronpedia") or (format == "neuronpedia" and target.suffix != ".json"):
+            raise AllHeadsError("format 'allheads', or 'neuronpedia' in a file .json", repr(format), "Choose one.")
+        if target.suffix == ".graphml":
             lines = extra("networkx", "graphs", "write GraphML").generate_graphml(self.to_networkx())
             write_whole(target, "\n".join(lines))
+            return target
+        facts = as_neuronpedia(self, target.stem) if format == "neuronpedia" else self._sealed()
+        text = json.dumps(facts, indent=1, allow_nan=False)
+        if len(text) > _LARGEST:
+            raise AllHeadsError(
+                f"a graph of at most {_LARGEST:,} bytes", f"{len(text):,}", "Make one with a smaller budget."
+            )
+        write_whole(target, text)
         return target
+
+    def _sealed(self) -> dict[str, Any]:
+        facts = asdict(replace(self, question=None))
+        del facts["question"]
+        return sealed({"format": _VERSION, **facts})
 
     @classmethod
     def load(cls, path: str | Path) -> AttributionGraph:
-        """Read what `save` wrote as ``.json``. Raises `AllHeadsError` for anything else, and for what has changed."""
+        """Read what `save` wrote as ``.json``, in either format, or a graph of another tool in Neuronpedia's.
+
+        Of another tool's graph, features become neurons, and what errors write counts as left out; see
+        `allheads.attribution.neuronpedia.reading`.
+
+        Raises `AllHeadsError` for anything else, and for what has changed.
+        """
         path = named_path(path)
         try:
-            facts = unsealed(read_json(path, dict[str, Any], _LARGEST))
-            if facts.pop("format", None) != _VERSION:
-                raise ValueError("another format")
-            saved = vars(fitted(facts, _Saved))
-            made = cls(**saved)
-            made._check()
-            return made
+            facts = read_json(path, dict[str, Any], _LARGEST)
+            if "metadata" in facts and "links" in facts:
+                content = from_neuronpedia(facts)
+            else:
+                facts = unsealed(facts)
+                if facts.pop("format", None) != _VERSION:
+                    raise ValueError("another format")
+                content = fitted(facts, GraphContent)
+            content.check()
+            return cls(**vars(content))
         except (OSError, ValueError) as error:
             raise AllHeadsError(
-                "a graph that AttributionGraph.save wrote as .json", f"{path.name}: {error}", "Write it again."
+                "a graph that AttributionGraph.save wrote as .json, or one in Neuronpedia's format",
+                f"{path.name}: {error}",
+                "Write it again.",
             ) from None
-
-    def _check(self) -> None:
-        """Raise `ValueError` where nodes, edges and tokens are not of one graph."""
-        names = {node.name for node in self.nodes}
-        if not self.nodes or self.nodes[0].kind != "T" or len(names) < len(self.nodes):
-            raise ValueError("nodes that do not begin with one target")
-        for node in self.nodes:
-            inside = node.position >= -1 and -1 <= node.layer <= _LAYERS
-            if node.name != _name(node) or not inside:
-                raise ValueError(f"a node {node.name!r} that is none")
-            if node.position < 0 and node.kind != "C":
-                raise ValueError(f"a node {node.name!r} without a token")
-        if not names.issuperset(end for edge in self.edges for end in (edge.source, edge.target)):
-            raise ValueError("edges between other nodes")
-        flows = [number for node in self.nodes for flow in node.inflow.values() for number in vars(flow).values()]
-        effects = [self.target_value, self.coverage, *(node.effect for node in self.nodes)]
-        if not all(map(math.isfinite, [*effects, *flows, *(edge.weight for edge in self.edges)])):
-            raise ValueError("numbers that are not finite")
-
-
-@dataclass(frozen=True)
-class _Saved:
-    """What of a graph is in its file."""
-
-    rule: str
-    target: str
-    tokens: list[str]
-    target_value: float
-    nodes: list[Node]
-    edges: list[Edge]
-    coverage: float
-
-
-def _name(node: Node) -> str:
-    """The name that a node of this kind, label and position has."""
-    if node.kind in ("C", "T"):
-        return {"C": "constants", "T": "target"}[node.kind]
-    if node.kind == "E":
-        return f"{node.label}@{node.position}"
-    label = Label.parse(node.label)
-    return f"{label}@{node.position}" if (label.kind, label.layer) == (node.kind, node.layer) else "another"

@@ -128,32 +128,43 @@ class Edges:
         return found
 
     def _parts(self, read: Tensor, seeds: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """``seeds . J_i a_i`` for each row of seeds and every head, neuron and embedding i at each position."""
-        leaves = self.cut.leaves
-        grads: Sequence[Tensor | None] = [None] * len(leaves)
-        if read.requires_grad:
-            grads = torch.autograd.grad(
-                read, list(leaves.values()), seeds, is_grads_batched=True, retain_graph=True, allow_unused=True
-            )
-        found = {
-            name: grad[:, 0] * leaf.detach()[0]
-            for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
-            if grad is not None
-        }
-        written = {site: found[site.point] for site in self.cut.sites if site.point in found}
-        parts = {
-            site.name: site.summed(part) if site.kind == "N" else part.sum(-1).transpose(1, 2)
-            for site, part in written.items()
-        }
-        return parts, _by_begin({name: found[name].sum(-1) for name in self.cut.embeddings if name in found})
+        return written_into(self.cut, read, seeds)
+
+
+def written_into(cut: ForwardCache, read: Tensor, seeds: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """``seeds . J_i a_i`` for each row of seeds and every head, neuron and embedding i at each position.
+
+    By sublayer, ``[row head from]`` or ``[row from d_mlp]``, and by what streams begin with, ``[row from]``.
+    """
+    leaves = cut.leaves
+    grads: Sequence[Tensor | None] = [None] * len(leaves)
+    if read.requires_grad:
+        grads = torch.autograd.grad(
+            read, list(leaves.values()), seeds, is_grads_batched=True, retain_graph=True, allow_unused=True
+        )
+    found = {
+        name: grad[:, 0] * leaf.detach()[0]
+        for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
+        if grad is not None
+    }
+    written = {site: found[site.point] for site in cut.sites if site.point in found}
+    parts = {
+        site.name: site.summed(part) if site.kind == "N" else part.sum(-1).transpose(1, 2)
+        for site, part in written.items()
+    }
+    return parts, _by_begin({name: found[name].sum(-1) for name in cut.embeddings if name in found})
+
+
+def begin_of(point: str) -> str:
+    """What a stream begins with at a hook point, tokens and positions together: ``embed``, ``decoder_embed``."""
+    stack = point.removesuffix(".0.hook_resid_pre")
+    return "decoder_embed" if point.startswith("decoder_") else "embed" if point in EMBEDDINGS else stack
 
 
 def _by_begin(embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What streams begin with, tokens and their learned positions together: ``embed``, ``decoder_embed`` ..."""
     found: dict[str, Tensor] = {}
     for name, value in embeddings.items():
-        stack = name.removesuffix(".0.hook_resid_pre")
-        begin = "decoder_embed" if name.startswith("decoder_") else "embed" if name in EMBEDDINGS else stack
+        begin = begin_of(name)
         found[begin] = found[begin] + value if begin in found else value
     return found
 

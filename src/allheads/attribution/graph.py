@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from allheads.attribution.attribution_graph import AttributionGraph, Edge, Inflow, Node
+from allheads.attribution.attribution_graph import AttributionGraph
 from allheads.attribution.edges import edges
 from allheads.attribution.graph_builder import GraphBuilder, LargestEdges
+from allheads.attribution.graph_content import Edge, Inflow, Node
 from allheads.attribution.metric import Target
 from allheads.attribution.question import Question
 from allheads.attribution.rules import DEFAULT, Rule

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -22,7 +22,8 @@ class Metric:
     """A number: ``function(outputs, activations)``.
 
     It is read out of the network's outputs ``[1 pos out]`` at one ``position``, or inside a layer, out of the
-    activations at ``hook_points``: then ``stream`` is the hook point of the stream which that reads.
+    activations at ``hook_points``: then ``stream`` is the hook point of the stream which that reads. ``entries`` are
+    the tokens or classes that were named, for and against.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Metric:
     function: Function
     stream: str | None = None
     hook_points: tuple[str, ...] = ()
+    entries: tuple[int, ...] = ()
 
     def of(self, outputs: Float[Tensor, "1 pos out"], activations: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         """Its value. Raises `AllHeadsError` if the function gives something else than one number."""
@@ -82,11 +84,11 @@ def metric_of(twin: TwinBridge, target: Target, position: int, outputs: OutputSh
         if plus == minus:
             raise AllHeadsError(f"two different {outputs.kind}", f"{plus_name} twice", "Name one for and one against.")
         weights = _weights(twin, outputs.width, {plus: 1.0, minus: -1.0})
-        return Metric.of_outputs(f"{plus_name} - {minus_name}", at, weights)
+        return replace(Metric.of_outputs(f"{plus_name} - {minus_name}", at, weights), entries=(plus, minus))
     if callable(target):
         return Metric(getattr(target, "__name__", "function"), at, lambda outputs, _: target(outputs[0, at]))
     entry, name = _entry(twin, target, outputs)
-    return Metric.of_outputs(name, at, _weights(twin, outputs.width, {entry: 1.0}))
+    return replace(Metric.of_outputs(name, at, _weights(twin, outputs.width, {entry: 1.0})), entries=(entry,))
 
 
 def _entry(twin: TwinBridge, target: object, outputs: OutputShape) -> tuple[int, str]:

@@ -69,11 +69,18 @@ class Question:
         """What stands where a stream begins."""
         return self._texts("decoder_blocks" if begin.startswith("decoder_") else begin, length)[position]
 
+    def id_of(self, begin: str, position: int, length: int) -> int | None:
+        """The id of the token that stands there; None for a patch or a frame."""
+        ids = self._row("decoder_blocks" if begin.startswith("decoder_") else begin, length)
+        return None if ids is None else int(ids[0, position])
+
     def _texts(self, stack: str, length: int) -> list[str]:
+        ids = self._row(stack, length)
+        return [f"#{position}" for position in range(length)] if ids is None else token_texts(self.twin, ids)
+
+    def _row(self, stack: str, length: int) -> Tensor | None:
         ids = self._ids("decoder_input" if stack == "decoder_blocks" else "input")
-        if ids is None or ids.shape[-1] != length:
-            return [f"#{position}" for position in range(length)]
-        return token_texts(self.twin, ids)
+        return None if ids is None or ids.shape[-1] != length else ids
 
     def _ids(self, name: str) -> Tensor | None:
         ids = self.inputs.get(name)

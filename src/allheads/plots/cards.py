@@ -20,10 +20,9 @@ from torch import Tensor
 from allheads.attribution.question import Question
 from allheads.errors import AllHeadsError
 from allheads.heads.bank import HeadBank
-from allheads.plots.columns import place_name
 from allheads.plots.hook_values import hook_values
 from allheads.plots.packing import short
-from allheads.plots.token_names import visible
+from allheads.plots.token_names import place_name, visible
 from allheads.twin.labels import Label
 from allheads.twin.sites import Site, sites
 from allheads.twin.twin import TwinBridge

@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from allheads.attribution.attribution import Attribution
+from allheads.attribution.places import Place, in_order, stream_of
 from allheads.errors import AllHeadsError, printable
-from allheads.plots.columns import Place, in_order, place_name, stream_of
 from allheads.plots.patches import on_image
 from allheads.plots.picture import Picture
 from allheads.plots.style import BAD, BOTH, GOOD, INK, figure, heat_map
+from allheads.plots.token_names import place_name
 
 
 def attribution(found: Attribution, by: str = "waterfall") -> Picture:

@@ -6,13 +6,14 @@ from functools import partial
 from typing import Any
 
 from allheads.attribution.attribution_graph import AttributionGraph
+from allheads.attribution.places import in_order, places_of
 from allheads.attribution.question import Question
 from allheads.attribution.rules import RULES, Rule
 from allheads.errors import AllHeadsError, printable
 from allheads.plots.cards import Card, cards
-from allheads.plots.columns import Place, in_order, place_name, stream_of
 from allheads.plots.packing import short
 from allheads.plots.pattern_sources import read_patterns
+from allheads.plots.token_names import place_name
 from allheads.plots.view import View
 from allheads.twin.labels import Label
 
@@ -67,7 +68,7 @@ def graph_data(found: AttributionGraph, edges: int = EDGES) -> dict[str, Any]:
     """Plain values for JSON; of the edges the largest, and of every node's inflow what is not kept."""
     drawn = sorted(found.edges, key=lambda edge: -abs(edge.weight))[: max(edges, _MOST_EDGES)]
     rule = RULES.get(found.rule)
-    places = _places(found)
+    places = places_of(found)
     tokens = {places[node.name]: node.token for node in found.nodes if node.kind == "E"}
     columns = {place: at for at, place in enumerate(in_order(places.values()))}
     return {
@@ -102,17 +103,3 @@ def _held(rule: Rule) -> str:
     names = {"norms": rule.norms, "attention patterns": rule.patterns, "gates": rule.gates}
     held = [name for name, frozen in names.items() if frozen]
     return f"{', '.join(held[:-1])} and {held[-1]} are held fixed.".capitalize() if len(held) > 1 else ""
-
-
-def _places(found: AttributionGraph) -> dict[str, Place]:
-    """Where nodes stand, by name, the constants nowhere; the target stands in the stream of the outputs."""
-    begins = {node.label for node in found.nodes if node.kind == "E"}
-    streams = {begin: stream_of(begin, begins) for begin in begins}
-    outputs = "D" if "D" in streams.values() else ""
-    places: dict[str, Place] = {}
-    for node in found.nodes:
-        if node.kind in "AXN":
-            places[node.name] = Label.parse(node.label).stream, node.position
-        elif node.kind != "C":
-            places[node.name] = streams[node.label] if node.kind == "E" else outputs, node.position
-    return places

@@ -8,6 +8,7 @@ from html import escape
 from jaxtyping import Int
 from torch import Tensor
 
+from allheads.attribution.places import Place
 from allheads.twin.prompt import token_texts
 from allheads.twin.twin import TwinBridge
 
@@ -33,3 +34,13 @@ def visible(word: str) -> str:
     """
     shown = "".join(_VISIBLE.get(c, c if c.isprintable() else "�") for c in word)
     return shown if len(shown) <= _LONGEST else shown[: _LONGEST - 1] + "…"
+
+
+def place_name(place: Place, token: str) -> str:
+    """``position token``, behind the letters of a stream that has some; white space is visible.
+
+    >>> place_name(("E", 3), " house")
+    'E3 ·house'
+    """
+    stream, position = place
+    return f"{stream}{position} {visible(token)}"

@@ -1,12 +1,15 @@
-"""Where parts stand in pictures: streams side by side, and in each its positions, one after the other."""
+"""Where the nodes of a graph stand: streams side by side, and in each its positions, one after the other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from allheads.models.locations import Location
-from allheads.plots.token_names import visible
+from allheads.twin.labels import Label
+
+if TYPE_CHECKING:
+    from allheads.attribution.attribution_graph import AttributionGraph
 
 #: A stream by the letters that labels in it begin with (none, ``E``, ``D``, ``V2``), and a position in it.
 Place: TypeAlias = tuple[str, int]
@@ -37,11 +40,15 @@ def in_order(places: Iterable[Place]) -> list[Place]:
     return sorted(set(places), key=lambda place: (_ORDER.index(place[0][:1]), place))
 
 
-def place_name(place: Place, token: str) -> str:
-    """``position token``, behind the letters of a stream that has some; white space is visible.
-
-    >>> place_name(("E", 3), " house")
-    'E3 ·house'
-    """
-    stream, position = place
-    return f"{stream}{position} {visible(token)}"
+def places_of(graph: AttributionGraph) -> dict[str, Place]:
+    """Where nodes stand, by name, the constants nowhere; the target stands in the stream of the outputs."""
+    begins = {node.label for node in graph.nodes if node.kind == "E"}
+    streams = {begin: stream_of(begin, begins) for begin in begins}
+    outputs = "D" if "D" in streams.values() else ""
+    places: dict[str, Place] = {}
+    for node in graph.nodes:
+        if node.kind in "AXN":
+            places[node.name] = Label.parse(node.label).stream, node.position
+        elif node.kind != "C":
+            places[node.name] = streams[node.label] if node.kind == "E" else outputs, node.position
+    return places
