@@ -1,0 +1,100 @@
+"""What a graph is made of: nodes, what flows into them, edges, and all of it as it is kept in a file."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from allheads.attribution.edges import Side
+from allheads.attribution.marks import Marks
+from allheads.twin.labels import Label
+
+#: Ordinary head, head that attends to an encoder, neuron.
+PartKind = Literal["A", "X", "N"]
+#: ``E`` token with its position, ``C`` constants, ``T`` target.
+NodeKind = Literal[PartKind, "E", "C", "T"]
+
+#: No network has more layers.
+_LAYERS = 10_000
+
+
+@dataclass(frozen=True)
+class Inflow:
+    """What one side of a node reads: ``total = kept + left_out``; ``left_out_size`` sums absolute edges left out."""
+
+    total: float
+    kept: float
+    left_out: float
+    left_out_size: float
+
+
+@dataclass(frozen=True)
+class Node:
+    """A part at a position, and its effect on the target over all paths, in units of the target.
+
+    ``name`` is ``L3.A5@13``, ``L10.N77@13``, ``embed@4``, ``constants`` or ``target``.
+    """
+
+    name: str
+    kind: NodeKind
+    label: str
+    layer: int
+    position: int
+    token: str
+    effect: float
+    inflow: dict[Side, Inflow]
+
+
+@dataclass(frozen=True)
+class Edge:
+    """The part of the source's effect that flows straight into this side of the target."""
+
+    source: str
+    target: str
+    weight: float
+    side: Side = "V"
+
+
+@dataclass(frozen=True)
+class GraphContent:
+    """What of a graph is in its file."""
+
+    rule: str
+    target: str
+    tokens: list[str]
+    target_value: float
+    nodes: list[Node]
+    edges: list[Edge]
+    coverage: float
+    marks: Marks = field(default_factory=Marks)
+
+    def check(self) -> None:
+        """Raise `ValueError` where nodes, edges, tokens and marks are not of one graph."""
+        names = {node.name for node in self.nodes}
+        if not self.nodes or self.nodes[0].kind != "T" or len(names) < len(self.nodes):
+            raise ValueError("nodes that do not begin with one target")
+        for node in self.nodes:
+            inside = node.position >= -1 and -1 <= node.layer <= _LAYERS
+            if node.name != _name(node) or not inside:
+                raise ValueError(f"a node {node.name!r} that is none")
+            if node.position < 0 and node.kind != "C":
+                raise ValueError(f"a node {node.name!r} without a token")
+        if not names.issuperset(end for edge in self.edges for end in (edge.source, edge.target)):
+            raise ValueError("edges between other nodes")
+        if not names.issuperset(self.marks.nodes()):
+            raise ValueError("marks at other nodes")
+        flows = [number for node in self.nodes for flow in node.inflow.values() for number in vars(flow).values()]
+        effects = [self.target_value, self.coverage, *(node.effect for node in self.nodes)]
+        if not all(map(math.isfinite, [*effects, *flows, *(edge.weight for edge in self.edges)])):
+            raise ValueError("numbers that are not finite")
+
+
+def _name(node: Node) -> str:
+    """The name that a node of this kind, label and position has."""
+    if node.kind in ("C", "T"):
+        return {"C": "constants", "T": "target"}[node.kind]
+    if node.kind == "E":
+        return f"{node.label}@{node.position}"
+    label = Label.parse(node.label)
+    return f"{label}@{node.position}" if (label.kind, label.layer) == (node.kind, node.layer) else "another"
