@@ -32,8 +32,8 @@ from allheads.twin.softmax import PATTERN, SCORES, scores_shown
 
 #: Rows of gradients that are taken at a time.
 _ROWS = 16
-#: What a second derivative may be off a score, relative to it, without a cap.
-_STRAIGHT = 1e-3
+#: By how many roundings the second derivative of a score may be off the score without a cap.
+_ROUNDINGS = 256
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,8 @@ class _Layer:
         product = turned.flatten(1) @ columns.T
         of_q, of_k = rows.flatten(1) @ into_q.detach().flatten(), columns @ into_k.detach().flatten()
         gap = product[-1, -1] - of_q[-1]
-        if abs(gap) > _STRAIGHT * abs(of_q[-1]):  # the curve of a cap, which a second derivative sees
+        rounding = torch.finfo(rows.dtype).eps * into_q.norm().detach() * rows[-1].norm()
+        if abs(gap) > _ROUNDINGS * rounding:  # the curve of a cap, which a second derivative sees
             product = product - gap / of_q[-1] ** 2 * of_q[:, None] * of_k
         names = [(query, key) for query in queries for key in keys]
         values = product[:-1, :-1].flatten().tolist()
