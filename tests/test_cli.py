@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from allheads.attribution.attribution_graph import AttributionGraph
 from allheads.cli.main import app
 from allheads.verification.report import Thresholds
 
@@ -197,3 +199,19 @@ def test_attribute(tmp_path):
     shown = _attribute("[INST] hello [/INST]", "--target", " Mary")
     assert shown.exit_code == 0
     assert "'INST'" in shown.stdout
+
+
+@pytest.mark.usefixtures("_loaded")
+def test_graph(tmp_path):
+    prompt = "When Mary and John went to the store, John gave a drink to"
+    arguments = ["graph", prompt, "--target", " Mary", "--versus", " John", "--budget", "20", "-o"]
+    folder = tmp_path / "graphs"
+    result = CliRunner().invoke(app, [*arguments, str(folder), "--format", "neuronpedia", "--prune", "0.9", "--json"])
+    assert result.exit_code == 0, result.output
+    facts, (listed,) = json.loads(result.stdout), json.loads((folder / "graph-metadata.json").read_text())["graphs"]
+    assert Path(facts["output"]) == folder / f"{listed['slug']}.json"
+    read = AttributionGraph.load(facts["output"])
+    assert 0 < len(read.parts) < 20 and facts["nodes"] == len(read.nodes)
+    shown = CliRunner().invoke(app, [*arguments, str(tmp_path / "own.json")]).stdout
+    assert "L23.A3" in shown and "20 parts" in shown
+    assert len(AttributionGraph.load(tmp_path / "own.json").parts) == 20

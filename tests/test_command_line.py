@@ -17,7 +17,7 @@ from allheads_labs.commands.faithfulness import TASKS
 
 #: What a command needs seconds for.
 HEAVY = {"torch", "transformers", "transformer_lens", "pandas", "numpy", "plotly"}
-LOADS = {"convert", "explore", "attribute", "sweep", "faithfulness", "physics"}
+LOADS = {"convert", "explore", "attribute", "graph", "sweep", "faithfulness", "physics"}
 
 _CODE = """
 import json, sys
@@ -64,6 +64,9 @@ WRONG = [
     (["attribute", "A text", "--target", " a", "--position", "9"], "a position from"),
     (["attribute", "A text", "--target", " a", "--report", "nowhere/page.html"], "a path in a folder that exists"),
     (["attribute", "gpt2", "--target", " a"], "text"),
+    (["graph", "A text", "--target", " a", "-o", "x.json", "--format", "gexf"], "a format out of"),
+    (["graph", "A text", "--target", " a", "-o", "x.csv"], "a file that ends in .json or .graphml"),
+    (["graph", "A text", "--target", " a", "-o", "pyproject.toml", "--format", "neuronpedia"], "a folder"),
     (["explore", " "], "text"),
     (["explore", "A text", "--model", "another text"], "the name of a model"),
     (["convert", "A text", "--model", "smollm2-153m"], "a short model name"),

@@ -6,14 +6,17 @@ from importlib import import_module
 
 import allheads as ah
 
-NAMESPACES = ("weights", "corpus", "gates", "pure", "plots")
+NAMESPACES = ("weights", "corpus", "gates", "pure", "formats", "plots")
 #: Classes of results: they are returned, and not among the public names.
 RESULTS = (
     "allheads.attribution.attribution.Attribution",
     "allheads.attribution.attribution.Contribution",
     "allheads.attribution.attribution_graph.AttributionGraph",
-    "allheads.attribution.attribution_graph.Node",
-    "allheads.attribution.attribution_graph.Edge",
+    "allheads.attribution.graph_content.Node",
+    "allheads.attribution.graph_content.Edge",
+    "allheads.attribution.graph_content.Inflow",
+    "allheads.attribution.marks.Marks",
+    "allheads.attribution.influence.Influence",
     "allheads.attribution.attribute_pattern.PatternAttribution",
     "allheads.attribution.confirm.Confirmation",
     "allheads.attribution.similarity.Similarity",

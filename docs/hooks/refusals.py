@@ -23,6 +23,7 @@ ROOMS = {
     "store": "Saved twins",
     "pure": "The pure form",
     "gates": "Gates",
+    "formats": "Files of other tools",
     "cli": "The command line",
     "": "Files and everywhere else",
     "allheads_labs": "Experiments",

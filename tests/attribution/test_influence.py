@@ -86,10 +86,10 @@ def test_scores_count_what_was_left_out(graph):
 def test_pruning_keeps_the_largest_and_counts_the_rest(graph):
     less = graph.pruned(nodes=0.5, edges=1.0)
     assert [node.name for node in less.parts] == ["L1.A0@1"]
-    assert {node.name for node in less.nodes} == {"target", "L1.A0@1", "embed@0", "embed@1", "constants"}
+    assert {node.name for node in less.nodes} == {"target", "L1.A0@1", "embed@0", "embed@1"}
     flow = less["L1.A0@1"].inflow["V"]
     assert (flow.total, flow.kept, flow.left_out, flow.left_out_size) == (4.0, 1.0, 3.0, 7.0)
-    kept, whole = 4.0 + 0.5 + 1.0, 8.0 + 8.0
+    kept, whole = 4.0 + 1.0, 8.0 + 8.0
     assert less.coverage == pytest.approx(kept / whole)
     for each in less.nodes:
         for flow in each.inflow.values():

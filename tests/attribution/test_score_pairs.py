@@ -47,7 +47,7 @@ def test_shares_are_those_of_attribute_pattern(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_pairs_sum_to_shares(name):
     """Over all keys, what a part of the query makes with each is what it makes with their sum."""
-    twin, inputs, found, _ = traced(name, [("L1.A0", 5)])
+    twin, _, found, _ = traced(name, [("L1.A0", 5)])
     (score,) = found.values()
     without = score.score - sum(score.query.values())
     biases = any("bias" in weight for weight, _ in twin.named_parameters())
@@ -76,7 +76,7 @@ def test_a_pair_is_the_product_of_what_two_embeddings_write():
 
 
 def test_encoders_and_layers_that_show_nothing():
-    twin, inputs, found, silent = traced("T5ForConditionalGeneration", [("DL1.X0", 2), ("EL1.A0", 5)])
+    _, _, found, silent = traced("T5ForConditionalGeneration", [("DL1.X0", 2), ("EL1.A0", 5)])
     assert not silent
     across = found["DL1.X0@2"]
     assert all(node.startswith(("DL", "decoder_embed")) for node in across.query)

@@ -87,16 +87,16 @@ def pruned(graph: AttributionGraph, nodes: float, edges: float) -> AttributionGr
     """See `AttributionGraph.pruned`."""
     if not 0.0 <= nodes <= 1.0 or not 0.0 <= edges <= 1.0:
         raise AllHeadsError("shares of influence in [0, 1]", f"{nodes!r}, {edges!r}", "Try nodes=0.8, edges=0.98.")
-    weights, parts = _adjacency(graph), _of_kind(graph, "AXN")
+    weights, parts, ends = _adjacency(graph), _of_kind(graph, "AXN"), _of_kind(graph, "TE")
     values = _influence(_shares(weights))
-    kept = ~parts | (values >= _threshold(values, nodes))
+    kept = ends | (values >= _threshold(values, nodes))
     shares = _shares(weights * kept[:, None] * kept)
     passing = _influence(shares)
     passing[0] += 1.0
     scores = shares * passing[:, None]
     lines = (scores >= _threshold(scores.flatten(), edges)) & (scores > 0.0)
-    while True:  # a part without a way in or out is no longer on a way
-        linked = kept & (~parts | (lines.any(0) & lines.any(1)))
+    while True:  # a part without a way in or out is no longer on a way, nor are constants without one out
+        linked = kept & (ends | (lines.any(0) & (lines.any(1) | ~parts)))
         if torch.equal(linked, kept):
             return _only(graph, kept, lines)
         kept, lines = linked, lines & linked[:, None] & linked
@@ -173,7 +173,8 @@ def _only(graph: AttributionGraph, kept: Tensor, lines: Tensor) -> AttributionGr
             inflow[side] = replace(flow, kept=flow.total - left_out, left_out=left_out, left_out_size=max(size, 0.0))
             shown, whole = shown + now_size, whole + flow.left_out_size + was_size
         nodes.append(replace(node, inflow=inflow))
-    return replace(graph, nodes=nodes, edges=edges, coverage=shown / whole if whole else 1.0)
+    marks = graph.marks.renamed({node.name: node.name for node in nodes})
+    return replace(graph, nodes=nodes, edges=edges, marks=marks, coverage=shown / whole if whole else 1.0)
 
 
 def _sizes(edges: list[Edge]) -> dict[tuple[str, str], tuple[float, float]]:

@@ -27,7 +27,8 @@ def graph(found: AttributionGraph, *, edges: int = EDGES) -> View:
     Squares are heads, circles neurons, triangles tokens; the largest have names. The grey line below a node is as long
     as the share of what it reads that comes from parts outside the graph. Hover or walk to a node to see its edges;
     click it, or press Enter, to pin it and see its card: what opens it, its pattern, what it writes, its error bound.
-    A second pin shows the ways between the two. The picture fits its box; Ctrl and the wheel, or two fingers, zoom. A
+    A second pin shows the ways between the two. What is marked in the graph (`graph.marks`) is pinned, and notes and
+    groups stand beside their nodes. The picture fits its box; Ctrl and the wheel, or two fingers, zoom. A
     graph that was read from a file does not know its twin, and has no cards.
 
     Args:
@@ -91,10 +92,13 @@ def graph_data(found: AttributionGraph, edges: int = EDGES) -> dict[str, Any]:
                 "layer": node.layer,
                 "column": columns[places[node.name]] if node.name in places else -1,
                 "effect": short(node.effect),
+                "note": printable(found.marks.notes.get(node.name, "")),
                 "left": {side: [short(flow.left_out), short(flow.total)] for side, flow in node.inflow.items()},
             }
             for node in found.nodes
         ],
+        "pins": found.marks.pins,
+        "groups": [[printable(group), members] for group, members in found.marks.groups.items()],
         "edges": [[edge.source, edge.target, short(edge.weight), edge.side] for edge in drawn],
     }
 

@@ -58,6 +58,7 @@ def _rest(graph: AttributionGraph) -> dict[str, Any]:
         "target_value": graph.target_value,
         "coverage": graph.coverage,
         "tokens": graph.tokens,
+        "constants": next((asdict(node) for node in graph.nodes if node.kind == "C"), None),
         # With their places among all, which those through values keep.
         "edges": [[at, asdict(edge)] for at, edge in enumerate(graph.edges) if edge.side != "V"],
         "notes": graph.marks.notes,

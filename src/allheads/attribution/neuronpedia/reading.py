@@ -44,6 +44,7 @@ class _Ours:
     target_value: float
     coverage: float
     tokens: list[str]
+    constants: Node | None
     edges: list[tuple[int, dict[str, Any]]]
     notes: dict[str, str]
 
@@ -51,16 +52,20 @@ class _Ours:
 def _ours(file: GraphFile, ours: _Ours) -> GraphContent:
     if ours.version != 1:
         raise ValueError(f"version {ours.version} of what allheads writes, where 1 is read")
-    nodes: dict[str, Node] = {}
+    nodes: list[Node] = []
     names: dict[str, str] = {}
     for each in file.nodes:
         if each.allheads is not None:
             node = fitted(each.allheads, Node)
-            nodes[node.name], names[each.node_id] = node, node.name
+            nodes.append(node)
+            names[each.node_id] = node.name
+        elif each.kind == "C":
+            names[each.node_id] = "constants"
+    nodes += [] if ours.constants is None else [ours.constants]
     edges = [Edge(names[link.source], names[link.target], link.weight) for link in file.links]
     for at, edge in ours.edges:
         edges.insert(at, fitted(edge, Edge))
-    marks = replace(file.qParams.marks.renamed(names), notes={n: t for n, t in ours.notes.items() if n in nodes})
-    # Constants stand behind all layers there, and last here, as all nodes of one name.
-    ordered = sorted(nodes.values(), key=lambda node: node.kind == "C")
-    return GraphContent(ours.rule, ours.target, ours.tokens, ours.target_value, ordered, edges, ours.coverage, marks)
+    marks = replace(
+        file.qParams.marks.renamed(names), notes={n: t for n, t in ours.notes.items() if n in names.values()}
+    )
+    return GraphContent(ours.rule, ours.target, ours.tokens, ours.target_value, nodes, edges, ours.coverage, marks)

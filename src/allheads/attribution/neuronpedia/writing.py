@@ -42,8 +42,11 @@ def as_neuronpedia(graph: AttributionGraph, slug: str) -> dict[str, Any]:
     spots = Spots(graph, graph.question)
     heads = [(Label.parse(node.label), node.position) for node in graph.nodes if node.kind in ("A", "X")]
     scores, silent = traced_scores(graph.question, heads, _TRACED)
-    links = _links(graph, spots)
-    nodes = [*_nodes(graph, spots, scores), *_constants(graph, spots, {link["source"] for link in links})]
+    links, influences = _links(graph, spots), influence(graph).cumulative
+    constants = _constants(graph, spots, {link["source"] for link in links})
+    for node in constants:
+        node["influence"] = influences.get("constants", 1.0)  # pages hide what has none
+    nodes = [*_nodes(graph, spots, scores, influences), *constants]
     return {
         "metadata": metadata(graph, slug, spots.columns.tokens, silent),
         "qParams": _marks(graph, spots),
@@ -72,9 +75,11 @@ def _links(graph: AttributionGraph, spots: Spots) -> list[dict[str, Any]]:
     ]
 
 
-def _nodes(graph: AttributionGraph, spots: Spots, scores: dict[str, TracedScore]) -> list[dict[str, Any]]:
+def _nodes(
+    graph: AttributionGraph, spots: Spots, scores: dict[str, TracedScore], influences: dict[str, float]
+) -> list[dict[str, Any]]:
     assert graph.question is not None
-    influences, activations = influence(graph).cumulative, _activations(graph, graph.question)
+    activations = _activations(graph, graph.question)
     made = []
     for node in graph.nodes:
         if node.kind == "C":
@@ -111,11 +116,11 @@ def _drawn(spot: Spot, feature_type: str, says: str) -> dict[str, Any]:
 
 
 def _constants(graph: AttributionGraph, spots: Spots, used: set[str]) -> list[dict[str, Any]]:
-    """The constants in every layer that reads some, and after the last: pages want a layer that is not 0."""
-    ours = next((asdict(node) for node in graph.nodes if node.kind == "C"), None)
+    """The constants in every layer that reads some; and after the last where pages would find no layer above 0."""
     everywhere = [spots.of_constants(layer) for layer in range(spots.last + 1)]
-    drawn = [spot for spot in everywhere if spot.node_id in used or spot is everywhere[-1]]
-    return [_drawn(spot, FEATURE_TYPES["C"], "constants") | {"allheads": ours} for spot in drawn]
+    flat = not any(spots.layer_of(node) for node in graph.parts)
+    drawn = [spot for spot in everywhere if spot.node_id in used or (flat and spot is everywhere[-1])]
+    return [_drawn(spot, FEATURE_TYPES["C"], "constants") for spot in drawn]
 
 
 def _traced(spots: Spots, score: TracedScore) -> dict[str, Any]:

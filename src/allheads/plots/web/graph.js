@@ -114,7 +114,8 @@ function flow(graph, choose) {
     const node = known.get(name);
     const shares = Object.entries(node.left).map(([side, [left, total]]) => el("p", {},
       `${side === "V" ? "Through values" : `Into its ${side === "Q" ? "query" : "key"}`}: ${signed(total)}, of which ${signed(left)} comes from parts that are not in the graph.`));
-    return [el("section", { class: "whole" }, el("h3", {}, describe(node)), ...shares),
+    const marks = [...(node.note ? [`Note: ${node.note}`] : []), ...graph.groups.filter(([, members]) => members.includes(name)).map(([group]) => `In the group ${group}.`)];
+    return [el("section", { class: "whole" }, el("h3", {}, describe(node)), ...marks.map((mark) => el("p", {}, mark)), ...shares),
       list("Flows in from", graph.edges.filter((edge) => edge[1] === name), 0),
       list("Flows out to", graph.edges.filter((edge) => edge[0] === name), 1)];
   }
@@ -126,7 +127,7 @@ function flow(graph, choose) {
   }
 
   // A click pins a node: its edges stay. A second pin shows the ways between the two; a third begins anew.
-  let pins = [];
+  let pins = graph.pins.slice(0, 2);
 
   /** The edges of the pinned nodes, or of the one under the pointer; without any, the largest. */
   function light(name = null) {
