@@ -85,7 +85,7 @@ def answers(questions: Sequence[Question], means: Means | None = None) -> Iterat
     twin, rule = first.twin, first.rule
     points = tuple(dict.fromkeys(point for question in questions for point in question.metric.hook_points))
     with differentiable(first) as parts:
-        cache = ForwardCache(twin, points)
+        cache = ForwardCache(twin, points, autoencoders=first.autoencoders)
         with cache.recording():
             logits = first.run()
         values = [question.metric.of(logits, cache.activations) for question in questions]
@@ -168,7 +168,7 @@ def _effects(
 
 def _by_part(site: Site, values: Tensor) -> Tensor:
     """What every head, ``[head pos]``, or neuron, ``[pos d_mlp]``, contributes, of what each entry does."""
-    return site.summed(values) if site.kind == "N" else values.sum(-1).T
+    return site.summed(values) if site.scalar else values.sum(-1).T
 
 
 def _stacked(streams: list[Tensor]) -> Tensor:

@@ -19,11 +19,18 @@ from allheads.corpus.averages import Means
 from allheads.errors import AllHeadsError
 from allheads.result import SHOWN, Result, finite
 from allheads.twin.labels import Label
+from allheads.twin.sites import SCALARS
 
 if TYPE_CHECKING:
     import pandas
 
     from allheads.attribution.attribution_graph import AttributionGraph
+    from allheads.attribution.latents import LatentAttribution
+    from allheads.twin.autoencoder import SparseAutoencoder
+
+
+#: What sublayers are of, by the letter of their parts.
+_SORTS = {"A": "heads", "X": "heads", "N": "neurons", "F": "latents", "R": "errors"}
 
 
 @dataclass(frozen=True)
@@ -160,6 +167,17 @@ class Attribution(Result):
         parts = [(part.label, part.position, part.effect) for part in self.top(k)]
         return confirm(self.question, parts, self.target_value)
 
+    def through(self, autoencoder: SparseAutoencoder) -> LatentAttribution:
+        """The same question, with what passes a hook point split into the latents of a sparse autoencoder and an error.
+
+        See `allheads.attribution.latents`; ``ah.formats.read_autoencoder`` reads those of SAELens.
+
+        Raises `AllHeadsError` for an autoencoder of another width, or at a hook point that is not of the stream.
+        """
+        from allheads.attribution.latents import through
+
+        return through(self.question, autoencoder)
+
     def by_source(self) -> Float[Tensor, "layer head destination source"]:
         """The effect of every ordinary head, split by the position that it carried from; runs the twin once more."""
         from allheads.attribution.attribute import by_source
@@ -217,7 +235,7 @@ class Attribution(Result):
         name = f"{wanted.stem}.{wanted.kind}"
         table = self._by_part(name) if name in self.effects else None
         if table is None or wanted.part is not None or wanted.index >= len(table):
-            kinds = [known for known in self.effects if (wanted.kind == "N") == known.endswith("N")]
+            kinds = [known for known in self.effects if (wanted.kind in SCALARS) == known.endswith(SCALARS)]
             last = f"{kinds[-1]}{len(self._by_part(kinds[-1])) - 1}" if kinds else "none"
             raise AllHeadsError(f"a label up to {last}", label, "Neurons are whole here: L3.N812.")
         return [self._contribution(name, wanted.index, position) for position in range(table.shape[1])]
@@ -228,11 +246,12 @@ class Attribution(Result):
         """The k largest contributions of heads and neurons at positions, by ``size``, or by ``sign``: most for first.
 
         ``kind`` is ``"A"`` for ordinary heads only, ``"X"`` for those that attend to an encoder, ``"N"`` for neurons
-        only. ``skip_first`` leaves out the first position, where many models rest.
+        only, ``"F"`` for latents, ``"R"`` for what these do not reconstruct. ``skip_first`` leaves out the first
+        position, where many models rest.
         """
-        if by not in ("size", "sign") or kind not in (None, "A", "X", "N"):
+        if by not in ("size", "sign") or kind not in (None, "A", "X", "N", "F", "R"):
             raise AllHeadsError(
-                "by='size' or 'sign', and kind 'A', 'X', 'N' or None", f"{by!r}, {kind!r}", "Change it."
+                "by='size' or 'sign', and kind 'A', 'X', 'N', 'F', 'R' or None", f"{by!r}, {kind!r}", "Change it."
             )
         names = [name for name in self._order if kind in (None, name[-1])]
         ranks = [table.abs() if by == "size" else table.clone() for table in map(self._by_part, names)]
@@ -247,7 +266,7 @@ class Attribution(Result):
         sums: dict[str, dict[str, float]] = {}
         for name, table in self.direct.items():
             layer = sums.setdefault(name.split(".")[0], {"heads": 0.0, "neurons": 0.0})
-            layer["neurons" if name.endswith("N") else "heads"] += float(table.sum())
+            layer[_SORTS[name[-1]]] = layer.get(_SORTS[name[-1]], 0.0) + float(table.sum())
         return sums
 
     def facts(self) -> dict[str, Any]:
@@ -302,10 +321,10 @@ class Attribution(Result):
     @cached_property
     def _order(self) -> list[str]:
         """Sublayers, heads before neurons."""
-        return sorted(self.effects, key=lambda name: name.endswith("N"))
+        return sorted(self.effects, key=lambda name: name.endswith(SCALARS))
 
     def _by_part(self, name: str) -> Float[Tensor, "part pos"]:
-        return self.effects[name].T if name.endswith("N") else self.effects[name]
+        return self.effects[name].T if name.endswith(SCALARS) else self.effects[name]
 
     def _at(self, number: int, names: list[str]) -> Contribution:
         """The contribution with this number among all of these sublayers, one after the other."""
@@ -317,7 +336,7 @@ class Attribution(Result):
         raise IndexError(number)
 
     def _contribution(self, name: str, index: int, position: int) -> Contribution:
-        at = (position, index) if name.endswith("N") else (index, position)
+        at = (position, index) if name.endswith(SCALARS) else (index, position)
         return Contribution(f"{name}{index}", position, float(self.effects[name][at]), float(self.direct[name][at]))
 
     def _row(self, part: Contribution) -> dict[str, Any]:

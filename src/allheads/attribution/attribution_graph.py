@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from allheads.attribution.confirm import Confirmation, confirm
-from allheads.attribution.graph_content import Edge, GraphContent, Node
+from allheads.attribution.graph_content import PARTS, Edge, GraphContent, Node
 from allheads.attribution.influence import Influence, influence, pruned
 from allheads.attribution.marks import Marks
 from allheads.attribution.neuronpedia.reading import from_neuronpedia
@@ -61,7 +61,7 @@ class AttributionGraph(Result):
             raise AllHeadsError(
                 "a graph that knows its twin", "one read from a file", "Make it again: ah.graph(twin, prompt, target)."
             )
-        parts = [(node.label, node.position, node.effect) for node in self.parts[:k]]
+        parts = [(node.label, node.position, node.effect) for node in self.parts if node.kind in "AXN"][:k]
         return confirm(self.question, parts, self.target_value)
 
     def __getitem__(self, name: str) -> Node:
@@ -74,7 +74,7 @@ class AttributionGraph(Result):
     @property
     def parts(self) -> list[Node]:
         """The nodes that are heads or neurons, largest effect first."""
-        return sorted((node for node in self.nodes if node.kind in "AXN"), key=lambda node: -abs(node.effect))
+        return sorted((node for node in self.nodes if node.kind in PARTS), key=lambda node: -abs(node.effect))
 
     def into(self, name: str) -> list[Edge]:
         """Edges into a node, largest first."""

@@ -23,7 +23,7 @@ from allheads.attribution.freezing import differentiable, require_linear
 from allheads.attribution.question import Question
 from allheads.errors import AllHeadsError
 from allheads.twin.capture import EMBEDDINGS
-from allheads.twin.sites import Site
+from allheads.twin.sites import SCALARS, Site
 
 #: Through values, or where patterns are not frozen also through queries and keys.
 Side = Literal["V", "Q", "K"]
@@ -78,7 +78,7 @@ class Edges:
 
     def into(self, site: Site, entries: Sequence[Entry]) -> Iterator[tuple[Entry, list[IncomingEdges]]]:
         """Edges into heads or neurons ``(index, position)`` of a sublayer, side by side."""
-        return self._into_neurons(site, entries) if site.kind == "N" else self._into_heads(site, entries)
+        return self._into_heads(site, entries) if site.kind in ("A", "X") else self._into_others(site, entries)
 
     def _into_heads(self, site: Site, entries: Sequence[Entry]) -> Iterator[tuple[Entry, list[IncomingEdges]]]:
         read, gradient = self.cut.uncut[site.point], self.gradients[site.point]
@@ -93,8 +93,8 @@ class Edges:
             flows = [self._sums(*side) for side in zip(sides, tensors, backs, zeros, strict=True)]
             yield from ((entry, [side[row] for side in flows]) for row, entry in enumerate(chunk))
 
-    def _into_neurons(self, site: Site, entries: Sequence[Entry]) -> Iterator[tuple[Entry, list[IncomingEdges]]]:
-        """Neurons of one stack at several positions share a row: each reads at its own."""
+    def _into_others(self, site: Site, entries: Sequence[Entry]) -> Iterator[tuple[Entry, list[IncomingEdges]]]:
+        """Neurons of one stack, latents and errors at several positions share a row: each reads at its own."""
         read, gradient, zero = self.cut.uncut[site.point], self.gradients[site.point], self.zero.uncut[site.point]
         alone = len(self.cut.stacks) == 1
         rows = _rows_of_positions(entries, self._rows) if alone else _chunks([[entry] for entry in entries], self._rows)
@@ -110,7 +110,9 @@ class Edges:
                     at, heads = slice(position, position + 1) if alone else slice(None), site.entries(neuron)
                     slopes = gradient[0, position, heads]
                     total, constant = (float((slopes * v[0, position, heads].detach()).sum()) for v in (read, zero))
-                    here = {name: part[row][at if name.endswith("N") else (..., at)] for name, part in parts.items()}
+                    here = {
+                        name: part[row][at if name.endswith(SCALARS) else (..., at)] for name, part in parts.items()
+                    }
                     there = {name: part[row, at] for name, part in begins.items()}
                     yield (neuron, position), [IncomingEdges("V", total, here, there, constant, at)]
 
@@ -149,8 +151,7 @@ def written_into(cut: ForwardCache, read: Tensor, seeds: Tensor) -> tuple[dict[s
     }
     written = {site: found[site.point] for site in cut.sites if site.point in found}
     parts = {
-        site.name: site.summed(part) if site.kind == "N" else part.sum(-1).transpose(1, 2)
-        for site, part in written.items()
+        site.name: site.summed(part) if site.scalar else part.sum(-1).transpose(1, 2) for site, part in written.items()
     }
     return parts, _by_begin({name: found[name].sum(-1) for name in cut.embeddings if name in found})
 
@@ -179,7 +180,7 @@ def edges(question: Question) -> Iterator[Edges]:
     if not (rule.norms and rule.gates):
         raise AllHeadsError("a rule that freezes norms and gates", repr(rule.name), "Use value, half, live or relp.")
     with differentiable(question) as frozen:
-        whole = ForwardCache(twin, metric.hook_points)
+        whole = ForwardCache(twin, metric.hook_points, autoencoders=question.autoencoders)
         with whole.recording():
             value = metric.of(question.run(), whole.activations)
         begins = tuple(whole.embeddings)
@@ -194,10 +195,10 @@ def edges(question: Question) -> Iterator[Edges]:
         effects = {name: (gradients[name] * tensor).detach() for name, tensor in tensors.items()}
         read = "v" if rule.patterns else "vqk"
         points = (*metric.hook_points, *(f"{s.location.prefix}hook_{side}" for s in whole.heads for side in read))
-        zero = ForwardCache(twin, points, cut=True, empty=True, begins=begins)
+        zero = whole.cut_anew(points, empty=True)
         with torch.no_grad(), zero.recording():
             question.run()
-        cut = ForwardCache(twin, points, cut=True, begins=begins)
+        cut = whole.cut_anew(points)
         with cut.recording():
             value = metric.of(question.run(), cut.activations)
         embeddings = _by_begin({name: effects[name][0].sum(-1) for name in begins})

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from allheads.attribution.dependence import depends_on
 from allheads.errors import AllHeadsError
+from allheads.twin.autoencoder import SparseAutoencoder
 from allheads.twin.capture import EMBEDDINGS
 from allheads.twin.sites import Site, sites
 from allheads.twin.softmax import SCORES, scores_shown
@@ -57,6 +58,9 @@ class ForwardCache:
     stream_only: bool = field(default=False, init=False)
     #: Where stacks begin that no embedding reaches, once another pass has found them.
     begins: tuple[str, ...] | None = None
+    #: Sparse autoencoders that split what passes a hook point, and which of their latents are open on this prompt.
+    autoencoders: tuple[SparseAutoencoder, ...] = ()
+    opened: dict[str, Tensor] = field(default_factory=dict)
     leaves: dict[str, Tensor] = field(default_factory=dict)
     uncut: dict[str, Tensor] = field(default_factory=dict)
     activations: dict[str, Tensor] = field(default_factory=dict)
@@ -79,12 +83,12 @@ class ForwardCache:
     @property
     def heads(self) -> list[Site]:
         """The sublayers of ordinary heads."""
-        return [site for site in self.sites if site.kind != "N"]
+        return [site for site in self.sites if site.kind in ("A", "X")]
 
     @property
     def neurons(self) -> list[Site]:
-        """The sublayers of neurons; each expert is one."""
-        return [site for site in self.sites if site.kind == "N"]
+        """The sublayers of neurons; each expert is one, and the latents of each autoencoder."""
+        return [site for site in self.sites if site.scalar]
 
     @property
     def stacks(self) -> list[str]:
@@ -127,6 +131,12 @@ class ForwardCache:
     def _before(self) -> list[str]:
         return [f"{self.stacks[-1]}.{layer}.hook_resid_pre" for layer in self.layers]
 
+    def cut_anew(self, extra: tuple[str, ...], *, empty: bool = False) -> ForwardCache:
+        """A cache for another run of the same prompt, which is cut where this one has seen streams begin."""
+        made = ForwardCache(self.twin, extra, cut=True, empty=empty, begins=tuple(self.embeddings))
+        made.autoencoders, made.opened = self.autoencoders, self.opened
+        return made
+
     def direct(self, value: Tensor) -> dict[str, Tensor | None]:
         """The gradient at what heads and neurons write, through no other head or neuron, by hook point."""
         points = [site.point for site in self.sites]
@@ -145,7 +155,8 @@ class ForwardCache:
 
         Raises `AllHeadsError` for parts that are not shown one by one, naming the first.
         """
-        known, everything = self.twin.hook_dict, sites(self.twin)
+        known, everything = self.twin.hook_dict, self._everything()
+        split = {each.hook_point: each for each in self.autoencoders}
         if missing := [name for name in self.extra if name not in known and not name.endswith(SCORES)]:
             raise self._unread(f"without {missing[0]}")
         stacks = dict.fromkeys(site.stack for site in everything)
@@ -157,8 +168,10 @@ class ForwardCache:
             for layer in range(layers)
             for name in ("resid_pre", "resid_post", "attn_out", "mlp_out")
         ]
-        names = dict.fromkeys([*EMBEDDINGS, *shown, *(site.point for site in everything), UNEMBEDDED, *self.extra])
+        points = (site.point for site in everything)
+        names = dict.fromkeys([*EMBEDDINGS, *shown, *points, UNEMBEDDED, *self.extra, *split])
         recorders = [(name, self._recorder(name)) for name in names if name in known]
+        recorders += [(name, self._splitter(each)) for name, each in split.items()]
         with scores_shown(self.twin, self.extra, self.activations), self.twin.hooks(fwd_hooks=recorders):
             yield
         if silent := [name for name in self.extra if name not in self.activations]:
@@ -169,6 +182,27 @@ class ForwardCache:
             raise self._unread("whose heads and embeddings do not show what they write")
         for site in everything:
             self._check(site)
+
+    def _everything(self) -> list[Site]:
+        return [*sites(self.twin), *(site for each in self.autoencoders for site in each.sites)]
+
+    def _splitter(self, autoencoder: SparseAutoencoder) -> Callable[..., Tensor]:
+        """What passes becomes the sum of latents, error and bias, each in the graph by itself."""
+        latents, error = autoencoder.sites
+        record = {site.point: self._recorder(site.point) for site in (latents, error)}
+
+        def split(value: Tensor, hook: object) -> Tensor:
+            own = autoencoder.like(value)
+            opened = self.opened.setdefault(autoencoder.hook_point, own.open(value.detach()))
+            # Twice, so that what is written into a latent does not come back as missing in the error.
+            found, others = (own.preactivations(value) * opened for _ in range(2))
+            found = record[latents.point](found, hook)
+            rest = record[error.point]((value - own.decode(others))[:, :, None], hook)[:, :, 0]
+            made = own.decode(found) + rest
+            # The sum is what passes but for rounding, which would be seen in the logits.
+            return made if self.cut else value.detach() + made - made.detach()
+
+        return split
 
     def _check(self, site: Site) -> None:
         """Refuse parts that ran and were not seen, or seen as something else."""

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from allheads.attribution.edges import Edges, Entry, IncomingEdges
-from allheads.twin.sites import Site
+from allheads.twin.sites import SCALARS, Site
 
 #: Edges of a node that are remembered one by one; the rest is left out, and counted.
 _EDGES = 2048
@@ -39,7 +39,7 @@ class GraphBuilder:
         self.sites = {site.name: site for site in flows.cut.sites}
         lengths = {name: flows.cut.leaves[site.point].shape[1] for name, site in self.sites.items()}
         self.shapes = {
-            name: (length, self.sites[name].count) if name.endswith("N") else (self.sites[name].count, length)
+            name: (length, self.sites[name].count) if name.endswith(SCALARS) else (self.sites[name].count, length)
             for name, length in lengths.items()
         }
         sizes = [rows * columns for rows, columns in self.shapes.values()]
@@ -72,7 +72,7 @@ class GraphBuilder:
         for flow in sides:
             numbers, weights = [], []
             for name, part in flow.parts.items():
-                at = flow.at if name.endswith("N") else (slice(None), flow.at)
+                at = flow.at if name.endswith(SCALARS) else (slice(None), flow.at)
                 self._sums[name][at] += part
                 numbers.append(self._numbers[name][at].flatten())
                 weights.append(part.flatten())
@@ -99,7 +99,7 @@ class GraphBuilder:
         number = int(np.searchsorted(self.starts, part, side="right")) - 1
         name = list(self.sites)[number]
         row, column = divmod(part - self.starts[number], self.shapes[name][1])
-        return self.sites[name], *((column, row) if name.endswith("N") else (row, column))
+        return self.sites[name], *((column, row) if name.endswith(SCALARS) else (row, column))
 
     def _tables(self, flat: Tensor) -> dict[str, Tensor]:
         """Views by sublayer of one number for every part."""

@@ -10,10 +10,11 @@ from allheads.attribution.edges import Side
 from allheads.attribution.marks import Marks
 from allheads.twin.labels import Label
 
-#: Ordinary head, head that attends to an encoder, neuron.
-PartKind = Literal["A", "X", "N"]
+#: Ordinary head, head that attends to an encoder, neuron; latent and error of a sparse autoencoder.
+PartKind = Literal["A", "X", "N", "F", "R"]
 #: ``E`` token with its position, ``C`` constants, ``T`` target.
 NodeKind = Literal[PartKind, "E", "C", "T"]
+PARTS = ("A", "X", "N", "F", "R")
 
 #: No network has more layers.
 _LAYERS = 10_000

@@ -10,6 +10,7 @@ in the place where replacement models have their error nodes: one column for eac
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
+from allheads.attribution.graph_content import PARTS
 from allheads.errors import AllHeadsError
 from allheads.result import Result
 
@@ -87,7 +89,7 @@ def pruned(graph: AttributionGraph, nodes: float, edges: float) -> AttributionGr
     """See `AttributionGraph.pruned`."""
     if not 0.0 <= nodes <= 1.0 or not 0.0 <= edges <= 1.0:
         raise AllHeadsError("shares of influence in [0, 1]", f"{nodes!r}, {edges!r}", "Try nodes=0.8, edges=0.98.")
-    weights, parts, ends = _adjacency(graph), _of_kind(graph, "AXN"), _of_kind(graph, "TE")
+    weights, parts, ends = _adjacency(graph), _of_kind(graph, PARTS), _of_kind(graph, "TE")
     values = _influence(_shares(weights))
     kept = ends | (values >= _threshold(values, nodes))
     shares = _shares(weights * kept[:, None] * kept)
@@ -123,7 +125,7 @@ def _with_left_out(graph: AttributionGraph, weights: Tensor) -> Float[Tensor, "t
     return whole
 
 
-def _of_kind(graph: AttributionGraph, kinds: str) -> Bool[Tensor, " node"]:
+def _of_kind(graph: AttributionGraph, kinds: Sequence[str]) -> Bool[Tensor, " node"]:
     return torch.tensor([node.kind in kinds for node in graph.nodes])
 
 

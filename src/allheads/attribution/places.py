@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
+from allheads.attribution.graph_content import PARTS
 from allheads.models.locations import Location
 from allheads.twin.labels import Label
 
@@ -47,7 +48,7 @@ def places_of(graph: AttributionGraph) -> dict[str, Place]:
     outputs = "D" if "D" in streams.values() else ""
     places: dict[str, Place] = {}
     for node in graph.nodes:
-        if node.kind in "AXN":
+        if node.kind in PARTS:
             places[node.name] = Label.parse(node.label).stream, node.position
         elif node.kind != "C":
             places[node.name] = streams[node.label] if node.kind == "E" else outputs, node.position

@@ -14,8 +14,10 @@ from allheads.attribution.metric import Metric, OutputShape, Target, metric_of
 from allheads.attribution.rules import Rule, rule_named
 from allheads.errors import AllHeadsError
 from allheads.models.observe import Inputs, output_kind, run_bridge
+from allheads.twin.autoencoder import SparseAutoencoder
 from allheads.twin.labels import Label
 from allheads.twin.prompt import Texts, one_prompt, token_texts
+from allheads.twin.sites import sites
 from allheads.twin.twin import TwinBridge, require_twin
 
 
@@ -24,7 +26,7 @@ class Question:
     """Why is ``metric`` what it is, on these ``inputs``, in this twin, under this rule?
 
     ``inputs`` are arguments of the twin by name. ``unfrozen`` are hook points of queries or keys that keep their
-    gradient whatever the rule holds fixed.
+    gradient whatever the rule holds fixed. ``autoencoders`` split what passes their hook points.
     """
 
     twin: TwinBridge = field(repr=False)
@@ -32,6 +34,7 @@ class Question:
     metric: Metric
     rule: Rule
     unfrozen: tuple[str, ...] = ()
+    autoencoders: tuple[SparseAutoencoder, ...] = ()
 
     @classmethod
     def of(cls, twin: TwinBridge, tokens: Texts | Inputs, target: Target, rule: str | Rule, position: int) -> Question:
@@ -63,7 +66,8 @@ class Question:
 
     def tokens_at(self, label: Label, length: int) -> list[str]:
         """What stands at the positions of a head or neuron: tokens, or the numbers of patches and frames."""
-        return self._texts(self.twin.index.location(label).stack, length)
+        stacks = {site.location.tower: site.stack for site in sites(self.twin)}
+        return self._texts(stacks[label.stream], length)
 
     def token_of(self, begin: str, position: int, length: int) -> str:
         """What stands where a stream begins."""

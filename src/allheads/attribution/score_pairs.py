@@ -84,10 +84,10 @@ def traced_scores(
     if not shown:
         return found, silent
     with differentiable(question.about(NOTHING, unfrozen=tuple(points))):
-        whole = ForwardCache(question.twin)
+        whole = ForwardCache(question.twin, autoencoders=question.autoencoders)
         with whole.recording():
             question.run()
-        cut = ForwardCache(question.twin, tuple(points), cut=True, begins=tuple(whole.embeddings))
+        cut = whole.cut_anew(tuple(points))
         with cut.recording():
             question.run()
         for at in shown:
@@ -204,6 +204,6 @@ def _top(table: Tensor, k: int) -> Iterator[tuple[int, tuple[int, ...], float]]:
 
 def _part(site: Site, at: tuple[int, ...]) -> _Writer:
     """A head, ``(head, position)``, or a neuron, ``(position, neuron)``."""
-    position, index = at if site.kind == "N" else at[::-1]
-    entry = (0, position, site.entries(index) if site.kind == "N" else index)
+    position, index = at if site.scalar else at[::-1]
+    entry = (0, position, site.entries(index) if site.scalar else index)
     return _Writer(f"{site.label(index)}@{position}", {site.point: entry})

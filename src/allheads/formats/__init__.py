@@ -14,8 +14,10 @@ from allheads._lazy import importer
 
 if TYPE_CHECKING:
     from allheads.formats.graphs import write_graph as write_graph
+    from allheads.formats.saelens import read_autoencoder as read_autoencoder
 
 _HOME = {
+    "read_autoencoder": "saelens",
     "write_graph": "graphs",
 }
 __all__ = list(_HOME)

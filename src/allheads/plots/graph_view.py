@@ -42,7 +42,8 @@ def graph(found: AttributionGraph, *, edges: int = EDGES) -> View:
     if found.question is not None:
         positions: dict[str, int] = {}
         for node in found.parts:
-            positions.setdefault(node.label, node.position)
+            if node.kind in "AXN":  # latents have no weights in the twin
+                positions.setdefault(node.label, node.position)
         data["cards"] = cards(found.question, positions)
         data |= _patterns(found.question, data["cards"], list(positions))
     return View("graph", data, f"{found.target}: {len(found.parts)} parts")

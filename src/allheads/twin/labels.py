@@ -1,6 +1,7 @@
 """Names of heads, in one grammar, parsed here and nowhere else.
 
-    label   = [ stack ] "L" layer "." ( ( "A" | "X" ) head | [ expert "." ] "N" neuron [ "." part ] )
+    label   = [ stack ] "L" layer "." ( ( "A" | "X" ) head | [ expert "." ] "N" neuron [ "." part ] | latent )
+    latent  = "F" number | "R0"
     stack   = letter [ number ]
     expert  = "M" number | "S"
 
@@ -8,6 +9,7 @@
 encoder-decoder ``EL3.A5`` is a head of the encoder, ``DL3.A5`` one of the decoder that attends to the decoder, and
 ``DL3.X5`` one that attends to the encoder; towers that see or hear are ``V``. In a mixture of experts ``L3.M2.N812`` is
 a neuron of expert 2, whose values the router's weight scales: attention over experts; ``S`` is what all tokens share.
+``L3.F77`` is latent 77 of a sparse autoencoder that was placed in layer 3, and ``L3.R0`` what it does not reconstruct.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ from typing import Literal, cast
 
 from allheads.errors import AllHeadsError
 
-Kind = Literal["A", "X", "N"]
+Kind = Literal["A", "X", "N", "F", "R"]
 
 _GRAMMAR = re.compile(
-    r"(?P<stem>(?:[DEHPV]\d*)?L(?P<layer>\d+)(?:\.(?:M\d+|S))?)\.(?P<kind>[AXN])(?P<index>\d+)(?:\.(?P<part>\d+))?"
+    r"(?P<stem>(?:[DEHPV]\d*)?L(?P<layer>\d+)(?:\.(?:M\d+|S))?)\.(?P<kind>[AXNFR])(?P<index>\d+)(?:\.(?P<part>\d+))?"
 )
 
 

@@ -14,10 +14,15 @@ from allheads.models.locations import Location
 from allheads.twin.labels import Kind, Label
 from allheads.twin.twin import TwinBridge
 
+#: Kinds that write a number each; names of their sublayers end so.
+SCALARS = ("N", "F")
+
 
 @dataclass(frozen=True)
 class Site:
     """The ``count`` heads, or neurons, of one sublayer, which write side by side: ``A``, ``X`` or ``N`` by `kind`.
+
+    The latents of a sparse autoencoder, ``F``, and its error, ``R``, are such, too, at a point of their own, ``at``.
 
     What they write passes ``point``: ``[batch pos head d_head]``, or ``[batch pos d_mlp]``. Where heads of neurons were
     edited, these have no activation in common, and their heads write ``[batch pos head 1]``: ``parts`` for each.
@@ -27,6 +32,12 @@ class Site:
     kind: Kind
     count: int
     parts: int | None = None
+    at: str = ""
+
+    @property
+    def scalar(self) -> bool:
+        """Does each write a number times a direction, as neurons and latents do? Heads and errors write vectors."""
+        return self.kind in SCALARS
 
     @property
     def name(self) -> str:
@@ -36,7 +47,9 @@ class Site:
     @property
     def point(self) -> str:
         """Where it writes."""
-        return f"{self.location.prefix}{'hook_post' if self.kind == 'N' and self.parts is None else 'hook_z'}"
+        return (
+            self.at or f"{self.location.prefix}{'hook_post' if self.kind == 'N' and self.parts is None else 'hook_z'}"
+        )
 
     @property
     def width(self) -> int:
@@ -49,6 +62,8 @@ class Site:
 
     def seen(self, written: Tensor) -> Tensor:
         """What passed the point, ``[batch pos head d_head]`` or ``[batch pos neuron]``, or a neuron's heads instead."""
+        if self.at:
+            return written
         written = by_head(written, self.width)
         return written[..., 0] if self.kind == "N" and written.ndim == 4 else written
 

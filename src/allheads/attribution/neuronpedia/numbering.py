@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from allheads.attribution.places import Place, in_order, places_of
 from allheads.twin.labels import Label
 from allheads.twin.sites import sites
-from allheads.twin.twin import TwinBridge
 
 if TYPE_CHECKING:
     from allheads.attribution.attribution_graph import AttributionGraph
+    from allheads.attribution.question import Question
 
 
 def cantor(layer: int, index: int) -> int:
@@ -39,13 +39,9 @@ class Features:
     widths: list[int]
 
     @classmethod
-    def of(cls, twin: TwinBridge) -> Features:
-        """The numbers of a twin's parts.
-
-        >>> Features.of(twin).starts["L3.N"]
-        0
-        """
-        everything = sites(twin)
+    def of(cls, question: Question) -> Features:
+        """The numbers of the parts that a question is about."""
+        everything = [*sites(question.twin), *(site for each in question.autoencoders for site in each.sites)]
         lengths: dict[str, int] = {}
         for site in everything:
             tower = site.location.tower

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from allheads.attribution.graph_content import PARTS
 from allheads.attribution.neuronpedia.numbering import Columns, Features, cantor
 from allheads.attribution.places import places_of
 from allheads.twin.labels import Label
@@ -20,12 +21,14 @@ FEATURE_TYPES = {
     "N": "cross layer transcoder",
     "A": "lorsa",
     "X": "lorsa",
+    "F": "cross layer transcoder",
+    "R": "reconstruction error",
     "E": "embedding",
     "T": "logit",
     "C": "bias",
 }
-#: What stands in the middle of a head's name, so that no neuron has it.
-_HEADS = {"A": "att_", "X": "cross_", "N": ""}
+#: What stands in the middle of a name, so that no neuron has it.
+_MIDDLES = {"A": "att_", "X": "cross_", "N": "", "F": "latent_", "R": "error_"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Spots:
 
     def __init__(self, graph: AttributionGraph, question: Question) -> None:
         self.graph, self.question = graph, question
-        self.features, self.columns, self._places = Features.of(question.twin), Columns.of(graph), places_of(graph)
+        self.features, self.columns, self._places = Features.of(question), Columns.of(graph), places_of(graph)
         self._lengths = Counter(node.label for node in graph.nodes if node.kind == "E")
 
     @property
@@ -58,7 +61,7 @@ class Spots:
 
     def of(self, node: Node) -> Spot:
         """The spot of any node but the constants, which stand in every layer."""
-        if node.kind in ("A", "X", "N"):
+        if node.kind in PARTS:
             return self.of_part(node.name)
         column = self.columns.column(self._places[node.name])
         if node.kind == "E":
@@ -76,7 +79,7 @@ class Spots:
         column = self.columns.column((label.stream, int(position)))
         layer = self.features.layer(label)
         index = label.index if label.kind != "N" else self.features.index(label)
-        node_id = f"{layer}_{_HEADS[label.kind]}{index}_{column}"
+        node_id = f"{layer}_{_MIDDLES[label.kind]}{index}_{column}"
         return Spot(node_id, str(layer), self.features.feature(label), column)
 
     def of_constants(self, layer: int) -> Spot:
@@ -93,4 +96,4 @@ class Spots:
 
     def layer_of(self, node: Node) -> int:
         """In whose row the constants stand that a node reads."""
-        return self.features.layer(Label.parse(node.label)) if node.kind in "AXN" else self.last
+        return self.features.layer(Label.parse(node.label)) if node.kind in PARTS else self.last

@@ -5,10 +5,12 @@ const SHAPES = {
   N: (size) => `M0 ${-size}A${size} ${size} 0 1 1 0 ${size}A${size} ${size} 0 1 1 0 ${-size}Z`,
   E: (size) => `M0 ${-size}L${size} ${size}H${-size}Z`,
   X: (size) => `M${-size} ${-size}H${-size / 3}L0 ${-size / 2}L${size / 3} ${-size}H${size}V${size}H${size / 3}L0 ${size / 2}L${-size / 3} ${size}H${-size}Z`,
+  F: (size) => `M${-size} 0L${-size / 2} ${-size}H${size / 2}L${size} 0L${size / 2} ${size}H${-size / 2}Z`,
+  R: (size) => `M${-size} ${-size}L0 ${-size / 3}L${size} ${-size}L${size / 3} 0L${size} ${size}L0 ${size / 3}L${-size} ${size}L${-size / 3} 0Z`,
   C: (size) => `M0 ${-size}L${size} 0L0 ${size}L${-size} 0Z`,
   T: (size) => `M0 ${-1.4 * size}L${size} ${size}L${-1.4 * size} ${-0.3 * size}H${1.4 * size}L${-size} ${size}Z`,
 };
-const KINDS = { T: "target", A: "head", X: "head that looks across", N: "neuron", E: "token", C: "constants" };
+const KINDS = { T: "target", A: "head", X: "head that looks across", N: "neuron", F: "latent", R: "not reconstructed", E: "token", C: "constants" };
 /** Names in the picture, beside the target's; the longest stub, in pixels. */
 const [NAMED, STUB] = [15, 22];
 
