@@ -72,8 +72,10 @@ bench: $(VENV)/.dev ## Speed and memory of twin and source, side by side, as JSO
 	OMP_NUM_THREADS=2 $(BIN)/python bench/views.py
 
 # TransformerLens' tests come with its source distribution; pip fetches that, and the tools, into the user's cache.
-peers: $(VENV)/.dev ## TransformerLens' own tests, and five tools for interpretability, with twins (30 minutes)
+peers: $(VENV)/.dev ## TransformerLens' own tests, five tools with twins, circuit-tracer and SAELens (30 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python peers/tools.py
+	OMP_NUM_THREADS=1 $(BIN)/python peers/graphs.py
+	OMP_NUM_THREADS=1 $(BIN)/python peers/autoencoders.py
 	OMP_NUM_THREADS=1 $(BIN)/python peers/transformer_lens_tests.py
 
 adversary: $(VENV)/.dev ## Mutated twins, damaged files, killed writers, questions, hostile pages, threads: attempts and failures (an hour)

@@ -18,6 +18,8 @@ RESULTS = (
     "allheads.attribution.marks.Marks",
     "allheads.attribution.influence.Influence",
     "allheads.attribution.attribute_pattern.PatternAttribution",
+    "allheads.attribution.latents.LatentAttribution",
+    "allheads.twin.autoencoder.SparseAutoencoder",
     "allheads.attribution.confirm.Confirmation",
     "allheads.attribution.similarity.Similarity",
     "allheads.verification.report.Report",
