@@ -25,6 +25,7 @@ def results(tiny, tokens):
         ah.attribute_pattern(twin, tokens[0], "L1.N7"),
         ah.verify(source, twin, tokens),
         ah.cost("gpt3-175b"),
+        twin.points(),
         ah.weights.circuit(twin, "L2.N3", k=4),
         ah.weights.circuit(twin, "L2.A1", k=4),
         ah.weights.composition(twin, "neuron->Q", k=9),
