@@ -9,6 +9,7 @@ import pytest
 
 import allheads as ah
 from allheads.attribution.attribution_graph import AttributionGraph
+from allheads.formats.circuit import Circuit
 from allheads.result import Result
 
 
@@ -32,6 +33,7 @@ def results(tiny, tokens):
         ah.corpus.head_scores(twin, length=8),
         ah.corpus.means(twin, tokens),
         ah.corpus.sweep(twin, list(tokens)),
+        Circuit.of(found, 7),
     ]
 
 

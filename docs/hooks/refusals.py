@@ -21,6 +21,7 @@ ROOMS = {
     "corpus": "Means, scores and sweeps",
     "plots": "Pictures",
     "store": "Saved twins",
+    "formats": "Files of other tools",
     "pure": "The pure form",
     "gates": "Gates",
     "cli": "The command line",

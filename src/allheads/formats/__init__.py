@@ -1,0 +1,26 @@
+"""Files of other tools, written and read.
+
+>>> import allheads as ah
+>>> found = ah.attribute(twin, "Mary and John", " Mary")
+>>> ah.formats.read_circuit(ah.formats.write_circuit(found, "circuit.json", keep=20)).facts()["parts"]
+20
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from allheads._lazy import importer
+
+if TYPE_CHECKING:
+    from allheads.formats.circuit import Circuit as Circuit
+    from allheads.formats.circuits import read_circuit as read_circuit
+    from allheads.formats.circuits import write_circuit as write_circuit
+
+_HOME = {
+    "Circuit": "circuit",
+    "read_circuit": "circuits",
+    "write_circuit": "circuits",
+}
+__all__ = list(_HOME)
+__getattr__ = importer(__name__, _HOME)
