@@ -1,4 +1,4 @@
-"""Files of other tools, written and read.
+"""Files of other tools, written and read, and twins on the Hugging Face Hub.
 
 >>> import allheads as ah
 >>> found = ah.attribute(twin, "Mary and John", " Mary")
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from allheads.formats.circuit import Circuit as Circuit
     from allheads.formats.circuits import read_circuit as read_circuit
     from allheads.formats.circuits import write_circuit as write_circuit
+    from allheads.store.hub import push_to_hub as push_to_hub
 
 _HOME = {
     "Circuit": "circuit",
+    "push_to_hub": "..store.hub",
     "read_circuit": "circuits",
     "write_circuit": "circuits",
 }
