@@ -17,7 +17,7 @@ from allheads_labs.commands.faithfulness import TASKS
 
 #: What a command needs seconds for.
 HEAVY = {"torch", "transformers", "transformer_lens", "pandas", "numpy", "plotly"}
-LOADS = {"convert", "explore", "attribute", "graph", "sweep", "faithfulness", "physics"}
+LOADS = {"convert", "explore", "attribute", "graph", "sweep", "mcp", "faithfulness", "physics"}
 
 _CODE = """
 import json, sys
@@ -97,7 +97,7 @@ def test_the_model_and_what_it_runs_on_are_asked_for_in_one_way():
     for name, command in _commands().items():
         options = {option for parameter in command.params for option in parameter.opts}
         assert ("--model" in options) == ("--device" in options) == ("--dtype" in options) == (name in LOADS)
-        assert "--json" in options or name in ("lab", "completion")
+        assert "--json" in options or name in ("lab", "completion", "mcp")
         assert "--text" not in options
 
 

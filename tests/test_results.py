@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pandas as pd
+import pyarrow.parquet
 import pytest
 
 import allheads as ah
 from allheads.attribution.attribution_graph import AttributionGraph
+from allheads.formats.circuit import Circuit
 from allheads.result import Result
 
 
@@ -25,12 +28,14 @@ def results(tiny, tokens):
         ah.attribute_pattern(twin, tokens[0], "L1.N7"),
         ah.verify(source, twin, tokens),
         ah.cost("gpt3-175b"),
+        twin.points(),
         ah.weights.circuit(twin, "L2.N3", k=4),
         ah.weights.circuit(twin, "L2.A1", k=4),
         ah.weights.composition(twin, "neuron->Q", k=9),
         ah.corpus.head_scores(twin, length=8),
         ah.corpus.means(twin, tokens),
         ah.corpus.sweep(twin, list(tokens)),
+        Circuit.of(found, 7),
     ]
 
 
@@ -48,8 +53,27 @@ def test_tables_values_and_files(results, tmp_path):
         if path is not None and not isinstance(result, AttributionGraph):
             assert json.loads(path.read_text("utf-8")) == values
             assert len(pd.read_csv(result.save(tmp_path / "result.csv"))) == len(table)
-            with pytest.raises(ah.AllHeadsError, match=r"ends in \.json or \.csv"):
+            with pytest.raises(ah.AllHeadsError, match=r"ends in \.json, \.csv or \.parquet"):
                 result.save(tmp_path / "result.pkl")
+
+
+def test_tables_as_parquet(results, tmp_path):
+    """As `datasets` reads them: with the types that the table has, and nothing beside the columns."""
+    for result in results:
+        if isinstance(result, AttributionGraph):
+            continue
+        table = result.to_dataframe()
+        path = result.save(tmp_path / "result.parquet")
+        assert list(pyarrow.parquet.read_schema(path).names) == list(table.columns)
+        pd.testing.assert_frame_equal(pd.read_parquet(path), table, check_dtype=False)
+        assert [file.name for file in tmp_path.iterdir()] == ["result.parquet"]
+
+
+def test_parquet_without_pyarrow_is_refused_by_name(results, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ah.AllHeadsError, match=r"pyarrow, to write Parquet.*pip install 'allheads\[parquet\]'"):
+        results[0].save(tmp_path / "result.parquet")
+    assert not list(tmp_path.iterdir())
 
 
 def test_they_show_themselves_in_a_few_lines(results):

@@ -1,7 +1,7 @@
 """Pages of the site that are made when it is built, and links that lead out of ``docs/``.
 
-README, CONTRIBUTING and CHANGELOG stay where GitHub looks for them; the site shows them. The reference, the errors and
-the command line are made from the code, so that they cannot be stale.
+README, CONTRIBUTING and CHANGELOG stay where GitHub looks for them; the site shows them. The reference, the errors, the
+command line and the hook points are made from the code, so that they cannot be stale.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from mkdocs.structure.files import File
 
 sys.path.insert(0, str(Path(__file__).parent))
 import commands
+import points
 import reference
 import refusals
 
@@ -30,7 +31,7 @@ SHOWN = {
 def generated() -> dict[str, str]:
     """Markdown by path."""
     pages = {page: _inside(ROOT.joinpath(file).read_text(encoding="utf-8")) for page, file in SHOWN.items()}
-    pages |= {"errors.md": refusals.page(), "command-line.md": commands.page()}
+    pages |= {"errors.md": refusals.page(), "command-line.md": commands.page(), "hook-points.md": points.page()}
     return pages | reference.pages()
 
 

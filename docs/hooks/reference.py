@@ -26,6 +26,7 @@ RESULTS = (
     "allheads.verification.report.Thresholds",
     "allheads.twin.cost.Cost",
     "allheads.twin.heads.Head",
+    "allheads.twin.points.HookPoints",
     "allheads.plots.view.View",
     "allheads.plots.picture.Picture",
     "allheads.result.Result",

@@ -13,8 +13,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from allheads.disk import checked_path, write_whole
+from allheads.disk import checked_path, write_whole, written
 from allheads.errors import AllHeadsError, printable
+from allheads.extras import extra
 
 if TYPE_CHECKING:
     import pandas
@@ -39,17 +40,22 @@ class Result:
         return finite(self.facts() | {"rows": self.to_dataframe().to_dict("records")})
 
     def save(self, path: str | Path) -> Path:
-        """Write ``.json`` (as `to_dict`) or ``.csv`` (as `to_dataframe`), whole or not at all, and return the path.
+        """Write ``.json`` (as `to_dict`), ``.csv`` or ``.parquet`` (as `to_dataframe`), whole or not at all.
 
-        Raises `AllHeadsError` for another suffix, and for a path that cannot be written.
+        Returns the path. Raises `AllHeadsError` for another suffix, for a path that cannot be written, and for Parquet
+        without pyarrow, which comes with the extra ``parquet``.
         """
         target = checked_path(path)
         if target.suffix == ".json":
             write_whole(target, json.dumps(self.to_dict(), indent=1, allow_nan=False))
         elif target.suffix == ".csv":
             write_whole(target, self.to_dataframe().to_csv(index=False))
+        elif target.suffix == ".parquet":
+            extra("pyarrow", "parquet", "write Parquet")
+            with written(target) as beside:
+                self.to_dataframe().to_parquet(beside, engine="pyarrow", index=False)
         else:
-            raise AllHeadsError("a file that ends in .json or .csv", target.name, "Name it so.")
+            raise AllHeadsError("a file that ends in .json, .csv or .parquet", target.name, "Name it so.")
         return target
 
     def preview(self) -> pandas.DataFrame | None:

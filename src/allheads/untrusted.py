@@ -97,6 +97,18 @@ def header_size(path: Path) -> int:
     return size
 
 
+def inside(path: Path, folder: Path) -> bool:
+    """Is a file in a folder, links followed, or where the Hugging Face cache has the files of such a folder?
+
+    >>> inside(Path("twin/../elsewhere.json"), Path("twin"))
+    False
+    """
+    home = folder.resolve()
+    # The cache has its files beside the folders that show them.
+    homes = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
+    return any(path.resolve().is_relative_to(each) for each in homes)
+
+
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     """Content for JSON with its seal; `unsealed` takes it off.
 

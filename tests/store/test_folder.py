@@ -60,7 +60,7 @@ def test_a_twin_is_replaced(twin, source_of, run, tmp_path):
         heads.W_O[0] += 1.0
     ah.save(twin, path)
     assert list(tmp_path.iterdir()) == [path]
-    assert {file.name for file in path.iterdir()} == {"twin.json", "twin.safetensors"}
+    assert {file.name for file in path.iterdir()} == {"README.md", "twin.json", "twin.safetensors"}
     assert torch.equal(run(ah.load(path, source=source_of("llama"))), run(twin))
 
 

@@ -173,7 +173,7 @@ def test_files_elsewhere_are_not_read(saved):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(version=2), "saved in format 1 or before, got format 2 .*allheads.*Update allheads"),
+        (lambda c: c.update(version=3), "saved in format 2 or before, got format 3 .*allheads.*Update allheads"),
         (lambda c: c.update(version=None), "got format None"),
         (lambda c: c["gates"][0].update(activation="mish"), "a supported activation, got 'mish'"),
         (lambda c: c["gates"][0].update(heads=[]), "gates as ah.save writes them"),

@@ -208,12 +208,12 @@ def test_files_of_a_twin_as_it_was_made(any_kind, tmp_path):
     path = ah.save(twin, tmp_path / "twin")
     assert same(twin, ah.load(path, source=source))
     assert path == tmp_path / "twin"
-    assert {file.name for file in path.iterdir()} == {"twin.json", "twin.safetensors"}
+    assert {file.name for file in path.iterdir()} == {"README.md", "twin.json", "twin.safetensors"}
     assert sum(file.stat().st_size for file in path.iterdir()) < 20_000
     modes = {stat.S_IMODE(file.stat().st_mode) for file in path.iterdir()}
     assert len(modes) == 1
     content = json.loads((path / "twin.json").read_text())
-    assert (content["format"], content["version"], content["source"]["name"]) == ("allheads.twin", 1, None)
+    assert (content["format"], content["version"], content["source"]["name"]) == ("allheads.twin", 2, None)
     assert set(content["made_with"]) == {"allheads", "torch", "transformers", "transformer-lens"}
     assert len(content["banks"]) == 2
     assert len(content["gates"]) == 1  # equal ones once

@@ -58,12 +58,13 @@ def attribute(
             flows = found.graph(budget=budget)
             ah.plots.write_attribution(found, flows, report)
     if as_json:
-        typer.echo(json.dumps(_facts(found, top)))
+        typer.echo(json.dumps(attribution_facts(found, top)))
     else:
         _print(found, top)
 
 
-def _facts(found: Attribution, top: int) -> dict[str, Any]:
+def attribution_facts(found: Attribution, top: int) -> dict[str, Any]:
+    """What `--json` prints, and what assistants are told."""
     return {
         "rule": found.rule.name,
         "target": found.target.name,

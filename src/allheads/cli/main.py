@@ -14,6 +14,7 @@ from allheads.cli.conversion import convert
 from allheads.cli.costing import cost
 from allheads.cli.exploring import explore
 from allheads.cli.graphing import graph
+from allheads.cli.mcp_command import mcp
 from allheads.cli.sweep_command import sweep
 from allheads.cli.tables import frontier
 from allheads_labs.commands.coverage import coverage
@@ -52,16 +53,7 @@ def main(
 
 
 for command in (
-    convert,
-    explore,
-    attribute,
-    graph,
-    sweep,
-    theorems,
-    cost,
-    frontier,
-    coverage,
-    faithfulness,
+    *(convert, explore, attribute, graph, sweep, mcp, theorems, cost, frontier, coverage, faithfulness),
     completion,
 ):
     app.command()(explained()(command))

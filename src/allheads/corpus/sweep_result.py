@@ -15,6 +15,7 @@ from allheads.corpus import checkpoint
 from allheads.corpus.head_roles import ROLES
 from allheads.corpus.running_statistics import FREQUENT, RunningStatistics
 from allheads.corpus.variance import explained, spread
+from allheads.disk import named_path
 from allheads.errors import AllHeadsError
 from allheads.result import Result
 from allheads.twin.labels import Label
@@ -184,7 +185,12 @@ class Sweep(Result):
         return Sweep(self.settings | sums | corpus, self.groups, total, self.done + other.done)
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file, whole or not at all. Raises `AllHeadsError` if that fails."""
+        """Write one safetensors file, whole or not at all, or `neurons` as ``.parquet``, which `load` does not read.
+
+        Raises `AllHeadsError` if that fails.
+        """
+        if named_path(path).suffix == ".parquet":
+            return super().save(path)
         return checkpoint.write(path, self.statistics.tensors() | {"groups": self.groups}, self.settings, self.done)
 
     @classmethod

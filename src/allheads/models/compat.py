@@ -24,6 +24,7 @@ __all__ = [
     "called",
     "experts_kernel",
     "forget_quantisation",
+    "is_component",
     "make_network",
     "named_components",
     "network_module",
@@ -80,10 +81,15 @@ def called(network: nn.Module, path: str) -> nn.Module:
     return module
 
 
+def is_component(name: str) -> bool:
+    """Does a bridge hold a component of its own under this name, and not what it wraps?"""
+    return name not in _NOT_COMPONENTS
+
+
 def named_components(bridge: nn.Module, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Modules of a bridge by name; what they wrap is left out."""
     for name, child in bridge.named_children():
-        if name not in _NOT_COMPONENTS:
+        if is_component(name):
             path = f"{prefix}{name}"
             yield path, child
             yield from named_components(child, f"{path}.")

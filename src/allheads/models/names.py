@@ -93,7 +93,7 @@ def require_reachable(name: str) -> None:
     """
     from huggingface_hub import constants
 
-    if (Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").is_dir():
+    if cache_folder(name).is_dir():
         return
     reason, hub = "", urlsplit(constants.ENDPOINT)
     if constants.HF_HUB_OFFLINE:
@@ -109,6 +109,22 @@ def require_reachable(name: str) -> None:
             f"neither ({reason})",
             "Check the spelling and the network, or fetch it elsewhere and pass its folder.",
         )
+
+
+def cache_folder(name: str) -> Path:
+    """Where the Hugging Face cache has a model of the Hub."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+
+
+def hub_id(name: str) -> str | None:
+    """The id on the Hugging Face Hub that a name is, or stands for, whatever is on this machine.
+
+    >>> hub_id("org/name"), hub_id("pythia-70m"), hub_id("smollm2-135m")
+    ('org/name', 'EleutherAI/pythia-70m', None)
+    """
+    return name if _HUB_ID.fullmatch(name) else hub_name(name)
 
 
 def copy_name(path: Path) -> str:

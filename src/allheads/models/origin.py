@@ -29,12 +29,14 @@ TRANSPOSED = "T"
 class Origin:
     """The name and dtype that `load` was given, if it was used, and a fingerprint of every tensor.
 
-    A fingerprint is None where a tensor was no longer what had been loaded.
+    A fingerprint is None where a tensor was no longer what had been loaded. ``revision`` is the commit of a model of
+    the Hub.
     """
 
     name: str | None
     dtype: torch.dtype
     state: dict[str, str | None]
+    revision: str | None = None
 
 
 def state(model: TransformerBridge) -> dict[str, Tensor]:
@@ -83,9 +85,10 @@ def _digest(tensor: Tensor) -> str:
     return digest(what, *(part.cpu().numpy().tobytes() for part in parts))[:16]
 
 
-def mark_loaded(model: TransformerBridge, name: str, dtype: torch.dtype) -> None:
+def mark_loaded(model: TransformerBridge, name: str, dtype: torch.dtype, revision: str | None) -> None:
     """Note on a bridge that `load` has just read it under this name."""
-    model.loaded_from = Origin(name, dtype, {name: fingerprint(tensor) for name, tensor in state(model).items()})
+    prints: dict[str, str | None] = {name: fingerprint(tensor) for name, tensor in state(model).items()}
+    model.loaded_from = Origin(name, dtype, prints, revision)
 
 
 def origin_of(twin: TransformerBridge, source: TransformerBridge) -> Origin:
@@ -107,7 +110,7 @@ def origin_of(twin: TransformerBridge, source: TransformerBridge) -> Origin:
     fingerprints = {name: recorded(tensor) for name, tensor in state(twin).items()}
     if loaded is None:
         return Origin(None, source.cfg.dtype, fingerprints)
-    return Origin(loaded.name, loaded.dtype, fingerprints)
+    return Origin(loaded.name, loaded.dtype, fingerprints, loaded.revision)
 
 
 def _order(tensor: Tensor) -> str:

@@ -24,7 +24,7 @@ from allheads.models.headless import HEADLESS, register_headless
 from allheads.models.names import PACKAGED
 from allheads.models.origin import mark_loaded
 from allheads.models.reading import explained, no_progress_bars, read_model, require_finite
-from allheads.models.sources import fetched, find_source
+from allheads.models.sources import commit_of, fetched, find_source
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "special_tokens_map.json")
@@ -36,6 +36,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     network: bool = True,
+    revision: str | None = None,
 ) -> TransformerBridge:
     """Load a pretrained model, ready for hooks and for conversion.
 
@@ -45,6 +46,7 @@ def load(
         dtype: float32, float64, bfloat16 or float16; the weights are cast to it.
         device: where the weights go.
         network: may the Hugging Face Hub be asked? Otherwise a model of it has to be in its cache on this machine.
+        revision: the commit of a model of the Hub, if that is in the cache; otherwise the newest.
 
     Returns:
         The model in evaluation mode. ``to_tokens(text)`` gives the ids that the model's own tokenizer gives,
@@ -62,7 +64,7 @@ def load(
     """
     _check_target(dtype, device)
     source = find_source(name_or_path)
-    folder = Path(source.where) if source.local else fetched(source.name, network)
+    folder = Path(source.where) if source.local else fetched(source.name, network, revision)
     with offline(), no_progress_bars():
         model, tokenizer = _read(source.name, folder, dtype)
         require_finite(model)
@@ -70,7 +72,8 @@ def load(
         bridge.cfg.model_name = source.name
     # A file is found again from any working directory.
     relative = source.local and name_or_path not in PACKAGED
-    mark_loaded(bridge, str(named_path(name_or_path).resolve() if relative else name_or_path), dtype)
+    known_as = str(named_path(name_or_path).resolve() if relative else name_or_path)
+    mark_loaded(bridge, known_as, dtype, None if source.local else commit_of(folder))
     return bridge
 
 

@@ -11,9 +11,9 @@ from huggingface_hub import snapshot_download
 from allheads.errors import AllHeadsError
 from allheads.models.compat import offline
 from allheads.models.gguf import unpacked
-from allheads.models.names import PACKAGED, named_model, require_reachable
-from allheads.models.reading import explained, require_plausible
-from allheads.untrusted import fitted, header_size, read_json
+from allheads.models.names import PACKAGED, cache_folder, named_model, require_reachable
+from allheads.models.reading import first_line, require_plausible
+from allheads.untrusted import fitted, header_size, inside, read_json
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _INDEX = ".safetensors.index.json"
@@ -49,21 +49,42 @@ def find_source(name_or_path: str | Path) -> Source:
     return Source(found.where, found.name, local=found.kind == "folder")
 
 
-def fetched(name: str, network: bool) -> Path:
+def fetched(name: str, network: bool, revision: str | None = None) -> Path:
     """The folder in the Hugging Face cache that has a model of the Hub; what is missing there comes from the network.
 
-    Raises `AllHeadsError` if it cannot be had, or is nothing that can be read safely.
+    A ``revision``, a commit, is taken if it is there, and the newest one if not. Raises `AllHeadsError` if the model
+    cannot be had, or is nothing that can be read safely.
     """
+    there = revision and (cache_folder(name) / "snapshots" / revision).is_dir()
     if network:
         require_reachable(name)
     remedy = "Check the spelling and the network, or fetch it elsewhere and pass its folder."
     where = "from the Hugging Face Hub or a folder of that name" if network else "in the Hugging Face cache"
-    with explained(f"the model {name} {where}", remedy), offline(not network):
-        found = snapshot_download(
-            name, local_files_only=not network, allow_patterns=_WANTED, ignore_patterns=["*/*", "consolidated*"]
-        )
+    try:
+        with offline(not network):
+            found = snapshot_download(
+                name,
+                revision=revision if there else None,
+                local_files_only=not network,
+                allow_patterns=_WANTED,
+                ignore_patterns=["*/*", "consolidated*"],
+            )
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Not chained: a server's answer may repeat what it was sent, and with it a token.
+        raise AllHeadsError(f"the model {name} {where}", first_line(error), remedy) from None
     _check_folder(Path(found))
     return Path(found)
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit that a folder of the Hugging Face cache shows.
+
+    >>> commit_of(Path("models--org--name/snapshots/0a1b"))
+    '0a1b'
+    """
+    return folder.name if folder.parent.name == "snapshots" else None
 
 
 def _check_folder(path: Path) -> None:
@@ -92,9 +113,6 @@ def _check_folder(path: Path) -> None:
 
 def _check_files(path: Path, names: list[str]) -> None:
     """Refuse what is not in the folder itself, or no safetensors: indices name files, and links are files elsewhere."""
-    folder = path.resolve()
-    # The Hugging Face cache has its files beside the folders that show them.
-    homes = [folder, folder.parents[1] / "blobs"] if folder.parent.name == "snapshots" else [folder]
     try:
         configs = {
             name: read_json(path / name, dict[str, Any]) for name in names if name in _CONFIGS or name.endswith(_INDEX)
@@ -106,7 +124,7 @@ def _check_files(path: Path, names: list[str]) -> None:
         headers = weights = 0
         for name in sorted({*names, *shards}):
             file = (path / name).resolve()
-            if not any(file.is_relative_to(home) for home in homes):
+            if not inside(file, path):
                 raise ValueError(f"{name}, which is elsewhere")
             if not (file.is_file() or (file.is_dir() and name not in shards)):
                 raise ValueError(f"{name}, which is no file" if file.exists() else f"no {name}")

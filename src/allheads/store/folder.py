@@ -8,7 +8,8 @@ from pathlib import Path
 
 from allheads.disk import digest, recover, replaced_folder
 from allheads.errors import AllHeadsError
-from allheads.store.record import FILE, FileRecord, Record, damaged, read_record
+from allheads.store.record import CARD, FILE, FileRecord, Record, damaged, read_record
+from allheads.untrusted import inside
 
 
 @contextmanager
@@ -29,10 +30,10 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 def listing(folder: Path) -> dict[str, FileRecord]:
-    """Size and SHA-256 of every file of a folder, ``twin.json`` excepted."""
+    """Size and SHA-256 of every file of a folder, except for ``twin.json`` and the card."""
     return {
         name: FileRecord((folder / name).stat().st_size, digest(folder / name))
-        for name in sorted(_names(folder) - {FILE})
+        for name in sorted(_names(folder) - {FILE, CARD})
     }
 
 
@@ -41,13 +42,13 @@ def check(folder: Path, record: Record) -> None:
     for name, (size, checksum) in record.files.items():
         try:
             path = (folder / name).resolve()
-            inside = path.is_relative_to(folder.resolve()) and path.is_file()
+            there = inside(path, folder) and path.is_file()
             # The size first: it is free, and a truncated file need not be read.
-            same = inside and path.stat().st_size == size and digest(path) == checksum
+            same = there and path.stat().st_size == size and digest(path) == checksum
         except (OSError, ValueError, RuntimeError) as cause:  # names that cannot be; links in circles
             raise damaged(folder, f"{name!r} that cannot be read ({cause})") from cause
         if not same:
-            raise damaged(folder, f"{name} without its checksum" if inside else f"no file {name}")
+            raise damaged(folder, f"{name} without its checksum" if there else f"no file {name}")
 
 
 def _require_free(target: Path) -> None:
@@ -64,7 +65,7 @@ def _require_free(target: Path) -> None:
         raise AllHeadsError(
             "a new folder, or a saved twin to replace", cause.got, "Delete it, or name another."
         ) from cause
-    if extra := _names(target) - {FILE, *known}:
+    if extra := _names(target) - {FILE, CARD, *known}:
         raise AllHeadsError(
             f"nothing but a saved twin in {target}", f"{', '.join(sorted(extra)[:3])} beside it", remedy
         )

@@ -10,7 +10,8 @@ from allheads.disk import named_path, recover
 from allheads.errors import AllHeadsError
 from allheads.models import pretrained
 from allheads.models.bridge import TransformerBridge
-from allheads.models.names import PACKAGED
+from allheads.models.names import PACKAGED, hub_id
+from allheads.store.hub import twin_of_hub
 from allheads.store.load_twin import revive
 from allheads.store.record import FILE
 from allheads.store.tensors import STEM
@@ -27,7 +28,8 @@ def load(
 
     Args:
         name_or_path: a packaged model's short name (``"smollm2-135m"``), a Hugging Face model folder, a ``.gguf``
-            file, a saved twin's folder, or a Hugging Face id ``"org/name"``, the only kind that needs a network.
+            file, a saved twin's folder, or a Hugging Face id ``"org/name"`` of a model or a twin, the only kind that
+            needs a network.
         dtype: float32 (the default), float64, bfloat16 or float16; the weights are cast to it. A twin has the dtype
             that its source was loaded in, and is not cast: its gates were chosen for it.
         device: where the weights go, by default the processor.
@@ -50,6 +52,8 @@ def load(
         ['Nothing', ' but', ' heads']
     """
     folder = _twin_folder(name_or_path)
+    if folder is None and isinstance(name_or_path, str) and _is_of_hub(name_or_path):
+        folder = twin_of_hub(name_or_path)
     if folder is not None:
         return revive(folder, dtype, device, source)
     if source is not None:
@@ -57,6 +61,11 @@ def load(
     return pretrained.load(
         name_or_path, dtype=torch.float32 if dtype is None else dtype, device="cpu" if device is None else device
     )
+
+
+def _is_of_hub(name: str) -> bool:
+    """Is this a name on the hub, and of nothing on this machine?"""
+    return "/" in name and hub_id(name) == name and not named_path(name).exists()
 
 
 def _twin_folder(name_or_path: str | Path) -> Path | None:

@@ -111,7 +111,13 @@ def _source_by_name(folder: Path, record: Record, device: str | torch.device) ->
             "Give it: ah.load(folder, source=bridge). With standalone=True, ah.save needs no source.",
         )
     try:
-        return pretrained.load(record.source.name, dtype=record.source.dtype, device=device, network=False)
+        return pretrained.load(
+            record.source.name,
+            dtype=record.source.dtype,
+            device=device,
+            network=False,
+            revision=record.source.revision,
+        )
     except AllHeadsError as cause:
         raise AllHeadsError(
             f"the source of the twin in {folder}, {record.source.name}",

@@ -20,8 +20,11 @@ from allheads.models.reading import first_line
 from allheads.twin.domain import Domain
 from allheads.untrusted import fitted, read_json, sealed, unsealed
 
-#: What a saved twin is known by. The version rises whenever an older reader would misread a folder.
-FILE, FORMAT, VERSION = "twin.json", "allheads.twin", 1
+#: What a saved twin is known by. The version rises whenever an older reader would misread a folder: 1 had no revision.
+FILE, FORMAT, VERSION = "twin.json", "allheads.twin", 2
+
+#: What tells people about it.
+CARD = "README.md"
 
 
 def _gates(number: Any, known: ValidationInfo[list[GateSum]]) -> GateSum:
@@ -64,7 +67,8 @@ class SourceRecord:
     """The source: as `ah.load` was given it, what it is, and what tells it from another.
 
     ``network`` is the class of its network, ``config`` its configuration, ``kernels`` how it computes attention and
-    experts; ``sha256`` has a digest for every tensor that the twin does not bring along.
+    experts; ``sha256`` has a digest for every tensor that the twin does not bring along; ``revision`` is the commit of
+    a source on the Hub.
     """
 
     name: str | None
@@ -76,6 +80,7 @@ class SourceRecord:
     prepends_bos: bool
     config: dict[str, Any] | None
     sha256: dict[str, Digest]
+    revision: Annotated[str, StringConstraints(pattern=r"^\w+$")] | None = None
 
 
 class FileRecord(NamedTuple):
@@ -87,7 +92,7 @@ class FileRecord(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """A saved twin; ``files`` has every other file in its folder."""
+    """A saved twin; ``files`` has every other file in its folder, except for the card, which people may edit."""
 
     standalone: bool
     tolerance: FiniteFloat

@@ -1,4 +1,4 @@
-"""Write a twin into a folder: ``twin.json``, and in ``twin.safetensors`` what its source does not have.
+"""Write a twin into a folder: ``twin.json``, ``README.md``, and in ``twin.safetensors`` what its source does not have.
 
 A twin shares most tensors with its source. Those are named with their SHA-256; stored are heads that were edited, and
 tensors that are no longer what `ah.load` had read, or what the source was when it was converted
@@ -18,6 +18,7 @@ from allheads.models.compat import weights_processed
 from allheads.models.descriptions import describe, write_network
 from allheads.models.origin import fingerprint, state
 from allheads.models.reading import explained
+from allheads.store.card import write_card
 from allheads.store.folder import listing, replacing
 from allheads.store.record import BankRecord, Record, SourceRecord, write_record
 from allheads.store.tensors import digests, write_tensor_files
@@ -30,7 +31,8 @@ def save(twin: TwinBridge, folder: str | Path, *, standalone: bool = False) -> P
     Args:
         twin: from `ah.convert` or `ah.load`; heads edited with ``bank.edit()`` and other changed weights are kept.
             Hooks are not.
-        folder: a new folder, or one with a saved twin to replace; it is there whole or not at all.
+        folder: a new folder, or one with a saved twin to replace, its model card included; it is there whole or not at
+            all.
         standalone: also write what belongs to the source, so that the folder needs it no longer.
 
     Returns:
@@ -61,13 +63,16 @@ def save(twin: TwinBridge, folder: str | Path, *, standalone: bool = False) -> P
         )
         for layer in twin.layers
     ]
-    source = SourceRecord(twin.origin.name, twin.origin.dtype, **describe(twin), sha256=digests(shared))
+    origin = twin.origin
+    source = SourceRecord(origin.name, origin.dtype, **describe(twin), sha256=digests(shared), revision=origin.revision)
     with replacing(target) as scratch:
         with explained("a twin that can be written", "Make room, or save it without standalone=True."):
             if standalone:
                 write_network(twin, scratch)
             write_tensor_files(stored, scratch)
-        write_record(Record(standalone, twin.tolerance, source, banks, listing(scratch)), scratch)
+        record = Record(standalone, twin.tolerance, source, banks, listing(scratch))
+        write_record(record, scratch)
+        write_card(twin, record, scratch)
     return target
 
 

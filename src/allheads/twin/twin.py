@@ -27,6 +27,7 @@ from allheads.models.read_mlps import untouched_modules
 from allheads.twin.domain import Domain
 from allheads.twin.heads import Head, HeadIndex
 from allheads.twin.labels import Label
+from allheads.twin.points import HookPoints, hook_points
 from allheads.twin.state import edited_as_in, left_out
 
 
@@ -106,6 +107,15 @@ class TwinBridge(TransformerBridge):
         ['L3.N812.0', 'L3.N812.1']
         """
         return self.index.neuron(label)
+
+    def points(self) -> HookPoints:
+        """Every hook point, what passes there, and its names in TransformerLens, nnsight, nnterp and interp-engine.
+
+        >>> table = twin.points().to_dataframe().set_index("point")
+        >>> table.nnsight["blocks.3.hook_mlp_out"], table.interp_engine["blocks.3.hook_mlp_out"]
+        ('model.layers[3].mlp.output', 'cache["mlp_out", 3]')
+        """
+        return hook_points(self)
 
     def require_one_stack(self, what: str) -> None:
         """Refuse ``what`` for encoder-decoders, towers and mixtures, whose banks are not one for each of ``blocks``.
