@@ -8,11 +8,20 @@ import sys
 import pandas as pd
 import pyarrow.parquet
 import pytest
+import torch
 
 import allheads as ah
 from allheads.attribution.attribution_graph import AttributionGraph
 from allheads.formats.circuit import Circuit
 from allheads.result import Result
+from allheads.twin.autoencoder import SparseAutoencoder
+
+
+def _autoencoder(twin):
+    d_model, draw = twin.cfg.d_model, torch.Generator().manual_seed(0)
+    weights = {"W_enc": torch.randn(d_model, 40, generator=draw), "W_dec": torch.randn(40, d_model, generator=draw)}
+    biases = {"b_enc": torch.zeros(40), "b_dec": torch.zeros(d_model)}
+    return SparseAutoencoder("blocks.1.hook_resid_pre", "standard", **weights, **biases)
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +32,8 @@ def results(tiny, tokens):
     return [
         found,
         found.graph(budget=5),
+        found.graph(budget=5).influence(),
+        found.through(_autoencoder(twin)),
         found.confirm(k=3),
         ah.attribute_pattern(twin, tokens[0], "L1.A2", (None, 3)),
         ah.attribute_pattern(twin, tokens[0], "L1.N7"),
