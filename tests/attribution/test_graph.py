@@ -61,7 +61,7 @@ def test_edges_sum_to_effects_on_both_ends(twins, name, rule):
             assert torch.allclose(target.parts[name_], direct, atol=1e-12)
         for site in flows.cut.sites:
             everything = list(itertools.product(range(site.count), range(pos)))
-            for (index, position), sides in flows.into(site, everything):
+            for _, (index, position), sides in flows.into({site: everything}):
                 assert [flow.side for flow in sides] in (["V"], ["V", "Q", "K"])
                 for flow in sides:
                     parts = sum(float(part.sum()) for part in (*flow.parts.values(), *flow.embeddings.values()))
@@ -89,7 +89,7 @@ def test_queries_and_keys_have_edges_where_patterns_are_not_held(twins):
     twin, ids = twins("LlamaForCausalLM")
     with edges(Question.of(twin, ids, 7, "live", -1)) as flows:
         (site,) = (site for site in flows.cut.sites if site.name == "L1.A")
-        for _, (value, query, key) in flows.into(site, [(0, 5), (3, 5)]):
+        for _, _, (value, query, key) in flows.into({site: [(0, 5), (3, 5)]}):
             assert query.total == pytest.approx(key.total, abs=1e-12)
             assert query.total != pytest.approx(0.0, abs=1e-6)
             assert value.total != pytest.approx(query.total, abs=1e-6)

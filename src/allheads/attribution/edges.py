@@ -8,10 +8,11 @@ to first order the share of ``sum_s (dy/dscore_s) score_s``, to which queries an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from itertools import islice
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -21,17 +22,19 @@ from allheads.attribution.constants import constants, unnamed
 from allheads.attribution.forward_cache import ForwardCache
 from allheads.attribution.freezing import differentiable, require_linear
 from allheads.attribution.question import Question
+from allheads.attribution.stream_products import StreamProducts, StreamRead
 from allheads.errors import AllHeadsError
 from allheads.twin.capture import EMBEDDINGS
 from allheads.twin.sites import SCALARS, Site
 
+T = TypeVar("T")
 #: Through values, or where patterns are not frozen also through queries and keys.
 Side = Literal["V", "Q", "K"]
 #: The number of a head or neuron in its layer, and a position.
 Entry = tuple[int, int]
 
-#: Entries of gradients that are kept at a time.
-_ENTRIES = 2**24
+#: Entries of gradients that are kept at a time, and parts whose products are.
+_ENTRIES, _READS = 2**24, 64
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,19 @@ class IncomingEdges:
         return sum(float(tensor.abs().sum()) for tensor in tensors) + abs(self.constants)
 
 
+@dataclass(frozen=True)
+class _Read:
+    """One side of a part: what it reads in sum, of that the constants, where, and at which positions."""
+
+    side: Side
+    total: float
+    constant: float
+    #: The sublayer, and what is read of the stream before its layer; where there are no products, what each part and
+    #: each beginning gives.
+    passed: Any
+    at: slice
+
+
 @dataclass
 class Edges:
     """A prompt's frozen network, ready to say what goes into any part: `edges` makes one."""
@@ -67,20 +83,30 @@ class Edges:
     #: What streams begin with, at each position, and all constants contribute over all paths.
     embeddings: dict[str, Float[Tensor, " pos"]]
     constants: float
+    #: None where edges are taken from gradients, as everywhere in `written_into`.
+    products: StreamProducts | None
 
     def into_target(self) -> IncomingEdges:
         """What is written straight into the target; its constants are what remains of it."""
-        parts, begins = self._parts(self.value, torch.ones_like(self.value)[None])
+        parts, begins = written_into(self.cut, self.value, torch.ones_like(self.value)[None])
         parts, begins = ({name: part[0] for name, part in found.items()} for found in (parts, begins))
         total = float(self.value.detach())
         rest = total - sum(float(part.sum()) for part in (*parts.values(), *begins.values()))
         return IncomingEdges("V", total, parts, begins, rest)
 
-    def into(self, site: Site, entries: Sequence[Entry]) -> Iterator[tuple[Entry, list[IncomingEdges]]]:
-        """Edges into heads or neurons ``(index, position)`` of a sublayer, side by side."""
-        return self._into_heads(site, entries) if site.kind in ("A", "X") else self._into_others(site, entries)
+    def into(self, groups: Mapping[Site, Sequence[Entry]]) -> Iterator[tuple[Site, Entry, list[IncomingEdges]]]:
+        """Edges into heads or neurons ``(index, position)`` of some sublayers, side by side."""
+        reads = ((site, *read) for site, entries in groups.items() for read in self._reads(site, entries))
+        # Products are of many parts at a time; what gradients give at parts is large, and not kept.
+        for chunk in batched(reads, 1 if self.products is None else _READS):
+            edges = self._edges([side for _, _, sides in chunk for side in sides])
+            for site, entry, sides in chunk:
+                yield site, entry, [next(edges) for _ in sides]
 
-    def _into_heads(self, site: Site, entries: Sequence[Entry]) -> Iterator[tuple[Entry, list[IncomingEdges]]]:
+    def _reads(self, site: Site, entries: Sequence[Entry]) -> Iterator[tuple[Entry, list[_Read]]]:
+        return self._of_heads(site, entries) if site.kind in ("A", "X") else self._of_others(site, entries)
+
+    def _of_heads(self, site: Site, entries: Sequence[Entry]) -> Iterator[tuple[Entry, list[_Read]]]:
         read, gradient = self.cut.uncut[site.point], self.gradients[site.point]
         sides: tuple[Side, ...] = ("V",) if self.question.rule.patterns else ("V", "Q", "K")
         points = [f"{site.location.prefix}hook_{side.lower()}" for side in sides]
@@ -90,10 +116,14 @@ class Edges:
             for row, (head, position) in enumerate(chunk):
                 seeds[row, 0, position, head] = gradient[0, position, head]
             backs = torch.autograd.grad(read, tensors, seeds, is_grads_batched=True, retain_graph=True)
-            flows = [self._sums(*side) for side in zip(sides, tensors, backs, zeros, strict=True)]
-            yield from ((entry, [side[row] for side in flows]) for row, entry in enumerate(chunk))
+            found = []
+            for side, tensor, back, zero in zip(sides, tensors, backs, zeros, strict=True):
+                totals, constants = ((back * v.detach()).flatten(1).sum(1).tolist() for v in (tensor, zero))
+                passed = self._passed(site, tensor, back)
+                found.append([_Read(side, *each, slice(None)) for each in zip(totals, constants, passed, strict=True)])
+            yield from ((entry, [side[row] for side in found]) for row, entry in enumerate(chunk))
 
-    def _into_others(self, site: Site, entries: Sequence[Entry]) -> Iterator[tuple[Entry, list[IncomingEdges]]]:
+    def _of_others(self, site: Site, entries: Sequence[Entry]) -> Iterator[tuple[Entry, list[_Read]]]:
         """Neurons of one stack, latents and errors at several positions share a row: each reads at its own."""
         read, gradient, zero = self.cut.uncut[site.point], self.gradients[site.point], self.zero.uncut[site.point]
         alone = len(self.cut.stacks) == 1
@@ -104,33 +134,41 @@ class Edges:
                 for neuron, position in members:
                     heads = site.entries(neuron)
                     seeds[row, 0, position, heads] = gradient[0, position, heads]
-            parts, begins = self._parts(read, seeds)
-            for row, members in enumerate(chunk):
+            for members, passed in zip(chunk, self._passed(site, read, seeds), strict=True):
                 for neuron, position in members:
                     at, heads = slice(position, position + 1) if alone else slice(None), site.entries(neuron)
                     slopes = gradient[0, position, heads]
                     total, constant = (float((slopes * v[0, position, heads].detach()).sum()) for v in (read, zero))
-                    here = {
-                        name: part[row][at if name.endswith(SCALARS) else (..., at)] for name, part in parts.items()
-                    }
-                    there = {name: part[row, at] for name, part in begins.items()}
-                    yield (neuron, position), [IncomingEdges("V", total, here, there, constant, at)]
+                    yield (neuron, position), [_Read("V", total, constant, passed, at)]
+
+    def _passed(self, site: Site, read: Tensor, seeds: Tensor) -> list[Any]:
+        """What comes of each row of seeds at the stream before the layer, or where there are no products, at parts."""
+        if self.products is None:
+            parts, begins = written_into(self.cut, read, seeds)
+            return [
+                ({name: part[row] for name, part in parts.items()}, {name: part[row] for name, part in begins.items()})
+                for row in range(len(seeds))
+            ]
+        stream = self.products.stream(site)
+        (found,) = torch.autograd.grad(read, (stream,), seeds, is_grads_batched=True, retain_graph=True)
+        return [(site, row) for row in found[:, 0]]
+
+    def _edges(self, reads: Sequence[_Read]) -> Iterator[IncomingEdges]:
+        """Edges out of what was read; products of all that are asked about in one go."""
+        if self.products is None:
+            for read in reads:
+                parts, begins = read.passed
+                here = {n: part[read.at if n.endswith(SCALARS) else (..., read.at)] for n, part in parts.items()}
+                there = {name: part[read.at] for name, part in begins.items()}
+                yield IncomingEdges(read.side, read.total, here, there, read.constant, read.at)
+            return
+        streams = [StreamRead.of(site, row, read.at) for read in reads for site, row in [read.passed]]
+        for read, (parts, begins) in zip(reads, self.products.of_reads(streams), strict=True):
+            yield IncomingEdges(read.side, read.total, parts, _by_begin(begins), read.constant, read.at)
 
     @property
     def _rows(self) -> int:
         return max(1, _ENTRIES // sum(self.cut.leaves[site.point].numel() for site in self.cut.neurons))
-
-    def _sums(self, side: Side, tensor: Tensor, back: Tensor, zero: Tensor) -> list[IncomingEdges]:
-        parts, begins = self._parts(tensor, back)
-        totals, constants = ((back * read.detach()).flatten(1).sum(1).tolist() for read in (tensor, zero))
-        found = []
-        for row, (total, constant) in enumerate(zip(totals, constants, strict=True)):
-            here, there = ({name: part[row] for name, part in some.items()} for some in (parts, begins))
-            found.append(IncomingEdges(side, total, here, there, constant))
-        return found
-
-    def _parts(self, read: Tensor, seeds: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return written_into(self.cut, read, seeds)
 
 
 def written_into(cut: ForwardCache, read: Tensor, seeds: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -206,7 +244,14 @@ def edges(question: Question) -> Iterator[Edges]:
         if beside:
             require_linear(question)
         fixed = sum(float(effects[name].sum()) for name in named) + sum(beside.values())
-        yield Edges(question, cut, zero, gradients, value, embeddings, fixed)
+        yield Edges(question, cut, zero, gradients, value, embeddings, fixed, StreamProducts.of(cut))
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Items in lists of a size; itertools has it from Python 3.12 on."""
+    rest = iter(items)
+    while chunk := list(islice(rest, size)):
+        yield chunk
 
 
 def _chunks(entries: Sequence[Any], rows: int) -> Iterator[Sequence[Any]]:

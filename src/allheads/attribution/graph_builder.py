@@ -58,13 +58,12 @@ class GraphBuilder:
         found = [part for part in weights.topk(min(count, len(weights))).indices.tolist() if weights[part] > 0]
         self.order += found
         self.kept[found] = True
-        groups: dict[str, dict[Entry, int]] = defaultdict(dict)
+        groups: dict[Site, dict[Entry, int]] = defaultdict(dict)
         for part in found:
             site, index, position = self.entry_of(part)
-            groups[site.name][index, position] = part
-        for name, entries in groups.items():
-            for entry, sides in self.flows.into(self.sites[name], list(entries)):
-                self.read(entries[entry], sides)
+            groups[site][index, position] = part
+        for site, entry, sides in self.flows.into({site: list(entries) for site, entries in groups.items()}):
+            self.read(groups[site][entry], sides)
         return len(found)
 
     def read(self, node: int | None, sides: list[IncomingEdges]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import torch
@@ -66,12 +67,15 @@ class Question:
 
     def tokens_at(self, label: Label, length: int) -> list[str]:
         """What stands at the positions of a head or neuron: tokens, or the numbers of patches and frames."""
-        stacks = {site.location.tower: site.stack for site in sites(self.twin)}
-        return self._texts(stacks[label.stream], length)
+        return self._texts(self._stacks[label.stream], length)
 
     def token_of(self, begin: str, position: int, length: int) -> str:
         """What stands where a stream begins."""
         return self._texts("decoder_blocks" if begin.startswith("decoder_") else begin, length)[position]
+
+    @cached_property
+    def _stacks(self) -> dict[str, str]:
+        return {site.location.tower: site.stack for site in sites(self.twin)}
 
     def id_of(self, begin: str, position: int, length: int) -> int | None:
         """The id of the token that stands there; None for a patch or a frame."""
