@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from http import HTTPStatus
 from pathlib import Path
 
@@ -83,7 +84,8 @@ def twin_of_hub(name: str) -> Path | None:
             HfHubHTTPError,
         ):  # `ah.load` goes on, and says what is wrong
             return None
-        files = [FILE, *read_record(found.parent).files]
+        # What a file of others names is no pattern.
+        files = [FILE, *map(escape, read_record(found.parent).files)]
         return Path(snapshot_download(name, revision=commit_of(found.parent), allow_patterns=files))
 
 
