@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from allheads.models.module_paths import module_paths, passed
-from allheads.models.observe import output_kind, probe_inputs, run_network
+from allheads.models.observe import output_kind
 from allheads.result import Result
+from allheads.twin.network_names import network_names
 from allheads.twin.point_names import GATED_VALUE, KINDS, NORMS, STREAMS, Meaning
 
 if TYPE_CHECKING:
@@ -24,10 +19,7 @@ if TYPE_CHECKING:
 #: A name in a layer: stack, layer, kind.
 _IN_LAYER = re.compile(r"(?P<stack>.*?)\.(?P<layer>\d+)\.(?P<kind>.*)")
 _NORM = re.compile(r"(?:.*\.)?(?:ln\w*|\w*norm)\.(?P<end>hook_\w+)")
-_ENDS = ("hook_in", "hook_out")
 _UNKNOWN = Meaning("", "")
-#: The largest difference, of the size, between what passes in a twin and in its source; the same for 16 bits.
-_CLOSE, _CLOSE_16 = 1e-3, 3e-2
 
 
 @dataclass(frozen=True)
@@ -71,7 +63,7 @@ def hook_points(twin: TwinBridge) -> HookPoints:
     groups: dict[int, list[str]] = {}
     for name, point in twin.hook_dict.items():
         groups.setdefault(id(point), []).append(name)
-    nnsight, others = _names_elsewhere(twin)
+    nnsight, others = network_names(twin)
     # What nnterp and interp-engine name are decoders of transformers that give logits.
     network = getattr(twin.original_model, "config", None) is not None
     decoder = network and "blocks.0.hook_in" in twin.hook_dict and output_kind(twin) == "logits"
@@ -108,67 +100,3 @@ def _kind(name: str) -> str:
     """A name without its stack and layer, and without the number of an expert."""
     match = _IN_LAYER.fullmatch(name)
     return re.sub(r"\.\d+", "", match["kind"]) if match else name
-
-
-def _names_elsewhere(twin: TwinBridge) -> tuple[dict[str, str], set[str]]:
-    """``model.layers[3].mlp.output``, by the point ``blocks.3.mlp.hook_out``: where both pass the same in one run.
-
-    And the points whose modules pass something else.
-    """
-    inputs = probe_inputs(twin.original_model, twin.cfg)
-    points = {f"{name}.{end}": (path, end) for name, path in module_paths(twin).items() for end in _ENDS}
-    with _unedited(twin):
-        ours = _passed_here(twin, points.keys() & twin.hook_dict.keys(), inputs)
-    theirs = passed(twin, inputs)
-    made, different = {}, set()
-    for point in sorted(ours.keys() & {point for point, place in points.items() if place in theirs}):
-        path, end = points[point]
-        there = theirs[path, end]
-        if _same(ours[point], there.value):
-            ending = "input" if end == "hook_in" else "output[0]" if there.in_tuple else "output"
-            made[point] = re.sub(r"\.(\d+)", r"[\1]", path) + f".{ending}"
-        else:
-            different.add(point)
-    return made, different
-
-
-def _passed_here(twin: TwinBridge, points: Iterable[str], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of what passes these points: some networks add to it in place."""
-    found: dict[str, Tensor] = {}
-
-    def keeper(name: str) -> Callable[..., None]:
-        def keep(value: Tensor, hook: Any) -> None:
-            if isinstance(value, Tensor):
-                found[name] = value.clone()
-
-        return keep
-
-    with torch.no_grad(), twin.hooks(fwd_hooks=[(name, keeper(name)) for name in points]):
-        run_network(twin.original_model, inputs)
-    return found
-
-
-@contextmanager
-def _unedited(twin: TwinBridge) -> Iterator[None]:
-    """The twin as it was converted, for a while: names are of its source."""
-    edited = [bank.edited for bank in twin.banks]
-    try:
-        for bank in twin.banks:
-            bank.edited = None
-        yield
-    finally:
-        for bank, heads in zip(twin.banks, edited, strict=True):
-            bank.edited = heads
-
-
-def _same(ours: Tensor, theirs: Tensor) -> bool:
-    """Equal up to rounding. Heads may stand side by side there, or behind positions; positions once for all prompts."""
-    if theirs.ndim == ours.ndim and theirs.shape[:1] == (1,):
-        theirs = theirs.expand(len(ours), *theirs.shape[1:])
-    if ours.ndim == 4 and ours.shape != theirs.shape == ours.transpose(1, 2).shape:
-        ours = ours.transpose(1, 2)
-    if ours.numel() != theirs.numel():
-        return False
-    a, b = (value.double().flatten() for value in (ours, theirs))
-    close = _CLOSE_16 if ours.dtype in (torch.float16, torch.bfloat16) else _CLOSE
-    return bool((a - b).norm() <= close * b.norm())
