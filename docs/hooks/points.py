@@ -32,7 +32,7 @@ def page() -> str:
         "# Hook points",
         "",
         "Every hook point of a twin, by its name in TransformerLens and here, and its names in nnsight, nnterp (1.3) "
-        "and interp-engine (1.14): the same tensor, or no name. Those tools may show heads side by side in one axis. "
+        "and interp-engine (1.14): the same tensor, or no name. Those tools may show heads otherwise. "
         "`twin.points()` has this table for the model at hand, whose modules may be called otherwise: in GPT-2 "
         "`transformer.h[3].mlp.output` is what `model.layers[3].mlp.output` is here.",
         "",

@@ -123,8 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
         if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self._file(*match.groups(), body)
         match = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path)
-        repository = self.server.repositories.get(match[1])
-        if repository is None:
+        repository = self.server.repositories.get(match[1]) if match else None
+        if match is None or repository is None:
             return self._error(404, "no such repository", "RepoNotFound")
         number, files = repository.at(match[3] or "main")
         if match[2] == "tree":

@@ -245,6 +245,50 @@ def test_points_that_wait_for_a_switch(tiny, tokens):
     assert result.shape == (2, 17, 4, 32) and torch.equal(q_input, resid_pre[:, :, None].expand(2, 17, 4, 32))
 
 
+def _nnsight(twin):
+    return {row.point: row.nnsight for row in twin.points().names}
+
+
+def test_names_are_those_of_the_source_whatever_was_edited(tiny):
+    twin = ah.convert(tiny("llama"))
+    before = _nnsight(twin)
+    with twin.banks[0].edit() as heads:
+        heads.W_O[0] += 1.0
+    assert {point: name for point, name in _nnsight(twin).items() if name} == {
+        point: name for point, name in before.items() if name and point in twin.hook_dict
+    }
+    assert twin.banks[0].edited is not None
+
+
+def test_points_that_pass_something_else_have_no_name():
+    """A factor behind Falcon H1's neurons is in their gates; the block's output is the same again."""
+    names = {row.point: row for row in ah.convert(build("FalconH1ForCausalLM").bridge).points().names}
+    assert names["blocks.0.mlp.hook_post"].nnsight == names["blocks.0.mlp.hook_post"].interp_engine == ""
+    assert names["blocks.0.mlp.hook_out"].nnsight == "model.layers[0].feed_forward.output"
+
+
+@pytest.mark.parametrize(
+    ("kind", "point", "name"),
+    [
+        ("OPTForCausalLM", "blocks.1.mlp.hook_post", "model.decoder.layers[1].fc2.input"),
+        ("BertForMaskedLM", "blocks.1.hook_resid_post", "bert.encoder.layer[1].output"),
+        ("Qwen3ForCausalLM", "blocks.1.attn.q_norm.hook_out", "model.layers[1].self_attn.q_norm.output"),
+    ],
+)
+def test_names_in_other_families(kind, point, name):
+    """MLPs without a module, whose activation a twin has put aside; norms of heads, which stand in another axis."""
+    twin = ah.convert(build(kind).bridge)
+    assert _nnsight(twin)[point] == name
+    if kind == "Qwen3ForCausalLM":
+        row = next(row for row in twin.points().names if row.point == point)
+        assert row.interp_engine == 'cache["q_norm_out", 1]'
+
+
+def test_in_low_precision(tiny):
+    in_16, in_32 = (_nnsight(ah.convert(tiny("llama", dtype=dtype))) for dtype in (torch.bfloat16, torch.float32))
+    assert in_16 == in_32
+
+
 def test_an_encoder_decoder_has_names_in_nnsight_only():
     rows = ah.convert(build("T5ForConditionalGeneration").bridge).points().names
     assert not any(row.nnterp or row.interp_engine for row in rows)

@@ -30,10 +30,10 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 def listing(folder: Path) -> dict[str, FileRecord]:
-    """Size and SHA-256 of every file of a folder, except for ``twin.json`` and the card."""
+    """Size and SHA-256 of every file of a folder, ``twin.json`` excepted."""
     return {
         name: FileRecord((folder / name).stat().st_size, digest(folder / name))
-        for name in sorted(_names(folder) - {FILE, CARD})
+        for name in sorted(_names(folder) - {FILE})
     }
 
 

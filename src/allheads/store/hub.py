@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from http import HTTPStatus
 from pathlib import Path
 
@@ -71,19 +72,16 @@ def twin_of_hub(name: str) -> Path | None:
     Raises `AllHeadsError` for a hub that does not answer while nothing of the name is in the cache.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     require_reachable(name)
     with _in_our_words(name):
         try:
             found = Path(hf_hub_download(name, FILE))
-        except (
-            EntryNotFoundError,
-            LocalEntryNotFoundError,
-            HfHubHTTPError,
-        ):  # `ah.load` goes on, and says what is wrong
+        except (EntryNotFoundError, HfHubHTTPError):  # `ah.load` goes on, and says what is wrong
             return None
-        files = [FILE, *read_record(found.parent).files]
+        # What a file of others names is no pattern.
+        files = [FILE, *map(escape, read_record(found.parent).files)]
         return Path(snapshot_download(name, revision=commit_of(found.parent), allow_patterns=files))
 
 

@@ -72,6 +72,11 @@ _ATTENTION = {
     "attn.hook_out": Meaning("what attention gives", STREAM, "attentions_output[{}]", 'cache["attn_out", {}]'),
     "ln1_post.hook_out": Meaning("what attention adds to the stream", STREAM, "", 'cache["attn_out_post", {}]'),
 }
+for _side, _what in (("q", "queries"), ("k", "keys")):
+    for _end, _verb in (("in", "reads"), ("out", "gives")):
+        _ATTENTION[f"attn.{_side}_norm.hook_{_end}"] = Meaning(
+            f"what the norm of the {_what} {_verb}", "", "", f'cache["{_side}_norm_{_end}", {{}}]'
+        )
 _SPLIT = "the stream before the norm, for each head, after twin.set_use_{}(True)"
 _SPLITS = {
     "attn.hook_attn_in": Meaning(_SPLIT.format("attn_in"), "batch pos head d_model"),
