@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 
 #: Stacks of layers by what a bridge calls them; every other stack is a tower.
 _STACKS = {"blocks": "", "encoder_blocks": "E", "decoder_blocks": "D", "L_blocks": "", "H_blocks": "H"}
@@ -74,6 +75,7 @@ def numbered(location: Location, towers: dict[str, str]) -> Location:
     return replace(location, tower=towers[location.stack])
 
 
+@cache
 def _stack(name: str) -> tuple[str, int]:
     match = re.fullmatch(r"(?P<stack>.*?)\.(?P<layer>\d+)\.(?P<part>.*)", name)
     return (match["stack"], int(match["layer"])) if match else (name, 0)
