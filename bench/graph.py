@@ -1,4 +1,4 @@
-"""A graph of 500 nodes on a 14-token prompt: its cost in attributions, and how its predictions hold, as JSON. 2 threads.
+"""A graph of 500 nodes on 14 tokens: its cost in attributions, and how its predictions hold, as JSON. 2 threads.
 
 Cost is processor time, interleaved with attributions in the same run, the least of three.
 """
