@@ -25,7 +25,7 @@ def test_every_public_name_exists():
         _ = ah.nothing
 
 
-@pytest.mark.parametrize("room", ["weights", "corpus", "gates", "pure", "plots"])
+@pytest.mark.parametrize("room", ["weights", "corpus", "formats", "gates", "pure", "plots"])
 def test_modules_never_shadow_functions(room):
     namespace = getattr(ah, room)
     assert namespace.__all__

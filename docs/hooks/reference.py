@@ -6,7 +6,7 @@ from importlib import import_module
 
 import allheads as ah
 
-NAMESPACES = ("weights", "corpus", "gates", "pure", "plots")
+NAMESPACES = ("weights", "corpus", "formats", "gates", "pure", "plots")
 #: Classes of results: they are returned, and not among the public names.
 RESULTS = (
     "allheads.attribution.attribution.Attribution",

@@ -20,6 +20,7 @@ ROOMS = {
     "weights": "Circuits and composition",
     "corpus": "Means, scores and sweeps",
     "plots": "Pictures",
+    "formats": "Files of other tools",
     "store": "Saved twins",
     "pure": "The pure form",
     "gates": "Gates",

@@ -17,6 +17,7 @@ from allheads._lazy import importer
 
 if TYPE_CHECKING:
     from allheads import corpus as corpus
+    from allheads import formats as formats
     from allheads import gates as gates
     from allheads import plots as plots
     from allheads import pure as pure
@@ -69,6 +70,7 @@ _HOME = {
     # Namespaces.
     "weights": "",
     "corpus": "",
+    "formats": "",
     "gates": "",
     "pure": "",
     "plots": "",

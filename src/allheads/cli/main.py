@@ -13,6 +13,7 @@ from allheads.cli.console import GroupHelp, explained
 from allheads.cli.conversion import convert
 from allheads.cli.costing import cost
 from allheads.cli.exploring import explore
+from allheads.cli.exporting import export
 from allheads.cli.sweep_command import sweep
 from allheads.cli.tables import frontier
 from allheads_labs.commands.coverage import coverage
@@ -52,4 +53,5 @@ def main(
 
 for command in (convert, explore, attribute, sweep, theorems, cost, frontier, coverage, faithfulness, completion):
     app.command()(explained()(command))
+app.add_typer(export, name="export")
 app.add_typer(lab, name="lab")

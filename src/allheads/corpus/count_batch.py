@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from allheads.corpus.activation_bins import bin_counts
 from allheads.corpus.head_roles import destinations, role_masks, role_sums
-from allheads.corpus.running_statistics import SHOWN, RunningStatistics
+from allheads.corpus.running_statistics import BEFORE, SHOWN, RunningStatistics
 from allheads.corpus.token_windows import Batch
 from allheads.errors import AllHeadsError
 from allheads.heads.bank import HeadBank
@@ -51,7 +52,7 @@ class Countable:
             )
         for layer in twin.layers:
             layer.bank.require_shared("neurons with one activation each", layer.location.stem)
-        points = {site: _shown(site) for site in sites(twin)}
+        points = {site: shown_at(site) for site in sites(twin)}
         known = [point for point in points.values() if point in twin.hook_dict]
         probe = cls(twin, [], [], [])
         with torch.no_grad(), capturing(twin, known) as activations:
@@ -92,9 +93,13 @@ class Countable:
             inputs |= {"decoder_input": tokens} | {f"decoder_{name}": value for name, value in options.items()}
         return run_bridge(self.twin, inputs)
 
+    def run_batch(self, batch: Batch) -> None:
+        """Let the twin read a batch: padding is behind what it pads, but not every network looks backward only."""
+        self.run(batch.tokens, **({} if bool(batch.real.all()) else {"attention_mask": batch.real.long()}))
 
-def _shown(site: Site) -> str:
-    """Where patterns, or activations, pass."""
+
+def shown_at(site: Site) -> str:
+    """The hook point where patterns, or activations, pass."""
     return site.point if site.kind == "N" else f"{site.location.prefix}hook_pattern"
 
 
@@ -110,6 +115,8 @@ def count_batch(
     A neuron of an expert is open, and active, only where the router has chosen the expert.
     """
     counted, masks = batch.counted, role_masks(batch.tokens, batch.real)
+    if not bool(counted.any()):
+        return  # windows of one token
     token = token_groups[batch.tokens[counted]]
     position = position_groups[: counted.shape[1]].expand_as(counted)[counted]
     statistics.token_counts += torch.bincount(token, minlength=len(statistics.token_counts))
@@ -123,7 +130,11 @@ def count_batch(
 
     def count_activation(rows: slice, post: Float[Tensor, "batch pos neuron"], hook: object) -> None:
         post = apart(post)
-        values = post[counted].double()
+        there = post[counted]
+        statistics.lowest[rows] = torch.minimum(statistics.lowest[rows], there.amin(0).double())
+        statistics.highest[rows] = torch.maximum(statistics.highest[rows], there.amax(0).double())
+        statistics.histogram[rows] += bin_counts(there)
+        values = there.double()
         statistics.squares[rows] += values.square().sum(0)
         statistics.token_sums[:, rows].index_add_(0, token, values)
         statistics.position_sums[:, rows].index_add_(0, position, values)
@@ -142,7 +153,7 @@ def count_batch(
         statistics.chosen[:, countable.neurons.index(site)] += found
         statistics.open[rows] += ((apart(pre) > 0) & where[..., None]).sum((0, 1))
 
-    heads = _rows({_shown(site): site.count for site in countable.heads})
+    heads = _rows({shown_at(site): site.count for site in countable.heads})
     neurons = _rows({site.location.prefix: site.count for site in countable.neurons})
     hooks: list[Any] = [(name, partial(count_pattern, rows)) for name, rows in heads.items()]
     banks = {layer.location.prefix: layer.bank for layer in countable.twin.layers}
@@ -151,8 +162,6 @@ def count_batch(
         for site in countable.neurons
     ]
     hooks += [(f"{prefix}hook_post", partial(count_activation, rows)) for prefix, rows in neurons.items()]
-    # Padding is behind what it pads, but not every network looks backward only.
-    options = {} if bool(batch.real.all()) else {"attention_mask": batch.real.long()}
     with ExitStack() as stack:
         for site in countable.neurons:
             if site.location.expert is not None:
@@ -161,20 +170,27 @@ def count_batch(
         apart = stack.enter_context(prompts_apart(countable.twin))
         stack.enter_context(countable.twin.hooks(fwd_hooks=hooks))
         stack.enter_context(torch.no_grad())
-        countable.run(batch.tokens, **options)
+        countable.run_batch(batch)
 
 
 def _examples(
     post: Float[Tensor, "batch pos neuron"], batch: Batch, counted: Bool[Tensor, "batch pos"]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The largest activation of each neuron in each window: its value, text, offset, and the tokens up to it."""
-    at = post.abs().masked_fill(~counted[..., None], -1.0).argmax(1).T
-    values = post.take_along_dim(at.T[:, None], 1)[:, 0].T.double()
-    recent = F.pad(batch.tokens, (SHOWN - 1, 0), value=-1).unfold(1, SHOWN, 1)
-    window = torch.arange(len(batch.tokens), device=at.device).expand_as(at)
+) -> tuple[Tensor, ...]:
+    """The largest activation of each neuron in each window: its value, text, offset, and the tokens around it.
+
+    Each token with the neuron's activation there.
+    """
+    at = post.abs().masked_fill(~counted[..., None], -1.0).argmax(1)
+    values = post.take_along_dim(at[:, None], 1)[:, 0].T.double()
+    sides = (BEFORE, SHOWN - 1 - BEFORE)
+    tokens = F.pad(batch.tokens.masked_fill(~batch.real, -1), sides, value=-1).unfold(1, SHOWN, 1)
+    shown = F.pad(post.masked_fill(~counted[..., None], 0.0), (0, 0, *sides)).float()
+    around = at[:, None] + torch.arange(SHOWN, device=at.device)[:, None]
+    window = torch.arange(len(at), device=at.device).expand(at.shape[1], -1)
     # A window of one token has no example to give.
     texts = batch.text.masked_fill(~counted.any(1), -1)
-    return values, texts.expand_as(at), batch.first + at, recent[window, at]
+    examples = (values, texts.expand_as(window), batch.first + at.T)
+    return *examples, tokens[window, at.T].int(), shown.take_along_dim(around, 1).permute(2, 0, 1)
 
 
 def _rows(sizes: Mapping[str, int]) -> dict[str, slice]:
