@@ -22,7 +22,7 @@ def _part(number, seed):
     texts = torch.full((NEURONS, 4), number // 2)
     offsets = 4 * number + torch.arange(4).expand(NEURONS, -1)
     tokens = (1000 * texts + offsets)[..., None].expand(-1, -1, SHOWN).int()
-    part.offer(slice(None), values, texts, offsets, tokens, tokens / 2)
+    part.offer(slice(None), (values, texts, offsets), lambda *which: (tokens[which], tokens[which] / 2))
     return part
 
 
@@ -77,7 +77,8 @@ def test_extremes_are_those_of_any_part():
 
 def test_nothing_is_no_example():
     part = RunningStatistics.empty([NEURONS], HEADS)
-    part.offer(slice(0, 2), *(each[:2, :1] for each in _part(0, 0).examples))
+    *found, tokens, activations = (each[:2, :1] for each in _part(0, 0).examples)
+    part.offer(slice(0, 2), tuple(found), lambda *which: (tokens[which], activations[which]))
     assert (part.example_texts[:2, 0] == 0).all()
     assert (part.example_texts[:2, 1:] == -1).all()
     assert (part.example_texts[2:] == -1).all()

@@ -12,6 +12,7 @@ import torch
 import allheads as ah
 from allheads.formats import features
 from allheads.formats.feature_ids import cantor, feature_ids
+from allheads.twin.capture import captured
 from allheads.twin.labels import Label
 from allheads_labs import zoo
 
@@ -42,13 +43,10 @@ def written(twin, sweep, tmp_path_factory):
 @pytest.fixture(scope="module")
 def activations(twin, texts):
     """``[window pos neuron]`` of each layer, window by window; texts are two and a half windows long."""
-    found = []
-    for text in texts:
-        for ids in text.split(CONTEXT):
-            with torch.no_grad():
-                cache = twin.run_with_cache(ids[None])[1]
-            found.append(torch.cat([cache[f"blocks.{layer}.mlp.hook_post"][0] for layer in range(3)], 1))
-    return found
+    names = [f"blocks.{layer}.mlp.hook_post" for layer in range(3)]
+    windows = [ids[None] for text in texts for ids in text.split(CONTEXT)]
+    caches = [captured(twin, ids, names) for ids in windows]
+    return [torch.cat([cache[name][0] for name in names], 1) for cache in caches]
 
 
 #: Types by key: what pages cannot do without, and what circuit-tracer's reader asks for besides.

@@ -13,6 +13,7 @@ import allheads as ah
 from allheads.formats import headvis
 from allheads.formats.attention_samples import chosen_windows
 from allheads.gates.opening import gate_part
+from allheads.twin.capture import captured
 from allheads_labs import zoo
 
 CONTEXT = 12
@@ -46,12 +47,9 @@ def windows(texts):
 @pytest.fixture(scope="module")
 def patterns(twin, windows):
     """``[head query key]`` of all layers, window by window."""
-    found = []
-    for ids in windows:
-        with torch.no_grad():
-            cache = twin.run_with_cache(ids[None])[1]
-        found.append(torch.cat([cache[f"blocks.{layer}.attn.hook_pattern"][0] for layer in range(3)]).double().numpy())
-    return found
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(3)]
+    caches = [captured(twin, ids[None], names) for ids in windows]
+    return [torch.cat([cache[name][0] for name in names]).double().numpy() for cache in caches]
 
 
 def _read(folder):
@@ -236,8 +234,7 @@ def test_neurons_have_their_openness_in_the_place_of_attention(twin, texts, wind
     opened = []
     for ids in windows:
         names = [f"blocks.{layer}.mlp.hook_pattern_self" for layer in (1, 2)]
-        with torch.no_grad():
-            cache = twin.run_with_cache(ids[None], names_filter=names)[1]
+        cache = captured(twin, ids[None], names)
         first, second = (cache[name][0].double().numpy() for name in names)
         opened.append(np.stack([first[64 * part + 5], first[64 * part + 40], second[64 * part]]))
     every = np.concatenate(opened, 1)

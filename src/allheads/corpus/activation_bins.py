@@ -27,9 +27,9 @@ def bin_counts(values: Float[Tensor, "position neuron"]) -> Int[Tensor, "neuron 
     [23, 48, 73, 74]
     """
     bits = values.float().contiguous().view(torch.int32)
-    size = (((bits & 0x7FFFFFFF) >> _REST) - (_FIRST - 1)).clamp_(0, ONE_SIDE)
-    bins = torch.where(bits < 0, ONE_SIDE - size, ONE_SIDE + size)
-    bins += BINS * torch.arange(values.shape[1], dtype=torch.int32, device=values.device)
+    bins = (((bits & 0x7FFFFFFF) >> _REST) - (_FIRST - 1)).clamp_(0, ONE_SIDE)
+    bins *= (bits >> 31) | 1  # the sign
+    bins += ONE_SIDE + BINS * torch.arange(values.shape[1], dtype=torch.int32, device=values.device)
     return torch.bincount(bins.flatten(), minlength=BINS * values.shape[1]).view(-1, BINS)
 
 

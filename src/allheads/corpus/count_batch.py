@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from allheads.corpus.activation_bins import bin_counts
 from allheads.corpus.head_roles import destinations, role_masks, role_sums
@@ -124,7 +123,8 @@ def count_batch(
     statistics.destinations += torch.cat([destinations(masks), counted.sum()[None]])
 
     def count_pattern(rows: slice, pattern: Float[Tensor, "batch head pos pos"], hook: object) -> None:
-        entropy = -torch.xlogy(pattern.double(), pattern.double()).sum(-1)
+        pattern = pattern.double()
+        entropy = -torch.xlogy(pattern, pattern).sum(-1)
         sums = torch.einsum("bhq,bq->h", entropy, counted.double())
         statistics.attention[:, rows] += torch.cat([role_sums(pattern, masks), sums[None]])
 
@@ -138,7 +138,8 @@ def count_batch(
         statistics.squares[rows] += values.square().sum(0)
         statistics.token_sums[:, rows].index_add_(0, token, values)
         statistics.position_sums[:, rows].index_add_(0, position, values)
-        statistics.offer(rows, *_examples(post, batch, counted))
+        at = _places(post, counted)
+        statistics.offer(rows, _found(post, batch, at), lambda *which: _around(post, batch, at, which))
 
     chosen: dict[int, Bool[Tensor, "batch pos"]] = {}
 
@@ -151,7 +152,8 @@ def count_batch(
         where = chosen.get(id(banks[site.location.prefix]), counted)
         found = torch.bincount(token_groups[batch.tokens[where]], minlength=len(statistics.chosen))
         statistics.chosen[:, countable.neurons.index(site)] += found
-        statistics.open[rows] += ((apart(pre) > 0) & where[..., None]).sum((0, 1))
+        opened = (apart(pre) > 0) & where[..., None]
+        statistics.open[rows] += opened.flatten(0, 1).sum(0, dtype=torch.int32)
 
     heads = _rows({shown_at(site): site.count for site in countable.heads})
     neurons = _rows({site.location.prefix: site.count for site in countable.neurons})
@@ -173,24 +175,32 @@ def count_batch(
         countable.run_batch(batch)
 
 
-def _examples(
-    post: Float[Tensor, "batch pos neuron"], batch: Batch, counted: Bool[Tensor, "batch pos"]
-) -> tuple[Tensor, ...]:
-    """The largest activation of each neuron in each window: its value, text, offset, and the tokens around it.
+def _places(post: Float[Tensor, "batch pos neuron"], counted: Bool[Tensor, "batch pos"]) -> Int[Tensor, "neuron batch"]:
+    """Where each neuron is largest, by size, in each window."""
+    return post.abs().masked_fill_(~counted[..., None], -1.0).max(1).indices.T
 
-    Each token with the neuron's activation there.
-    """
-    at = post.abs().masked_fill(~counted[..., None], -1.0).argmax(1)
-    values = post.take_along_dim(at[:, None], 1)[:, 0].T.double()
-    sides = (BEFORE, SHOWN - 1 - BEFORE)
-    tokens = F.pad(batch.tokens.masked_fill(~batch.real, -1), sides, value=-1).unfold(1, SHOWN, 1)
-    shown = F.pad(post.masked_fill(~counted[..., None], 0.0), (0, 0, *sides)).float()
-    around = at[:, None] + torch.arange(SHOWN, device=at.device)[:, None]
-    window = torch.arange(len(at), device=at.device).expand(at.shape[1], -1)
-    # A window of one token has no example to give.
-    texts = batch.text.masked_fill(~counted.any(1), -1)
-    examples = (values, texts.expand_as(window), batch.first + at.T)
-    return *examples, tokens[window, at.T].int(), shown.take_along_dim(around, 1).permute(2, 0, 1)
+
+def _found(
+    post: Float[Tensor, "batch pos neuron"], batch: Batch, at: Int[Tensor, "neuron batch"]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The activations there, with their texts and offsets. A window of one token has no example to give."""
+    values = post.take_along_dim(at.T[:, None], 1)[:, 0].T.double()
+    none = ~batch.counted.any(1)
+    texts, offsets = batch.text.masked_fill(none, -1).expand_as(at), batch.first + at
+    return values.masked_fill(none, 0.0), texts, offsets.masked_fill(none, -1)
+
+
+def _around(
+    post: Float[Tensor, "batch pos neuron"], batch: Batch, at: Int[Tensor, "neuron batch"], which: tuple[Tensor, Tensor]
+) -> tuple[Int[Tensor, "example shown"], Float[Tensor, "example shown"]]:
+    """Tokens around some of these places, named by neuron and window, and the neuron's activation at each."""
+    neuron, window = which
+    position = at[neuron, window][:, None] + torch.arange(-BEFORE, SHOWN - BEFORE, device=at.device)
+    inside = (position >= 0) & (position < batch.real.shape[1])
+    rows, position = window[:, None], position.where(inside, 0)
+    tokens = batch.tokens[rows, position].where(inside & batch.real[rows, position], -1)
+    activations = post[rows, position, neuron[:, None]].where(inside & batch.counted[rows, position], 0.0)
+    return tokens.int(), activations.float()
 
 
 def _rows(sizes: Mapping[str, int]) -> dict[str, slice]:

@@ -7,7 +7,7 @@ order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -102,18 +102,32 @@ class RunningStatistics:
         for name, mine in self.tensors().items():
             if not name.startswith(("example", "lowest", "highest")):
                 mine += getattr(other, name)
-        self.offer(slice(None), *other.examples)
+        values, texts, offsets, tokens, activations = other.examples
+        self.offer(slice(None), (values, texts, offsets), lambda *which: (tokens[which], activations[which]))
 
-    def offer(self, neurons: slice, *offered: Tensor) -> None:
+    def offer(
+        self,
+        neurons: slice,
+        found: tuple[Tensor, Tensor, Tensor],
+        shown: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    ) -> None:
         """Keep the largest activations of these neurons, by size; of equal ones the first in the corpus.
 
-        Offered are values, texts, offsets, tokens and activations of some examples of each neuron.
+        ``found`` are values, texts and offsets of some examples of each neuron. ``shown`` gives the tokens and the
+        activations of those that are kept, by neuron and by number: few are, once many have been seen.
         """
-        both = [torch.cat([mine[neurons], new], 1) for mine, new in zip(self.examples, offered, strict=True)]
-        order = _ranked(*both[:3])[:, :EXAMPLES]
-        for mine, candidates in zip(self.examples, both, strict=True):
-            picked = order if candidates.ndim == 2 else order[..., None]
-            mine[neurons] = candidates.take_along_dim(picked, 1)
+        ranked = (self.example_values, self.example_texts, self.example_offsets)
+        both = [torch.cat([mine[neurons], new], 1) for mine, new in zip(ranked, found, strict=True)]
+        order = _ranked(*both)[:, :EXAMPLES]
+        for mine, candidates in zip(ranked, both, strict=True):
+            mine[neurons] = candidates.take_along_dim(order, 1)
+        neuron, place = ((order >= EXAMPLES) & (self.example_texts[neurons] >= 0)).nonzero(as_tuple=True)
+        news = shown(neuron, order[neuron, place] - EXAMPLES)
+        stays = order.clamp(max=EXAMPLES - 1)[..., None]
+        for mine, new in zip((self.example_tokens, self.example_activations), news, strict=True):
+            kept = mine[neurons].take_along_dim(stays, 1)
+            kept[neuron, place] = new
+            mine[neurons] = kept
 
     @property
     def examples(self) -> tuple[Tensor, ...]:
