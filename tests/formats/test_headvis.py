@@ -11,7 +11,8 @@ import torch
 
 import allheads as ah
 from allheads.formats import headvis
-from allheads.formats.attention_samples import chosen_windows
+from allheads.formats.attention_samples import chosen_windows, largest
+from allheads.formats.attention_scores import Windows, pattern_metrics, pattern_sums
 from allheads.gates.opening import gate_part
 from allheads.twin.capture import captured
 from allheads_labs import zoo
@@ -322,3 +323,34 @@ def test_nothing_is_left_half_written(twin, texts, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         ah.formats.write_headvis(twin, texts, tmp_path / "new", context=CONTEXT)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_little_attention_is_no_induction():
+    """The third token is the first again: it gives .3, then .009, to the second."""
+    ids, real = torch.tensor([[5, 6, 5]]), torch.ones(1, 3, dtype=torch.bool)
+    for given, counted in ((0.3, 0.3), (0.009, 0.0)):
+        pattern = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0], [0.1, given, 0.9 - given]])[None, None]
+        rows = Windows.of(ids, real)
+        assert float(pattern_metrics(pattern_sums(pattern, rows), rows.counts)["induction_score"]) == pytest.approx(
+            counted
+        )
+
+
+def test_padding_is_no_largest_attention():
+    pattern = torch.full((2, 1, 4, 4), 0.25)
+    pattern[:, :, 2:, 1] = 0.9
+    real = torch.tensor([[True, True, False, False], [True] * 4])
+    assert largest(pattern, real)[:, 0].tolist() == pytest.approx([0.25, 0.9])
+    assert largest(pattern[..., 1], real)[:, 0].tolist() == pytest.approx([0.25, 0.9])
+
+
+def test_the_gate_is_that_of_the_pictures(tiny, texts, tmp_path):
+    """One of two heads of a neuron, of which the other is open below zero."""
+    twin = ah.convert(tiny("gpt2"))
+    folder = _read(ah.formats.write_headvis(twin, texts[:2], tmp_path / "new", ["L1.N3"], context=CONTEXT))
+    windows = [ids for text in texts[:2] for ids in text.split(CONTEXT)]
+    part, width = gate_part(twin.banks[1].gates), twin.banks[1].d_mlp
+    point = "blocks.1.mlp.hook_pattern_self"
+    values = [captured(twin, ids[None], [point])[point][0, part * width + 3] for ids in windows]
+    (row,) = folder["scatter_data.json"]
+    assert row["self_attention_score"] == pytest.approx(float(torch.cat(values).mean()), abs=6e-5)
