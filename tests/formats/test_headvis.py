@@ -345,7 +345,7 @@ def test_padding_is_no_largest_attention():
 
 
 def test_the_gate_is_that_of_the_pictures(tiny, texts, tmp_path):
-    """One of two heads of a neuron, of which the other is open below zero."""
+    """One of six heads of a neuron."""
     twin = ah.convert(tiny("gpt2"))
     folder = _read(ah.formats.write_headvis(twin, texts[:2], tmp_path / "new", ["L1.N3"], context=CONTEXT))
     windows = [ids for text in texts[:2] for ids in text.split(CONTEXT)]
