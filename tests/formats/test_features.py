@@ -193,7 +193,10 @@ def test_bad_input(twin, tiny, sweep, smollm, tmp_path):
     (tmp_path / "full" / "file").write_text("something")
     other = ah.convert(tiny("llama", seed=1))
     new = tmp_path / "new"
+    overflown = replace(sweep, statistics=replace(sweep.statistics, highest=sweep.statistics.highest.clone()))
+    overflown.statistics.highest[70] = torch.nan
     refused = {
+        "activations that are finite, got others of L1.N6": lambda: ah.formats.write_features(twin, overflown, new),
         "an attention-only twin": lambda: ah.formats.write_features(smollm, sweep, new),
         "a finished sweep": lambda: ah.formats.write_features(twin, replace(sweep, done=0), new),
         "a sweep with the same weights": lambda: ah.formats.write_features(other, sweep, new),

@@ -47,9 +47,9 @@ def write_features(
         The folder.
 
     Raises:
-        AllHeadsError: the sweep is not finished, or of other weights; a label that is no whole neuron, or that the
-            sweep has not; two neurons with the same number, in different stacks or experts; a folder that is there
-            already or cannot be written.
+        AllHeadsError: the sweep is not finished, of other weights, or has activations that are not finite; a label
+            that is no whole neuron, or that the sweep has not; two neurons with the same number, in different stacks
+            or experts; a folder that is there already or cannot be written.
 
     >>> import allheads as ah
     >>> sweep = ah.corpus.sweep(twin, ["Mary and John went to the store."])
@@ -62,6 +62,7 @@ def write_features(
     if not sweep.finished:
         raise AllHeadsError("a finished sweep", "one that is not", "Sweep with resume=True first.")
     rows = _rows(sweep, labels)
+    _require_finite(sweep, rows)
     require_same("weights", weights_digest(twin), sweep.settings["weights"])
     by_stem: dict[str, list[Label]] = defaultdict(list)
     for label in feature_ids(rows).values():
@@ -94,6 +95,13 @@ def _rows(sweep: Sweep, labels: Iterable[str | Label] | None) -> dict[Label, int
             last = f"{stems[-1][0]}.N{stems[-1][1] - 1}" if stems else "none"
             raise AllHeadsError(f"a whole neuron, up to {last}", str(label), "Layers count from 0.")
     return {label: known[label] for label in wanted}
+
+
+def _require_finite(sweep: Sweep, rows: dict[Label, int]) -> None:
+    extremes = torch.stack([sweep.statistics.lowest, sweep.statistics.highest]).isfinite().all(0)
+    for label, row in rows.items():
+        if not extremes[row]:
+            raise AllHeadsError("activations that are finite", f"others of {label}", "Sweep a twin in float32.")
 
 
 def _texts(twin: TwinBridge) -> Callable[[int], str]:

@@ -37,7 +37,7 @@ class Sample:
             "attention_indices": self.places.tolist(),
             "attention_values": self.values.tolist(),
             "seq_len": len(self.tokens),
-            "max_activation": round(self.largest, 4),
+            "max_activation": _rounded(self.largest),
         }
 
 
@@ -53,7 +53,7 @@ def head_file(samples: list[Sample], largest: np.ndarray) -> dict[str, Any]:
             "bin_edges": [round(edge, 4) for edge in np.linspace(0.0, 1.0, BINS + 1).tolist()],
             "bin_values": np.bincount(bins, minlength=BINS).tolist(),
         },
-        "statistics": {"n_samples": len(samples), "mean_max_activation": round(float(largest.mean(dtype=float)), 4)},
+        "statistics": {"n_samples": len(samples), "mean_max_activation": _rounded(float(largest.mean(dtype=float)))},
     }
 
 
