@@ -95,7 +95,7 @@ def neurons_table(twin: ah.TwinBridge, swept: ah.corpus.Sweep) -> str:
     rows = []
     for by in ("token", "position"):
         for row in neurons.nlargest(3, by).to_dict("records"):
-            shown = [twin.tokenizer.decode(each.tokens[-1:]) for each in swept.of(row["label"])["examples"]]
+            shown = [twin.tokenizer.decode(each.tokens[each.at]) for each in swept.of(row["label"])["examples"]]
             words = " ".join(f"`{word.strip() or repr(word)}`" for word in shown)
             figures = [f"{row[name]:.2f}" for name in ("token", "position", "open", "mean", "std")]
             rows.append((row["label"], *figures, words))

@@ -38,6 +38,7 @@ const made = d3.conventions
 d3.conventions = settings => { const c = made(settings); c.drawAxis = svg => d3.drawAxis({...c, svg}); return c }
 """
 TEXT = "When Mary and John went to the store, John gave a drink to"
+OTHERS = ("The capital of France is Paris, and that of Italy is Rome.", "def add(a, b): return a + b")
 PORT = 8044
 
 
@@ -45,10 +46,13 @@ def main() -> int:
     """1 if anything differs."""
     tool = _installed()
     sys.path.append(str(tool))
-    graph = ah.graph(ah.convert(ah.load("smollm2-135m")), TEXT, (" Mary", " John"), budget=200)
+    twin = ah.convert(ah.load("smollm2-135m"))
+    graph = ah.graph(twin, TEXT, (" Mary", " John"), budget=200)
+    neurons = [node.label for node in graph.parts if node.kind == "N"]
     with tempfile.TemporaryDirectory() as folder:
         path = ah.formats.write_graph(graph, folder, "mary-or-john")
-        checks = [*models(path), *arithmetic(graph), *page(path, graph, tool)]
+        cards = ah.formats.write_features(twin, ah.corpus.sweep(twin, [TEXT, *OTHERS]), Path(folder) / "cards", neurons)
+        checks = [*models(path), *arithmetic(graph), *page(path, graph, cards)]
     for good, what in checks:
         print(f"{'ok' if good else 'FAILED':8}{what}")
     return int(not all(good for good, _ in checks))
@@ -125,8 +129,8 @@ def arithmetic(graph: AttributionGraph) -> list[tuple[bool, str]]:
     ]
 
 
-def page(path: Path, graph: AttributionGraph, tool: Path) -> list[tuple[bool, str]]:
-    """Its page draws all nodes without an error; a node that is pinned and saved there is pinned here."""
+def page(path: Path, graph: AttributionGraph, cards: Path) -> list[tuple[bool, str]]:
+    """Its page draws all nodes and a neuron's card without an error; what is pinned and saved there is pinned here."""
     from circuit_tracer.frontend.local_server import serve
 
     scripts, errors = _scripts(), []
@@ -136,11 +140,11 @@ def page(path: Path, graph: AttributionGraph, tool: Path) -> list[tuple[bool, st
             browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
             shown = browser.new_page(viewport={"width": 1440, "height": 900})
             shown.on("pageerror", lambda error: errors.append(str(error)))
-            shown.route("**/*", lambda route: _answer(route, scripts))
+            shown.route("**/*", lambda route: _answer(route, scripts, cards))
             shown.goto(f"http://localhost:{PORT}/index.html")
             shown.wait_for_selector(".link-graph text.node")
             drawn = shown.locator(".link-graph text.node").count()
-            pinned = _pin(shown)
+            card = _pin(shown)
             browser.close()
     finally:
         server.stop()
@@ -149,29 +153,32 @@ def page(path: Path, graph: AttributionGraph, tool: Path) -> list[tuple[bool, st
     return [
         (drawn == expected, f"its page draws {drawn} of {expected} nodes"),
         (not errors, f"without an error: {errors[:1]}"),
-        (len(marks.pins) == 1 and pinned, f"what is pinned and saved there is pinned here: {marks.pins}"),
-        (graph[marks.pins[0]].kind in "AN" if marks.pins else False, "which is a head or a neuron of the graph"),
+        ("France" in card or "Mary" in card, f"its card: {' '.join(card.split())[:150]} ..."),
+        (len(marks.pins) == 1, f"what is pinned and saved there is pinned here: {marks.pins}"),
+        (graph[marks.pins[0]].kind == "N" if marks.pins else False, "which is a neuron of the graph"),
     ]
 
 
-def _pin(shown: Page) -> bool:
-    """Pin a node, by a click with the key for it, and save."""
-    node = shown.locator(".link-graph text.node", has_text="●").first
-    node = node if node.count() else shown.locator(".link-graph text.node").nth(40)
-    node.click(modifiers=["Control"], force=True)
+def _pin(shown: Page) -> str:
+    """Pin a neuron, by a click with the key for it, and save; what its card says."""
+    neuron = "nodes => nodes.findIndex(node => node.__data__.feature_type === 'cross layer transcoder')"
+    nodes = shown.locator(".link-graph text.node")
+    nodes.nth(nodes.evaluate_all(neuron)).click(modifiers=["Control"], force=True)
     shown.get_by_role("button", name="Save").click()
-    shown.wait_for_timeout(1500)
-    return True
+    shown.wait_for_timeout(2000)
+    return shown.locator(".feature-detail").inner_text()
 
 
-def _answer(route: Route, scripts: dict[str, str]) -> None:
+def _answer(route: Route, scripts: dict[str, str], cards: Path) -> None:
     name = route.request.url.partition("?")[0].rpartition("/")[2]
     if "localhost" in route.request.url:
         route.continue_()
+    elif name in scripts:
+        route.fulfill(body=scripts[name], content_type="text/javascript")
+    elif (cards / name).is_file():  # cards of features, which it looks for on the network
+        route.fulfill(body=(cards / name).read_text(), content_type="application/json")
     else:
-        # It looks for cards of features on the network; of these neurons there are none.
-        answer = {"body": scripts[name], "content_type": "text/javascript"} if name in scripts else {"status": 404}
-        route.fulfill(**answer)
+        route.fulfill(status=404)
 
 
 def _scripts() -> dict[str, str]:

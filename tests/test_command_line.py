@@ -17,7 +17,8 @@ from allheads_labs.commands.faithfulness import TASKS
 
 #: What a command needs seconds for.
 HEAVY = {"torch", "transformers", "transformer_lens", "pandas", "numpy", "plotly"}
-LOADS = {"convert", "explore", "attribute", "graph", "sweep", "mcp", "faithfulness", "physics"}
+LOADS = {"convert", "explore", "attribute", "graph", "sweep", "mcp", "export features", "export heads"}
+LOADS |= {"faithfulness", "lab physics"}
 
 _CODE = """
 import json, sys
@@ -41,12 +42,14 @@ def _without_help_from_others(commands, unwanted):
 
 
 def _commands():
+    """Every command and group by its words."""
     root = get_command(app)
-    return root.commands | root.commands["lab"].commands
+    groups = {name: group.commands for name, group in root.commands.items() if hasattr(group, "commands")}
+    return root.commands | {f"{name} {inner}": each for name, all_ in groups.items() for inner, each in all_.items()}
 
 
 def test_every_help_is_shown_without_anything_heavy():
-    names = [["lab", name] if name in _commands()["lab"].commands else [name] for name in _commands()]
+    names = [name.split() for name in _commands()]
     codes, modules, done = _without_help_from_others(
         [[*name, "--help"] for name in names], HEAVY | {"rich", "pydantic"}
     )
@@ -74,6 +77,11 @@ WRONG = [
     (["convert", "A text", "--dtype", "int8"], "a dtype"),
     (["convert", "A text", "--tolerance", "-1"], "a positive tolerance"),
     (["sweep", "nowhere.txt", "--out", "sweep.safetensors"], "text files"),
+    (["export", "features", "nowhere.safetensors", "--out", "new"], "a file that allheads sweep has written"),
+    (["export", "features", __file__, "--out", "nowhere/new"], "a name in an existing folder"),
+    (["export", "features", __file__, "--out", "."], "the name of a new folder"),
+    (["export", "heads", "nowhere.txt", "--out", "new"], "text files"),
+    (["export", "heads", __file__, "--out", "new", "--label", "3.5"], "a label such as"),
     (["faithfulness", "poetry"], "a task out of"),
     (["convert", "A text", "--model", "org/name"], "the model org/name in the Hugging Face cache"),
     (["cost", "gpt5"], "a known model"),
@@ -97,7 +105,7 @@ def test_the_model_and_what_it_runs_on_are_asked_for_in_one_way():
     for name, command in _commands().items():
         options = {option for parameter in command.params for option in parameter.opts}
         assert ("--model" in options) == ("--device" in options) == ("--dtype" in options) == (name in LOADS)
-        assert "--json" in options or name in ("lab", "completion", "mcp")
+        assert "--json" in options or name in ("lab", "export", "completion", "mcp")
         assert "--text" not in options
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typer.core import TyperGroup
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -19,8 +20,9 @@ def page() -> str:
         "interrupted.",
     ]
     root = get_command(app)
-    labs = root.commands["lab"].commands
-    for name in (*[[name] for name in root.commands if name != "lab"], *[["lab", name] for name in labs]):
+    groups = {name: command.commands for name, command in root.commands.items() if isinstance(command, TyperGroup)}
+    alone = [[name] for name in root.commands if name not in groups]
+    for name in (*alone, *([group, name] for group, commands in groups.items() for name in commands)):
         shown = CliRunner().invoke(app, [*name, "--help"], prog_name="allheads", terminal_width=90).output
         lines += ["", f"## allheads {' '.join(name)}", "", "```text", shown.strip(), "```"]
     return "\n".join(lines) + "\n"

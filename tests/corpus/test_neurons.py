@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import allheads as ah
-from allheads.corpus.running_statistics import EXAMPLES, FREQUENT, POSITIONS, SHOWN
+from allheads.corpus.activation_bins import edges
+from allheads.corpus.running_statistics import BEFORE, EXAMPLES, FREQUENT, POSITIONS, SHOWN
 from allheads.corpus.variance import explained
 
 DEAD, ALWAYS, BY_TOKEN, BY_POSITION, BY_BOTH = range(5)
@@ -129,13 +130,44 @@ def test_examples(exact):
     )
     for each in facts["examples"]:
         window = each.offset // 8 * 8
-        assert each.tokens == texts[each.text][window : each.offset + 1].tolist()[-SHOWN:]
+        assert each.tokens == texts[each.text][window : window + 8].tolist()
+        assert each.offset == window + each.at
+        there = windows[5 * each.text + window // 8]
+        assert np.abs(each.activations) == pytest.approx([0.0, *there], abs=1e-6)
+        assert each.activations[each.at] == pytest.approx(each.value, abs=1e-6)
     assert facts["largest"] == facts["examples"][0].value
     assert set(found.of("L1.A3")) == {"label", "previous", "self", "first", "duplicate", "induction", "entropy"}
     with pytest.raises(ah.AllHeadsError, match=r"a whole neuron, up to L1.N47, got L1.N48"):
         found.of("L1.N48")
     with pytest.raises(ah.AllHeadsError, match="a whole neuron"):
         found.of("L1.N4.0")
+
+
+def test_long_windows_are_shown_around_the_largest(exact):
+    texts = _random(2, 120, 96)
+    found = ah.corpus.sweep(exact, texts, ah.corpus.SweepSettings(context=60, batch=3))
+    for neuron in range(96):
+        for each in found.examples(neuron):
+            start, end = each.offset // 60 * 60, (each.offset // 60 + 1) * 60
+            first, last = max(start, each.offset - BEFORE), min(end, each.offset + SHOWN - BEFORE)
+            assert each.tokens == texts[each.text][first:last].tolist()
+            assert each.at == each.offset - first
+            assert len(each.activations) == len(each.tokens)
+
+
+def test_extremes_and_histogram(exact):
+    texts = [*_random(4, 30, 96), *_random(2, 11, 96, seed=1)]
+    statistics = ah.corpus.sweep(exact, texts, ah.corpus.SweepSettings(context=8, batch=3)).statistics
+    _, _, post, _ = _everything(exact, texts, 8)
+    assert np.allclose(statistics.lowest, post.min(0), atol=1e-6)
+    assert np.allclose(statistics.highest, post.max(0), atol=1e-6)
+    assert (statistics.histogram.sum(1) == len(post)).all()
+    bins = edges(-np.inf, np.inf)
+    for neuron in range(96):
+        counts = statistics.histogram[neuron].numpy()
+        # Within rounding of an edge, a value may be on either side.
+        inside = np.histogram(post[:, neuron], bins)[0]
+        assert np.abs(counts - inside).sum() <= 2 * (np.abs(post[:, neuron, None] - bins[1:-1]) < 1e-6).sum()
 
 
 def test_noise_is_explained_by_nothing():
@@ -180,4 +212,6 @@ def test_windows_begin_as_the_tokenizer_begins(opened):
     assert found.statistics.positions == 5
     example = max(found.of("L0.N0")["examples"], key=lambda each: each.offset)
     assert example.offset in (3, 4)
-    assert example.tokens == [0, 6, 7][: example.offset - 1]
+    assert example.tokens == [0, 6, 7]
+    assert example.at == example.offset - 2
+    assert example.activations[0] == 0.0

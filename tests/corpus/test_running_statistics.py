@@ -17,11 +17,12 @@ def _part(number, seed):
     part = RunningStatistics.empty([NEURONS], HEADS)
     for name, tensor in part.tensors().items():
         if not name.startswith("example"):
-            tensor += torch.randint(-5, 6, tensor.shape, generator=draw)
+            tensor.copy_(torch.randint(-5, 6, tensor.shape, generator=draw))
     values = torch.randint(-3, 4, (NEURONS, 4), generator=draw).double()
     texts = torch.full((NEURONS, 4), number // 2)
     offsets = 4 * number + torch.arange(4).expand(NEURONS, -1)
-    part.offer(slice(None), values, texts, offsets, (1000 * texts + offsets)[..., None].expand(-1, -1, SHOWN))
+    tokens = (1000 * texts + offsets)[..., None].expand(-1, -1, SHOWN).int()
+    part.offer(slice(None), (values, texts, offsets), lambda *which: (tokens[which], tokens[which] / 2))
     return part
 
 
@@ -63,11 +64,21 @@ def test_examples_are_the_largest_and_of_equals_the_first():
         assert whole.example_values[neuron].tolist() == [each[3] for each in best]
         assert whole.example_offsets[neuron].tolist() == [each[2] for each in best]
         assert whole.example_tokens[neuron, :, 0].tolist() == [1000 * each[1] + each[2] for each in best]
+        assert whole.example_activations[neuron, :, -1].tolist() == [500 * each[1] + each[2] / 2 for each in best]
+
+
+def test_extremes_are_those_of_any_part():
+    parts = [_part(number, 0) for number in range(PARTS)]
+    whole = _added(parts)
+    assert torch.equal(whole.lowest, torch.stack([part.lowest for part in parts]).amin(0))
+    assert torch.equal(whole.highest, torch.stack([part.highest for part in parts]).amax(0))
+    assert torch.equal(whole.histogram, sum(part.histogram for part in parts))
 
 
 def test_nothing_is_no_example():
     part = RunningStatistics.empty([NEURONS], HEADS)
-    part.offer(slice(0, 2), *(each[:2, :1] for each in _part(0, 0).examples))
+    *found, tokens, activations = (each[:2, :1] for each in _part(0, 0).examples)
+    part.offer(slice(0, 2), tuple(found), lambda *which: (tokens[which], activations[which]))
     assert (part.example_texts[:2, 0] == 0).all()
     assert (part.example_texts[:2, 1:] == -1).all()
     assert (part.example_texts[2:] == -1).all()

@@ -9,7 +9,7 @@ import torch
 from playwright.sync_api import expect
 
 import allheads as ah
-from allheads.plots.gate_maps import gate_part
+from allheads.gates.opening import gate_part
 
 
 @pytest.fixture(scope="module")

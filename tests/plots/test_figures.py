@@ -11,8 +11,9 @@ import torch
 import allheads as ah
 from allheads.errors import AllHeadsError
 from allheads.gates.approximation import approximate
+from allheads.gates.opening import gate_part
 from allheads.gates.table import fits
-from allheads.plots.gate_maps import gate_part, neuron_gates
+from allheads.plots.gate_maps import neuron_gates
 from allheads.plots.principal_components import principal_components
 from allheads.plots.style import BOTH, SCALE
 from allheads.plots.token_names import token_names

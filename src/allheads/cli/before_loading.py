@@ -7,6 +7,8 @@ model itself is checked again, by what uses it.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -14,6 +16,7 @@ import typer
 from allheads.attribution.rules import rule_named
 from allheads.errors import AllHeadsError, printable
 from allheads.models.names import named_model, require_reachable
+from allheads.twin.labels import Label
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
@@ -39,6 +42,19 @@ def check_text(text: str) -> None:
         raise AllHeadsError("text", f"the empty string {text!r}", "Pass at least one word.")
     if not re.search(r"\s", text) and _names_a_model(text):
         raise AllHeadsError("text", f"{text!r}, which names a model or a file", f"For a model: --model {text}.")
+
+
+def check_files(files: Sequence[Path], expected: str) -> None:
+    """Raise `AllHeadsError` for what is no file."""
+    for file in files:
+        if not file.is_file():
+            raise AllHeadsError(expected, f"{file}, which is none", "Check the path.")
+
+
+def check_labels(labels: Sequence[str] | None) -> None:
+    """Raise `AllHeadsError` for what is no label."""
+    for label in labels or ():
+        Label.parse(label)
 
 
 def check_rule(rule: str) -> None:

@@ -13,6 +13,7 @@ from allheads.cli.console import GroupHelp, explained
 from allheads.cli.conversion import convert
 from allheads.cli.costing import cost
 from allheads.cli.exploring import explore
+from allheads.cli.exporting import export
 from allheads.cli.graphing import graph
 from allheads.cli.mcp_command import mcp
 from allheads.cli.sweep_command import sweep
@@ -57,4 +58,5 @@ for command in (
     completion,
 ):
     app.command()(explained()(command))
+app.add_typer(export, name="export")
 app.add_typer(lab, name="lab")

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import allheads as ah
-from allheads.cli.before_loading import check_model
+from allheads.cli.before_loading import check_files, check_model
 from allheads.cli.console import AsJson, DeviceOption, DtypeOption, ModelOption, load_twin, results
 from allheads.disk import checked_path
-from allheads.errors import AllHeadsError
 
 if TYPE_CHECKING:
     from allheads.corpus.sweep_result import Sweep
@@ -39,7 +38,8 @@ def sweep(
 
     With several processes: accelerate launch --multi_gpu --num_processes 2 -m allheads sweep ..., on processors too.
     """
-    _check(files, out)
+    check_files(files, "text files")
+    checked_path(out)
     check_model(model, device, dtype)
     from allheads.corpus import processes
 
@@ -55,13 +55,6 @@ def sweep(
         typer.echo(json.dumps(_facts(found, out)))
     elif writes:
         _print(found, out)
-
-
-def _check(files: list[Path], out: Path) -> None:
-    for file in files:
-        if not file.is_file():
-            raise AllHeadsError("text files", f"{file}, which is none", "Check the path.")
-    checked_path(out)
 
 
 def _facts(found: Sweep, out: Path) -> dict[str, Any]:

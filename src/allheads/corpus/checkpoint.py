@@ -12,14 +12,14 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from allheads.corpus.running_statistics import FREQUENT, RunningStatistics
+from allheads.corpus.running_statistics import BEFORE, FREQUENT, RunningStatistics
 from allheads.disk import named_path, tensor_digest, write_tensors
 from allheads.errors import AllHeadsError
 from allheads.heads.evaluate import Evaluation
 from allheads.untrusted import fitted, parsed, read_tensors, sealed, unsealed
 
 #: The one entry of the file's metadata: more would come in a random order, and equal sweeps are equal files.
-KEY, VERSION = "allheads.sweep", 5
+KEY, VERSION = "allheads.sweep", 6
 _NAMES = {*(field.name for field in fields(RunningStatistics)), "groups"}
 
 
@@ -85,5 +85,7 @@ def _check(tensors: Mapping[str, Tensor], settings: Settings) -> None:
     for name, tensor in expected.items():
         if (tensors[name].shape, tensors[name].dtype) != (tensor.shape, tensor.dtype):
             raise ValueError(f"{name} of shape {tuple(tensors[name].shape)} in {tensors[name].dtype}")
+    if bool(((tensors["example_texts"] >= 0) & (tensors["example_tokens"][..., BEFORE] < 0)).any()):
+        raise ValueError("examples without their tokens")
     if groups.ndim != 1 or groups.dtype != torch.int64 or bool(((groups < 0) | (groups >= 2 * FREQUENT)).any()):
         raise ValueError("other groups of tokens")

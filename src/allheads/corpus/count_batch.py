@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
+from allheads.corpus.activation_bins import bin_counts
 from allheads.corpus.head_roles import destinations, role_masks, role_sums
-from allheads.corpus.running_statistics import SHOWN, RunningStatistics
+from allheads.corpus.running_statistics import BEFORE, SHOWN, RunningStatistics
 from allheads.corpus.token_windows import Batch
 from allheads.errors import AllHeadsError
 from allheads.heads.bank import HeadBank
@@ -51,7 +51,7 @@ class Countable:
             )
         for layer in twin.layers:
             layer.bank.require_shared("neurons with one activation each", layer.location.stem)
-        points = {site: _shown(site) for site in sites(twin)}
+        points = {site: shown_at(site) for site in sites(twin)}
         known = [point for point in points.values() if point in twin.hook_dict]
         probe = cls(twin, [], [], [])
         with torch.no_grad(), capturing(twin, known) as activations:
@@ -92,9 +92,13 @@ class Countable:
             inputs |= {"decoder_input": tokens} | {f"decoder_{name}": value for name, value in options.items()}
         return run_bridge(self.twin, inputs)
 
+    def run_batch(self, batch: Batch) -> None:
+        """Let the twin read a batch: padding is behind what it pads, but not every network looks backward only."""
+        self.run(batch.tokens, **({} if bool(batch.real.all()) else {"attention_mask": batch.real.long()}))
 
-def _shown(site: Site) -> str:
-    """Where patterns, or activations, pass."""
+
+def shown_at(site: Site) -> str:
+    """The hook point where patterns, or activations, pass."""
     return site.point if site.kind == "N" else f"{site.location.prefix}hook_pattern"
 
 
@@ -110,6 +114,8 @@ def count_batch(
     A neuron of an expert is open, and active, only where the router has chosen the expert.
     """
     counted, masks = batch.counted, role_masks(batch.tokens, batch.real)
+    if not bool(counted.any()):
+        return  # windows of one token
     token = token_groups[batch.tokens[counted]]
     position = position_groups[: counted.shape[1]].expand_as(counted)[counted]
     statistics.token_counts += torch.bincount(token, minlength=len(statistics.token_counts))
@@ -117,17 +123,23 @@ def count_batch(
     statistics.destinations += torch.cat([destinations(masks), counted.sum()[None]])
 
     def count_pattern(rows: slice, pattern: Float[Tensor, "batch head pos pos"], hook: object) -> None:
-        entropy = -torch.xlogy(pattern.double(), pattern.double()).sum(-1)
+        pattern = pattern.double()
+        entropy = -torch.xlogy(pattern, pattern).sum(-1)
         sums = torch.einsum("bhq,bq->h", entropy, counted.double())
         statistics.attention[:, rows] += torch.cat([role_sums(pattern, masks), sums[None]])
 
     def count_activation(rows: slice, post: Float[Tensor, "batch pos neuron"], hook: object) -> None:
         post = apart(post)
-        values = post[counted].double()
+        there = post[counted]
+        statistics.lowest[rows] = torch.minimum(statistics.lowest[rows], there.amin(0).double())
+        statistics.highest[rows] = torch.maximum(statistics.highest[rows], there.amax(0).double())
+        statistics.histogram[rows] += bin_counts(there)
+        values = there.double()
         statistics.squares[rows] += values.square().sum(0)
         statistics.token_sums[:, rows].index_add_(0, token, values)
         statistics.position_sums[:, rows].index_add_(0, position, values)
-        statistics.offer(rows, *_examples(post, batch, counted))
+        at = _places(post, counted)
+        statistics.offer(rows, _found(post, batch, at), lambda *which: _around(post, batch, at, which))
 
     chosen: dict[int, Bool[Tensor, "batch pos"]] = {}
 
@@ -140,9 +152,10 @@ def count_batch(
         where = chosen.get(id(banks[site.location.prefix]), counted)
         found = torch.bincount(token_groups[batch.tokens[where]], minlength=len(statistics.chosen))
         statistics.chosen[:, countable.neurons.index(site)] += found
-        statistics.open[rows] += ((apart(pre) > 0) & where[..., None]).sum((0, 1))
+        opened = (apart(pre) > 0) & where[..., None]
+        statistics.open[rows] += opened.flatten(0, 1).sum(0, dtype=torch.int32)
 
-    heads = _rows({_shown(site): site.count for site in countable.heads})
+    heads = _rows({shown_at(site): site.count for site in countable.heads})
     neurons = _rows({site.location.prefix: site.count for site in countable.neurons})
     hooks: list[Any] = [(name, partial(count_pattern, rows)) for name, rows in heads.items()]
     banks = {layer.location.prefix: layer.bank for layer in countable.twin.layers}
@@ -151,8 +164,6 @@ def count_batch(
         for site in countable.neurons
     ]
     hooks += [(f"{prefix}hook_post", partial(count_activation, rows)) for prefix, rows in neurons.items()]
-    # Padding is behind what it pads, but not every network looks backward only.
-    options = {} if bool(batch.real.all()) else {"attention_mask": batch.real.long()}
     with ExitStack() as stack:
         for site in countable.neurons:
             if site.location.expert is not None:
@@ -161,20 +172,35 @@ def count_batch(
         apart = stack.enter_context(prompts_apart(countable.twin))
         stack.enter_context(countable.twin.hooks(fwd_hooks=hooks))
         stack.enter_context(torch.no_grad())
-        countable.run(batch.tokens, **options)
+        countable.run_batch(batch)
 
 
-def _examples(
-    post: Float[Tensor, "batch pos neuron"], batch: Batch, counted: Bool[Tensor, "batch pos"]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The largest activation of each neuron in each window: its value, text, offset, and the tokens up to it."""
-    at = post.abs().masked_fill(~counted[..., None], -1.0).argmax(1).T
+def _places(post: Float[Tensor, "batch pos neuron"], counted: Bool[Tensor, "batch pos"]) -> Int[Tensor, "neuron batch"]:
+    """Where each neuron is largest, by size, in each window."""
+    return post.abs().masked_fill_(~counted[..., None], -1.0).max(1).indices.T
+
+
+def _found(
+    post: Float[Tensor, "batch pos neuron"], batch: Batch, at: Int[Tensor, "neuron batch"]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The activations there, with their texts and offsets. A window of one token has no example to give."""
     values = post.take_along_dim(at.T[:, None], 1)[:, 0].T.double()
-    recent = F.pad(batch.tokens, (SHOWN - 1, 0), value=-1).unfold(1, SHOWN, 1)
-    window = torch.arange(len(batch.tokens), device=at.device).expand_as(at)
-    # A window of one token has no example to give.
-    texts = batch.text.masked_fill(~counted.any(1), -1)
-    return values, texts.expand_as(at), batch.first + at, recent[window, at]
+    none = ~batch.counted.any(1)
+    texts, offsets = batch.text.masked_fill(none, -1).expand_as(at), batch.first + at
+    return values.masked_fill(none, 0.0), texts, offsets.masked_fill(none, -1)
+
+
+def _around(
+    post: Float[Tensor, "batch pos neuron"], batch: Batch, at: Int[Tensor, "neuron batch"], which: tuple[Tensor, Tensor]
+) -> tuple[Int[Tensor, "example shown"], Float[Tensor, "example shown"]]:
+    """Tokens around some of these places, named by neuron and window, and the neuron's activation at each."""
+    neuron, window = which
+    position = at[neuron, window][:, None] + torch.arange(-BEFORE, SHOWN - BEFORE, device=at.device)
+    inside = (position >= 0) & (position < batch.real.shape[1])
+    rows, position = window[:, None], position.where(inside, 0)
+    tokens = batch.tokens[rows, position].where(inside & batch.real[rows, position], -1)
+    activations = post[rows, position, neuron[:, None]].where(inside & batch.counted[rows, position], 0.0)
+    return tokens.int(), activations.float()
 
 
 def _rows(sizes: Mapping[str, int]) -> dict[str, slice]:

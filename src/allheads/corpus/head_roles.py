@@ -53,7 +53,9 @@ def role_sums(
     pattern: Float[Tensor, "batch head pos pos"], masks: Bool[Tensor, "role batch pos pos"]
 ) -> Float[Tensor, "role head"]:
     """Attention in each role, summed over destinations, in float64."""
-    return torch.einsum("bhqk,rbqk->rh", pattern.double(), masks.double())
+    # Prompt by prompt: an einsum would first lay the patterns out anew.
+    by_prompt = pattern.double().flatten(2) @ masks.double().flatten(2).permute(1, 2, 0)
+    return by_prompt.sum(0).T
 
 
 def destinations(masks: Bool[Tensor, "role batch pos pos"]) -> Int[Tensor, " role"]:

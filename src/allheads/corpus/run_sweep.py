@@ -168,12 +168,9 @@ def _checkpoint(about: dict[str, Any], groups: torch.Tensor, target: Path | None
 def _about(countable: Countable, corpus: dict[str, Any], settings: SweepSettings) -> dict[str, Any]:
     """All that the result depends on, and what its rows are, as JSON has it."""
     twin = countable.twin
-    # Buffers may depend on what was run before.
-    weights = {name: tensor for name, tensor in state(twin).items() if isinstance(tensor, nn.Parameter)}
-    prints = (f"{name} {fingerprint(tensor).removesuffix(TRANSPOSED)} " for name, tensor in weights.items())
     return {
         "model": str(twin.cfg.model_name),
-        "weights": digest(*prints),
+        "weights": weights_digest(twin),
         "evaluation": sorted({bank.evaluation for bank in twin.banks}),
         "context": settings.context,
         "batch": settings.batch,
@@ -183,6 +180,13 @@ def _about(countable: Countable, corpus: dict[str, Any], settings: SweepSettings
         "stems": [(site.location.stem, site.count) for site in countable.neurons],
         "heads": [label for layer in countable.labels for label in layer],
     }
+
+
+def weights_digest(twin: TwinBridge) -> str:
+    """One SHA-256 of all parameters of a twin; a `Sweep` has it in its settings."""
+    # Buffers may depend on what was run before.
+    weights = {name: tensor for name, tensor in state(twin).items() if isinstance(tensor, nn.Parameter)}
+    return digest(*(f"{name} {fingerprint(tensor).removesuffix(TRANSPOSED)} " for name, tensor in weights.items()))
 
 
 def _target(out: str | Path, resume: bool) -> Path:

@@ -1,31 +1,38 @@
 """Sums over positions of a corpus: what is kept of a sweep, in memory that does not grow with it.
 
-Statistics of two parts add up to those of both. Counts and examples do so exactly, in any order; sums are in float64
-and may differ in their last bits. `allheads.corpus.run_sweep` therefore always adds the same parts in the same order.
+Statistics of two parts add up to those of both. Counts, extremes and examples do so exactly, in any order; sums are in
+float64 and may differ in their last bits. `allheads.corpus.run_sweep` therefore always adds the same parts in the same
+order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from allheads.corpus.activation_bins import BINS
 from allheads.corpus.head_roles import ROLES
 
 #: Each of the most frequent tokens is a group of its own; the others share as many groups by their ids' remainder.
 FREQUENT = 128
 #: Positions in a window are groups of their own up to this many, and neighbours share a group beyond.
 POSITIONS = 128
-#: Examples that are kept of every neuron, each from another window, and tokens shown of each.
-EXAMPLES, SHOWN = 5, 8
+#: Examples that are kept of every neuron, each from another window, and tokens shown of each: so many before the one
+#: where it is largest, that one, and some behind.
+EXAMPLES, BEFORE, SHOWN = 5, 15, 24
 
 
 @dataclass
 class RunningStatistics:
-    """Sums over all positions but the first of each window. An empty example has the text -1.
+    """Sums over all positions but the first of each window.
+
+    An empty example has the text -1, and a token that its window does not have the id -1. The first position of a
+    window is shown in examples, but does not count: its activation is 0 there. For ``histogram`` see
+    `allheads.corpus.activation_bins`.
 
     ``chosen`` is how often a router has chosen the expert whose neurons a sublayer is: everywhere, outside of mixtures.
     ``attention`` has a row for each of `ROLES`, over ``destinations``; the last is the entropy of patterns in nats.
@@ -38,10 +45,14 @@ class RunningStatistics:
     token_sums: Float[Tensor, "group neuron"]
     position_counts: Int[Tensor, " position"]
     position_sums: Float[Tensor, "position neuron"]
+    lowest: Float[Tensor, " neuron"]
+    highest: Float[Tensor, " neuron"]
+    histogram: Int[Tensor, "neuron bin"]
     example_values: Float[Tensor, "neuron example"]
     example_texts: Int[Tensor, "neuron example"]
     example_offsets: Int[Tensor, "neuron example"]
     example_tokens: Int[Tensor, "neuron example shown"]
+    example_activations: Float[Tensor, "neuron example shown"]
     destinations: Int[Tensor, " role"]
     attention: Float[Tensor, "role head"]
 
@@ -64,10 +75,14 @@ class RunningStatistics:
             token_sums=zeros(2 * FREQUENT, neurons),
             position_counts=whole(POSITIONS),
             position_sums=zeros(POSITIONS, neurons),
+            lowest=zeros(neurons) + torch.inf,
+            highest=zeros(neurons) - torch.inf,
+            histogram=whole(neurons, BINS),
             example_values=zeros(neurons, EXAMPLES),
             example_texts=whole(neurons, EXAMPLES, fill=-1),
             example_offsets=whole(neurons, EXAMPLES, fill=-1),
-            example_tokens=whole(neurons, EXAMPLES, SHOWN, fill=-1),
+            example_tokens=whole(neurons, EXAMPLES, SHOWN, fill=-1).int(),
+            example_activations=zeros(neurons, EXAMPLES, SHOWN).float(),
             destinations=whole(len(ROLES) + 1),
             attention=zeros(len(ROLES) + 1, heads),
         )
@@ -82,24 +97,42 @@ class RunningStatistics:
 
     def add(self, other: RunningStatistics) -> None:
         """Count in what others have seen."""
+        torch.minimum(self.lowest, other.lowest, out=self.lowest)
+        torch.maximum(self.highest, other.highest, out=self.highest)
         for name, mine in self.tensors().items():
-            if not name.startswith("example"):
+            if not name.startswith(("example", "lowest", "highest")):
                 mine += getattr(other, name)
-        self.offer(slice(None), *other.examples)
+        values, texts, offsets, tokens, activations = other.examples
+        self.offer(slice(None), (values, texts, offsets), lambda *which: (tokens[which], activations[which]))
 
-    def offer(self, neurons: slice, values: Tensor, texts: Tensor, offsets: Tensor, tokens: Tensor) -> None:
-        """Keep the largest activations of these neurons, by size; of equal ones the first in the corpus."""
-        offered = (values, texts, offsets, tokens)
-        both = [torch.cat([mine[neurons], new], 1) for mine, new in zip(self.examples, offered, strict=True)]
-        order = _ranked(*both[:3])[:, :EXAMPLES]
-        for mine, candidates in zip(self.examples, both, strict=True):
-            picked = order if candidates.ndim == 2 else order[..., None]
-            mine[neurons] = candidates.take_along_dim(picked, 1)
+    def offer(
+        self,
+        neurons: slice,
+        found: tuple[Tensor, Tensor, Tensor],
+        shown: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    ) -> None:
+        """Keep the largest activations of these neurons, by size; of equal ones the first in the corpus.
+
+        ``found`` are values, texts and offsets of some examples of each neuron. ``shown`` gives the tokens and the
+        activations of those that are kept, by neuron and by number: few are, once many have been seen.
+        """
+        ranked = (self.example_values, self.example_texts, self.example_offsets)
+        both = [torch.cat([mine[neurons], new], 1) for mine, new in zip(ranked, found, strict=True)]
+        order = _ranked(*both)[:, :EXAMPLES]
+        for mine, candidates in zip(ranked, both, strict=True):
+            mine[neurons] = candidates.take_along_dim(order, 1)
+        neuron, place = ((order >= EXAMPLES) & (self.example_texts[neurons] >= 0)).nonzero(as_tuple=True)
+        news = shown(neuron, order[neuron, place] - EXAMPLES)
+        stays = order.clamp(max=EXAMPLES - 1)[..., None]
+        for mine, new in zip((self.example_tokens, self.example_activations), news, strict=True):
+            kept = mine[neurons].take_along_dim(stays, 1)
+            kept[neuron, place] = new
+            mine[neurons] = kept
 
     @property
-    def examples(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Values, texts, offsets and tokens of the examples, ``[neuron example]``."""
-        return self.example_values, self.example_texts, self.example_offsets, self.example_tokens
+    def examples(self) -> tuple[Tensor, ...]:
+        """Values, texts, offsets, tokens and activations of the examples, ``[neuron example]``."""
+        return tuple(tensor for name, tensor in self.tensors().items() if name.startswith("example"))
 
     @property
     def positions(self) -> int:

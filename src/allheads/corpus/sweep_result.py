@@ -13,7 +13,7 @@ from torch import Tensor
 
 from allheads.corpus import checkpoint
 from allheads.corpus.head_roles import ROLES
-from allheads.corpus.running_statistics import FREQUENT, RunningStatistics
+from allheads.corpus.running_statistics import BEFORE, FREQUENT, RunningStatistics
 from allheads.corpus.variance import explained, spread
 from allheads.disk import named_path
 from allheads.errors import AllHeadsError
@@ -23,12 +23,18 @@ from allheads.twin.labels import Label
 
 @dataclass(frozen=True)
 class Example:
-    """A large activation: at token ``offset`` of text ``text``, where the ``tokens`` end."""
+    """A large activation: at token ``offset`` of text ``text``, which is ``tokens[at]``.
+
+    ``tokens`` are some of its window on both sides, ``activations`` what the neuron's activation is at each of them:
+    0 at the first of a window, which does not count.
+    """
 
     value: float
     text: int
     offset: int
     tokens: list[int]
+    activations: list[float]
+    at: int
 
 
 @dataclass(frozen=True, repr=False)
@@ -155,11 +161,7 @@ class Sweep(Result):
     def examples(self, neuron: int) -> list[Example]:
         """The largest activations of the neuron in this row, each from another window."""
         rows = [each[neuron].tolist() for each in self.statistics.examples]
-        return [
-            Example(value, text, offset, [token for token in tokens if token >= 0])
-            for value, text, offset, tokens in zip(*rows, strict=True)
-            if text >= 0
-        ]
+        return [_example(*row) for row in zip(*rows, strict=True) if row[1] >= 0]
 
     def merge(self, other: Sweep) -> Sweep:
         """Both corpora, the other's texts numbered after these.
@@ -206,6 +208,12 @@ class Sweep(Result):
 
     def _neurons(self) -> list[str]:
         return [f"{stem}.N{neuron}" for stem, width in self.settings["stems"] for neuron in range(width)]
+
+
+def _example(value: float, text: int, offset: int, tokens: list[int], activations: list[float]) -> Example:
+    shown = [place for place, token in enumerate(tokens) if token >= 0]
+    found = [tokens[place] for place in shown], [activations[place] for place in shown]
+    return Example(value, text, offset, *found, shown.index(BEFORE))
 
 
 _STATES = {0.0: "dead", 1.0: "always"}

@@ -23,9 +23,10 @@ from allheads.attribution.metric import Metric
 from allheads.attribution.question import Question
 from allheads.attribution.rules import DEFAULT, Rule, rule_named
 from allheads.errors import AllHeadsError
+from allheads.gates.opening import gate_part
 from allheads.plots.cards import cards
 from allheads.plots.contributions import by_token
-from allheads.plots.gate_maps import gate_part, mlps, neuron_gates
+from allheads.plots.gate_maps import mlps, neuron_gates
 from allheads.plots.graph_view import graph_data
 from allheads.plots.packing import pack, short
 from allheads.plots.pattern_sources import read_patterns

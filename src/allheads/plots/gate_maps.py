@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from allheads.errors import AllHeadsError
-from allheads.gates.gates import GateSum
+from allheads.gates.opening import gate_part
 from allheads.heads.bank import HeadBank
 from allheads.plots.hook_values import hook_values
 from allheads.plots.picture import Picture
@@ -61,18 +61,6 @@ def gates(
     if layer is None:
         return mean_gate_map(neuron_gates(twin, row, list(mlps(twin))), names)
     return neuron_map(neuron_gates(twin, row, [layer])[0], names, top, by)
-
-
-def gate_part(gates: GateSum) -> int:
-    """Which head of a neuron is its gate: one that opens with t, has few bias tokens, and is half open near 0.
-
-    >>> from allheads.gates.approximation import approximate
-    >>> gate_part(approximate("silu"))
-    0
-    """
-    opening = [part for part, gate in enumerate(gates.gates) if min(gate.slopes, default=0.0) > 0]
-    distance = [abs(float(gate(torch.zeros(()))) - 0.5) for gate in gates.gates]
-    return min(opening or range(gates.heads), key=lambda part: (gates.bias_tokens[part], distance[part]))
 
 
 def neuron_gates(twin: TwinBridge, tokens: Int[Tensor, "1 pos"], layers: Sequence[int]) -> list[NeuronGates]:

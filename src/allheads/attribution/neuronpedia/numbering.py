@@ -6,16 +6,18 @@ first, expert by expert, then ordinary heads, so that a head and a neuron of one
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from allheads.attribution.places import Place, in_order, places_of
+from allheads.twin.autoencoder import SparseAutoencoder
 from allheads.twin.labels import Label
 from allheads.twin.sites import sites
+from allheads.twin.twin import TwinBridge
 
 if TYPE_CHECKING:
     from allheads.attribution.attribution_graph import AttributionGraph
-    from allheads.attribution.question import Question
 
 
 def cantor(layer: int, index: int) -> int:
@@ -39,9 +41,13 @@ class Features:
     widths: list[int]
 
     @classmethod
-    def of(cls, question: Question) -> Features:
-        """The numbers of the parts that a question is about."""
-        everything = [*sites(question.twin), *(site for each in question.autoencoders for site in each.sites)]
+    def of(cls, twin: TwinBridge, autoencoders: Iterable[SparseAutoencoder] = ()) -> Features:
+        """The numbers of a twin's parts, and of latents.
+
+        >>> Features.of(twin).feature(Label.parse("L3.N812")) == cantor(3, 812)
+        True
+        """
+        everything = [*sites(twin), *(site for each in autoencoders for site in each.sites)]
         lengths: dict[str, int] = {}
         for site in everything:
             tower = site.location.tower

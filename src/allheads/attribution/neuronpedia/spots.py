@@ -51,7 +51,8 @@ class Spots:
 
     def __init__(self, graph: AttributionGraph, question: Question) -> None:
         self.graph, self.question = graph, question
-        self.features, self.columns, self._places = Features.of(question), Columns.of(graph), places_of(graph)
+        self.features = Features.of(question.twin, question.autoencoders)
+        self.columns, self._places = Columns.of(graph), places_of(graph)
         self._lengths = Counter(node.label for node in graph.nodes if node.kind == "E")
 
     @property
