@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from allheads.attribution.attribution import Attribution
 from allheads.errors import AllHeadsError
-from allheads.formats.circuit_nodes import Shape, edges_between, node_name
+from allheads.formats.circuit_nodes import CircuitShape, edges_between, node_name
 from allheads.result import Result
 from allheads.twin.labels import Label
 from allheads.twin.twin import TwinBridge
@@ -38,7 +38,7 @@ class Circuit(Result):
     is how many edges the circuit has: their names are not kept.
     """
 
-    shape: Shape
+    shape: CircuitShape
     parts: list[Part]
     edges: int
 
@@ -50,7 +50,7 @@ class Circuit(Result):
         """
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
             raise AllHeadsError("a number of parts from 1", repr(keep), "Try keep=200.")
-        shape = Shape.of(found.question.twin)
+        shape = CircuitShape.of(found.question.twin)
         for name, table in found.effects.items():
             _require_node(name, len(table), shape)
         summed = {name: table.double().sum(0 if name[-1] == "N" else 1) for name, table in found.effects.items()}
@@ -79,8 +79,10 @@ class Circuit(Result):
         return self._sides(twin)[1]
 
     def _sides(self, twin: TwinBridge) -> tuple[list[str], list[str]]:
-        if Shape.of(twin) != self.shape:
-            raise AllHeadsError(f"a twin of the circuit's sizes, {self.shape}", str(Shape.of(twin)), "Take its own.")
+        if CircuitShape.of(twin) != self.shape:
+            raise AllHeadsError(
+                f"a twin of the circuit's sizes, {self.shape}", str(CircuitShape.of(twin)), "Take its own."
+            )
         inside = {part.label for part in self.parts if part.inside}
         # An MLP of which single neurons are listed is not there as a whole.
         listed = {label.rstrip("0123456789") for label in inside if _kind(label) == "N"}
@@ -119,7 +121,7 @@ def _kind(label: str) -> str:
     return "" if label.endswith(".N") else Label.parse(label).kind
 
 
-def _require_node(name: str, count: int, shape: Shape) -> None:
+def _require_node(name: str, count: int, shape: CircuitShape) -> None:
     """Refuse parts without a node: of other stacks, of cross-attention, of experts, and layers with fewer heads."""
     if _SUBLAYER.fullmatch(name) is None:
         kind = "cross-attention" if name.endswith("X") else "experts" if "." in name[:-2] else "another stack"

@@ -14,7 +14,7 @@ from allheads.twin.twin import TwinBridge, require_twin
 
 
 @dataclass(frozen=True)
-class Shape:
+class CircuitShape:
     """What the nodes of a circuit follow from."""
 
     n_layers: int
@@ -23,7 +23,7 @@ class Shape:
     parallel_attn_mlp: bool
 
     @classmethod
-    def of(cls, twin: TwinBridge) -> Shape:
+    def of(cls, twin: TwinBridge) -> CircuitShape:
         """That of a twin. Raises `AllHeadsError` for what is none."""
         cfg = require_twin(twin).cfg
         return cls(cfg.n_layers, cfg.n_heads, cfg.d_model, bool(cfg.parallel_attn_mlp))
@@ -41,10 +41,10 @@ def node_name(label: str) -> str | None:
     return f"a{part.layer}.h{part.index}" if part.kind == "A" else None
 
 
-def edges_between(nodes: Collection[str], shape: Shape) -> list[str]:
+def edges_between(nodes: Collection[str], shape: CircuitShape) -> list[str]:
     """All edges between these nodes, the input and the logits.
 
-    >>> edges_between(["a0.h1", "m0"], Shape(n_layers=1, n_heads=2, d_model=8, parallel_attn_mlp=True))
+    >>> edges_between(["a0.h1", "m0"], CircuitShape(n_layers=1, n_heads=2, d_model=8, parallel_attn_mlp=True))
     ['input->a0.h1<q>', 'input->a0.h1<k>', 'input->a0.h1<v>', 'input->m0', 'input->logits', 'a0.h1->logits', \
 'm0->logits']
     """

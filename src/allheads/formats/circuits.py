@@ -19,7 +19,7 @@ from allheads.attribution.attribution import Attribution
 from allheads.disk import checked_path, named_path, write_whole
 from allheads.errors import AllHeadsError
 from allheads.formats.circuit import Circuit, Part
-from allheads.formats.circuit_nodes import Shape
+from allheads.formats.circuit_nodes import CircuitShape
 from allheads.untrusted import fitted, read_json
 
 #: Bytes that are read at most: every edge of a model with a thousand heads.
@@ -92,7 +92,7 @@ directory. Check the path.
         if missing := {"cfg", "nodes", "edges"} - content.keys():
             raise ValueError(f"no {min(missing)!r}")
         cfg = fitted(content["cfg"], dict[str, Any])
-        shape = fitted({name: cfg.get(name) for name in Shape.__annotations__}, Shape)
+        shape = fitted({name: cfg.get(name) for name in CircuitShape.__annotations__}, CircuitShape)
         # In older files a node is a truth value, and "neurons" stand beside.
         nodes = fitted(content["nodes"], dict[str, bool | dict[str, Any]])
         edges = fitted(content["edges"], dict[str, dict[str, Any]])
@@ -110,7 +110,7 @@ directory. Check the path.
         ) from None
 
 
-def _parts(name: str, entries: dict[str, Any], shape: Shape) -> list[Part]:
+def _parts(name: str, entries: dict[str, Any], shape: CircuitShape) -> list[Part]:
     """What a node says of a head, or of an MLP and its hidden neurons."""
     match = _NODE.fullmatch(name)
     layer = int(match["mlp"] or match["layer"] or 0) if match else shape.n_layers
