@@ -9,7 +9,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 # In the environment, the constraints hold for the packages that builds need, too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: help demo test check static suite slowest fits coverage d3 bench peers site notebook pictures adversary clean
+.PHONY: help demo test check static suite slowest fits coverage d3 bench peers site executed notebook pictures adversary clean
 help: ## List the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -45,6 +45,10 @@ coverage: $(VENV)/.dev ## Convert the smallest model of every family, and write 
 
 site: $(VENV)/.dev ## Build the documentation into site/, without a network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Figures are drawn as SVG by a browser, Chrome or Chromium: a page with plotly's own script would be of five megabytes.
+executed: $(VENV)/.dev ## Execute the notebooks into executed/, whose outputs the site then shows (6 minutes)
+	OMP_NUM_THREADS=2 PLOTLY_RENDERER=svg $(BIN)/jupyter nbconvert --to notebook --execute --output-dir executed notebooks/*.ipynb
 
 notebook: $(VENV)/.dev ## Start JupyterLab with the notebooks, in an environment that has what they need
 	$(BIN)/jupyter lab notebooks
@@ -87,7 +91,7 @@ adversary: $(VENV)/.dev ## Mutated twins, damaged files, killed writers, questio
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.adversary.threads --count 800 --seed 0
 
 clean: ## Remove the environment and what the tools wrote
-	rm -rf $(VENV) allheads-report.html explore.html site .coverage.json .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) allheads-report.html explore.html site executed .coverage.json .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(VENV)/.python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'

@@ -10,6 +10,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -27,7 +28,9 @@ _BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 def hooks():
     """The modules that make pages."""
     sys.path.insert(0, str(DOCS / "hooks"))
-    yield {name: importlib.import_module(name) for name in ("refusals", "reference", "commands", "doctests")}
+    yield {
+        name: importlib.import_module(name) for name in ("refusals", "reference", "commands", "doctests", "notebooks")
+    }
     sys.path.remove(str(DOCS / "hooks"))
 
 
@@ -113,6 +116,52 @@ def test_the_command_lines_page_has_every_command(hooks):
     page = hooks["commands"].page()
     assert page.count("Usage: allheads") == page.count("## allheads") >= 16
     assert "## allheads lab training" in page
+
+
+def test_notebooks_are_numbered_through_and_open_and_close_alike():
+    block = r"- \*\*You will learn\*\* .*\n- \*\*Time\*\* .*\n- \*\*Size\*\* .*\n- \*\*Stands on\*\* .*"
+    code = r"```python\n(?s:.+)\n```"
+    answer = rf"## Exercise\n\n(.+\n)+\n<details>\n<summary>Answer</summary>\n\n{code}\n\n(.+\n)+\n</details>"
+    paths = sorted(ROOT.glob("notebooks/*.ipynb"))
+    for number, path in enumerate(paths, 1):
+        cells = nbformat.read(path, as_version=4).cells
+        assert path.name.startswith(f"{number:02}_")
+        assert re.match(rf"# {number}\. .+\n\n(.+\n)+\n{block}(\n\n|$)", cells[0].source), path.name
+        assert re.fullmatch(answer, cells[-1].source), path.name
+        assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells), path.name
+
+
+def test_a_notebooks_page_shows_what_the_executed_copy_does(hooks, tmp_path):
+    path = ROOT / "notebooks" / "01_the_twin.ipynb"
+    copy = nbformat.read(path, as_version=4)
+    first, second = [cell for cell in copy.cells if cell.cell_type == "code"][:2]
+    frame = '<iframe srcdoc="&lt;p title=&quot;a&quot;&gt;" title="A view" style="height:9px"></iframe>'
+    table = '<style scoped>\n    a {}\n</style>\n<table border="1" class="dataframe"><tr><td>0.5</td></tr></table>'
+    picture = '<svg xmlns="http://www.w3.org/2000/svg" style=""></svg>'
+    kinds = ({"text/html": frame}, {"text/html": table}, {"image/svg+xml": picture})
+    first.outputs = [nbformat.v4.new_output("display_data", data=data) for data in kinds]
+    said = (("stdout", "to stdout,\n"), ("stderr", "to stderr"), ("stdout", "in two lines"))
+    second.outputs = [nbformat.v4.new_output("stream", name=name, text=text) for name, text in said]
+    nbformat.write(copy, tmp_path / path.name)
+    made = hooks["notebooks"].files(tmp_path)
+    page, beside = made["notebooks/01_the_twin.md"], "notebooks/01_the_twin_files/"
+    assert page.startswith("# 1. The twin\n") and "](02_look_at_heads.md)" in page
+    (view,) = [name for name in made if name.startswith(beside) and name.endswith(".html")]
+    assert made[view] == '<p title="a">' and f'src="{view.removeprefix("notebooks/")}" loading="lazy"' in page
+    (drawn,) = [name for name in made if name.startswith(beside) and name.endswith(".svg")]
+    assert b"background: white" in made[drawn] and f"]({drawn.removeprefix('notebooks/')})" in page
+    assert "<table data-output><tr><td>0.5</td></tr></table>" in page and "scoped" not in page
+    assert "    to stdout,\n    in two lines" in page and "to stderr" not in page
+    # Without a copy, or with one of other code, a page has no outputs.
+    second.source += "\nprint()"
+    nbformat.write(copy, tmp_path / path.name)
+    for stale in (tmp_path, tmp_path / "none"):
+        made = hooks["notebooks"].files(stale)
+        assert (
+            "to stdout" not in made["notebooks/01_the_twin.md"]
+            and "without outputs" in made["notebooks/01_the_twin.md"]
+        )
+        assert len(made) == len(list(ROOT.glob("notebooks/*.ipynb")))
 
 
 def test_the_site_builds_without_a_warning(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """Pages of the site that are made when it is built, and links that lead out of ``docs/``.
 
 README, CONTRIBUTING and CHANGELOG stay where GitHub looks for them; the site shows them. The reference, the errors, the
-command line and the hook points are made from the code, so that they cannot be stale.
+command line and the hook points are made from the code, so that they cannot be stale; every notebook has a page, too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from mkdocs.structure.files import File
 
 sys.path.insert(0, str(Path(__file__).parent))
 import commands
+import notebooks
 import points
 import reference
 import refusals
@@ -36,8 +37,8 @@ def generated() -> dict[str, str]:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Called by mkdocs: adds the pages, and notebooks to be fetched."""
-    for path, content in generated().items():
+    """Called by mkdocs: adds the pages, what those of notebooks show, and notebooks to be fetched."""
+    for path, content in (generated() | notebooks.files()).items():
         files.append(File.generated(config, path, content=content))
     for notebook in sorted(ROOT.glob("notebooks/*.ipynb")):
         files.append(File.generated(config, f"notebooks/{notebook.name}", abs_src_path=str(notebook)))
@@ -49,7 +50,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     up = "../" * page.file.src_uri.count("/")
     for shown, file in SHOWN.items():
         markdown = markdown.replace(f"]({up}../{file})", f"]({up}{shown})")
-    return markdown.replace(f"]({up}../notebooks/", f"]({up}notebooks/")
+    return re.sub(rf"\]\({up}(?:\.\./)?notebooks/(\w+)\.ipynb\)", rf"]({up}notebooks/\1.md)", markdown)
 
 
 def _inside(markdown: str) -> str:

@@ -14,6 +14,7 @@ from allheads_labs.kit.lab import Result
 from allheads_labs.kit.small_models import END, START
 from allheads_labs.translation import report
 from allheads_labs.translation.alignment import diagonal, links, score
+from allheads_labs.translation.figure import draw
 from allheads_labs.translation.language import SentencePair, batch, corpus, pair
 from allheads_labs.translation.training import N_CTX, exact, translate
 
@@ -137,6 +138,10 @@ def test_the_example_can_be_drawn(quick):
         for line in (line for head in pattern for line in head):
             assert sum(line) == pytest.approx(1.0, abs=2e-3)
     assert "Where the words come from" in quick[1]
+    traces = list(draw([Result(**result)]).data)
+    crossed, rings = traces[2:4]
+    places = [[crossed.y.index(to), crossed.x.index(here)] for here, to in zip(rings.x, rings.y, strict=True)]
+    assert places == [list(link) for link in example["links"]]
 
 
 def test_a_twin_that_differs_breaks_the_claim(quick):

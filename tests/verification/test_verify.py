@@ -135,6 +135,15 @@ def test_the_report(tiny, tokens):
     assert abs(report.loss_source - source(tokens, return_type="loss").item()) < 1e-5
 
 
+def test_the_report_as_text_shows_nothing_beside_it_in_a_notebook(tiny, tokens, monkeypatch):
+    shown = []
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda *given: shown.append(given))
+    source = tiny("gpt2")
+    assert "the same" in str(ah.verify(source, ah.convert(source), tokens))
+    assert not shown
+
+
 def test_single_tokens_have_no_loss(tiny):
     source = tiny("gpt2")
     report = ah.verify(source, ah.convert(source), torch.tensor([5]))

@@ -207,7 +207,14 @@ class Report(Result):
 
     def __str__(self) -> str:
         """The table as text."""
-        console = Console(width=100, record=True, file=io.StringIO(), markup=False, emoji=False)
+        console = Console(
+            width=100,
+            record=True,
+            file=io.StringIO(),
+            markup=False,
+            emoji=False,
+            force_jupyter=False,  # else a notebook shows the table beside the text that is asked for
+        )
         console.print(self)
         return console.export_text()
 

@@ -83,4 +83,6 @@ def plot_steps(paths: Trajectories) -> Picture:
     drawn = figure([*bars, turns], "Steps: who pushes, and how they turn", height=400, x="layer", y="push")
     title = {"text": "turn, degrees"}
     second = {"title": title, "overlaying": "y", "side": "right", "range": [0, 180], "showgrid": False}
-    return drawn.update_layout(barmode="stack", yaxis2=second, legend={"orientation": "h", "y": 1.1})
+    second |= {"tickvals": [0, 45, 90, 135, 180], "automargin": True}
+    legend = {"orientation": "h", "y": 1.0, "yanchor": "bottom"}
+    return drawn.update_layout(barmode="stack", yaxis2=second, legend=legend, margin={"t": 80})

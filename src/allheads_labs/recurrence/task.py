@@ -62,3 +62,14 @@ def recall(
     if distances:
         queried = torch.arange(len(planted)).expand(size, -1)
     return RecallBatch(torch.cat([tokens, QUERY + keys.gather(1, queried)], 1), values.gather(1, queried))
+
+
+def token_name(token: int) -> str:
+    """What a token says: a key with its value, a key that is asked for, or nothing.
+
+    >>> token_name(3 * VALUES + 5), token_name(QUERY + 3), token_name(FILLER)
+    ('k3=v5', 'k3?', '.')
+    """
+    if token == FILLER:
+        return "."
+    return f"k{token - QUERY}?" if token >= QUERY else f"k{token // VALUES}=v{token % VALUES}"

@@ -55,7 +55,7 @@ def run(unit: Unit) -> dict[str, Any]:
         "breaks": lost.tolist(),
         "clarity of breaks": clarity("breaks", lost),
         "size": sum(p.numel() for p in reader.body.transformer.h.parameters()),
-        "twin": _twin(reader, test.chosen(torch.arange(TEST // 4))),
+        "twin": compared(reader, test.chosen(torch.arange(TEST // 4))),
     }
 
 
@@ -79,7 +79,11 @@ def train(reader: Reader, steps: int, data: int, seed: int, test: AttributeBatch
     return course
 
 
-def _twin(reader: Reader, batch: AttributeBatch) -> dict[str, float]:
+def compared(reader: Reader, batch: AttributeBatch) -> dict[str, float]:
+    """Accuracies of the reader and of its twin on the same sequences, and the largest difference of a pattern.
+
+    Uses the reader up: its network is wrapped.
+    """
     both = side_by_side(reader.bridge(), batch.tokens)
     size, values = batch.answers.shape[1], reader.embed.values.shape[0]
 

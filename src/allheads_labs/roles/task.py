@@ -60,3 +60,16 @@ def sequences(draw: torch.Generator, size: int) -> AttributeBatch:
     kinds = torch.where(is_queried, attribute, OTHER).flatten(1).gather(1, order)
     tokens = torch.cat([ids.flatten(1).gather(1, order), QUERY + keys[rows, queried, None]], 1)
     return AttributeBatch(tokens, values[rows, queried], kinds)
+
+
+def token_name(token: int) -> str:
+    """What a token says: an attribute of an entity and its value, or which entity is asked for.
+
+    >>> token_name(0), token_name((3 * ATTRIBUTES + 1) * VALUES + 5), token_name(QUERY + 3)
+    ('e0.a=0', 'e3.b=5', 'e3?')
+    """
+    if token >= QUERY:
+        return f"e{token - QUERY}?"
+    told, value = divmod(token, VALUES)
+    entity, attribute = divmod(told, ATTRIBUTES)
+    return f"e{entity}.{'abcd'[attribute]}={value}"

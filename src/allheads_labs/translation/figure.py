@@ -19,12 +19,12 @@ def draw(results: Sequence[Result]) -> go.Figure:
     example = next(one.found["example"] for one in results if (one.setting["layers"], one.setting["heads"]) == (2, 1))
     layer = max(int(name.split()[1]) for name in example["model"])
     names = [f"{which}: {kind}" for which in ("model", "twin") for kind in KINDS]
-    drawn = make_subplots(2, 3, subplot_titles=names, horizontal_spacing=0.1, vertical_spacing=0.2)
+    drawn = make_subplots(2, 3, subplot_titles=names, horizontal_spacing=0.17, vertical_spacing=0.2)
     style = figure([], "Where the words come from", height=900, x="", y="").layout
     for row, which in enumerate(("model", "twin"), 1):
         for column, kind in enumerate(KINDS, 1):
             drawn.add_trace(_map(example, example[which][f"{kind} {layer}"], kind), row, column)
-        drawn.add_trace(_rings(example["links"]), row, 3)
+        drawn.add_trace(_rings(example), row, 3)
     axes = {
         name: {"gridcolor": None, "showgrid": False, "tickangle": -60 if name.startswith("x") else 0}
         for name in drawn.layout
@@ -45,8 +45,8 @@ def _map(example: Mapping[str, Any], pattern: Sequence[Sequence[Sequence[float]]
     rows = example["source"] if kind == "encoder" else writes
     return go.Heatmap(
         z=mean,
-        x=[f"{at} {word}".replace("<", "&lt;") for at, word in enumerate(columns)],
-        y=[f"{at} {word}".replace("<", "&lt;") for at, word in enumerate(rows)],
+        x=_names(columns),
+        y=_names(rows),
         zmin=0,
         zmax=1,
         colorscale=SCALE,
@@ -54,11 +54,18 @@ def _map(example: Mapping[str, Any], pattern: Sequence[Sequence[Sequence[float]]
     )
 
 
-def _rings(links: Sequence[tuple[int, int]]) -> go.Scatter:
+def _rings(example: Mapping[str, Any]) -> go.Scatter:
+    # By name: on an axis of names, a number would be one more name.
+    columns, rows = _names(example["source"]), _names(example["target"])
     return go.Scatter(
-        x=[here for _, here in links],
-        y=[to for to, _ in links],
+        x=[columns[here] for _, here in example["links"]],
+        y=[rows[to] for to, _ in example["links"]],
         mode="markers",
         marker={"symbol": "circle-open", "size": 16, "color": INK, "line": {"width": 2}},
         hoverinfo="skip",
     )
+
+
+def _names(words: Sequence[str]) -> list[str]:
+    """Words with their places, as plotly takes them."""
+    return [f"{at} {word}".replace("<", "&lt;") for at, word in enumerate(words)]
