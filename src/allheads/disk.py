@@ -78,6 +78,19 @@ def checked_path(path: str | Path) -> Path:
     return target
 
 
+def checked_name(name: str) -> str:
+    """A name that is a file in the folder at hand, whatever is put behind it, and nothing else.
+
+    Raises `AllHeadsError` for any other.
+
+    >>> checked_name("mary-or-john")
+    'mary-or-john'
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]{0,99}", name):
+        raise AllHeadsError("a name of letters, digits, - and _", repr(name), "Such as 'mary-or-john'.")
+    return name
+
+
 @contextmanager
 def written(path: str | Path) -> Iterator[Path]:
     """A temporary path beside the target, to write to; it takes the target's place at the end, and goes if that fails.

@@ -164,7 +164,11 @@ class Attribution(Result):
         >>> print(ah.attribute(twin, "Mary and John", " Mary").confirm(k=5))
         5 parts; frozen twin: relative error at most ...
         """
-        parts = [(part.label, part.position, part.effect) for part in self.top(k)]
+        # Latents are not there to be taken away.
+        largest = sorted(
+            (part for kind in "AXN" for part in self.top(k, kind=kind)), key=lambda part: -abs(part.effect)
+        )
+        parts = [(part.label, part.position, part.effect) for part in largest[:k]]
         return confirm(self.question, parts, self.target_value)
 
     def through(self, autoencoder: SparseAutoencoder) -> LatentAttribution:

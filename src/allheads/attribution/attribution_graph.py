@@ -15,7 +15,7 @@ from allheads.attribution.neuronpedia.reading import from_neuronpedia
 from allheads.attribution.neuronpedia.writing import as_neuronpedia
 from allheads.attribution.question import Question
 from allheads.disk import checked_path, named_path, write_whole
-from allheads.errors import AllHeadsError
+from allheads.errors import AllHeadsError, printable
 from allheads.extras import extra
 from allheads.result import Result, finite
 from allheads.untrusted import fitted, read_json, sealed, unsealed
@@ -183,7 +183,13 @@ class AttributionGraph(Result):
         if format not in ("allheads", "neuronpedia") or (format == "neuronpedia" and target.suffix != ".json"):
             raise AllHeadsError("format 'allheads', or 'neuronpedia' in a file .json", repr(format), "Choose one.")
         if target.suffix == ".graphml":
-            lines = extra("networkx", "graphs", "write GraphML").generate_graphml(self.to_networkx())
+            made = self.to_networkx()
+            for values in (
+                made.graph,
+                *(values for _, values in made.nodes(data=True)),
+            ):  # XML has no control characters
+                values.update({key: printable(value) for key, value in values.items() if isinstance(value, str)})
+            lines = extra("networkx", "graphs", "write GraphML").generate_graphml(made)
             write_whole(target, "\n".join(lines))
             return target
         facts = as_neuronpedia(self, target.stem) if format == "neuronpedia" else self._sealed()

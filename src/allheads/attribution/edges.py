@@ -85,6 +85,7 @@ class Edges:
     constants: float
     #: None where edges are taken from gradients, as everywhere in `written_into`.
     products: StreamProducts | None
+    _apart: dict[str, bool] = field(default_factory=dict)
 
     def into_target(self) -> IncomingEdges:
         """What is written straight into the target; its constants are what remains of it."""
@@ -124,9 +125,9 @@ class Edges:
             yield from ((entry, [side[row] for side in found]) for row, entry in enumerate(chunk))
 
     def _of_others(self, site: Site, entries: Sequence[Entry]) -> Iterator[tuple[Entry, list[_Read]]]:
-        """Neurons of one stack, latents and errors at several positions share a row: each reads at its own."""
+        """Neurons, latents and errors at several positions share a row where each reads at its own."""
         read, gradient, zero = self.cut.uncut[site.point], self.gradients[site.point], self.zero.uncut[site.point]
-        alone = len(self.cut.stacks) == 1
+        alone = self._alone(site)
         rows = _rows_of_positions(entries, self._rows) if alone else _chunks([[entry] for entry in entries], self._rows)
         for chunk in rows:
             seeds = torch.zeros(len(chunk), *read.shape, dtype=read.dtype, device=read.device)
@@ -140,6 +141,19 @@ class Edges:
                     slopes = gradient[0, position, heads]
                     total, constant = (float((slopes * v[0, position, heads].detach()).sum()) for v in (read, zero))
                     yield (neuron, position), [_Read("V", total, constant, passed, at)]
+
+    def _alone(self, site: Site) -> bool:
+        """Does each part read at its own position only? Not past what mixes positions and is not frozen."""
+        if self.products is not None or len(self.cut.stacks) > 1:
+            return self.products is not None
+        if site.name not in self._apart:
+            read = self.cut.uncut[site.point]
+            seed = torch.zeros_like(read)
+            seed[0, -1] = torch.randn(read[0, -1].shape, generator=torch.Generator().manual_seed(0)).to(read)
+            begins = list(self.cut.embeddings.values())
+            found = torch.autograd.grad(read, begins, seed, retain_graph=True, allow_unused=True)
+            self._apart[site.name] = not any(back is not None and bool(back[0, :-1].any()) for back in found)
+        return self._apart[site.name]
 
     def _passed(self, site: Site, read: Tensor, seeds: Tensor) -> list[Any]:
         """What comes of each row of seeds at the stream before the layer, or where there are no products, at parts."""
@@ -239,6 +253,8 @@ def edges(question: Question) -> Iterator[Edges]:
         cut = whole.cut_anew(points)
         with cut.recording():
             value = metric.of(question.run(), cut.activations)
+        if not torch.isfinite(value):
+            raise AllHeadsError("a target with a finite value", f"{metric.name} of {float(value)}", "Take another.")
         embeddings = _by_begin({name: effects[name][0].sum(-1) for name in begins})
         beside = unnamed(whole, gradients, named) if rule.complete else {}
         if beside:

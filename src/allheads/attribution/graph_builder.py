@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from allheads.attribution.constants import ULPS
 from allheads.attribution.edges import Edges, Entry, IncomingEdges
+from allheads.errors import AllHeadsError
 from allheads.twin.sites import SCALARS, Site
 
 #: Edges of a node that are remembered one by one; the rest is left out, and counted.
@@ -78,7 +80,21 @@ class GraphBuilder:
             # In the first layer, there are no parts before.
             every, number = torch.cat([*weights, self.weights[:0]]), torch.cat([*numbers, self._all[:0]])
             largest = every.abs().topk(min(_EDGES, len(every))).indices
-            self.records.append(LargestEdges(node, flow, number[largest].long(), every[largest], flow.size()))
+            size = flow.size()
+            self._require_whole(flow, float(every.double().sum()), size)
+            self.records.append(LargestEdges(node, flow, number[largest].long(), every[largest], size))
+
+    def _require_whole(self, flow: IncomingEdges, parts: float, size: float) -> None:
+        """Edges have to sum to what they flow into. Raises `AllHeadsError` where something flows in unseen."""
+        begins = sum(float(begin.double().sum()) for begin in flow.embeddings.values())
+        gap = abs(flow.total - parts - begins - flow.constants)
+        if not gap <= ULPS * torch.finfo(self.weights.dtype).eps * max(size, abs(flow.total)):
+            architecture, rule = self.flows.question.twin.cfg.architecture, self.flows.question.rule.name
+            raise AllHeadsError(
+                "edges that sum to what they flow into",
+                f"a part of {architecture} that misses {gap:.0e} of {size:.0e} under rule {rule!r}",
+                "Something in its layers is not read: ah.attribute says what it can.",
+            )
 
     @property
     def coverage(self) -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from graphlib import CycleError, TopologicalSorter
+from typing import Literal, Protocol
 
 from allheads.attribution.edges import Side
 from allheads.attribution.marks import Marks
@@ -18,6 +20,20 @@ PARTS = ("A", "X", "N", "F", "R")
 
 #: No network has more layers.
 _LAYERS = 10_000
+#: Influence is computed in a table of all nodes by all nodes.
+_NODES = 10_000
+
+
+class Ends(Protocol):
+    """Whatever goes from one node to another, by their names."""
+
+    @property
+    def source(self) -> str:
+        """Where from."""
+
+    @property
+    def target(self) -> str:
+        """Where to."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +97,30 @@ class GraphContent:
                 raise ValueError(f"a node {node.name!r} that is none")
             if node.position < 0 and node.kind != "C":
                 raise ValueError(f"a node {node.name!r} without a token")
+        if len(self.nodes) > _NODES:
+            raise ValueError(f"{len(self.nodes):,} nodes, where at most {_NODES:,} are read")
         if not names.issuperset(end for edge in self.edges for end in (edge.source, edge.target)):
             raise ValueError("edges between other nodes")
+        if len({(edge.source, edge.target, edge.side) for edge in self.edges}) < len(self.edges):
+            raise ValueError("two edges between the same nodes")
+        from_sources(names, self.edges)
         if not names.issuperset(self.marks.nodes()):
             raise ValueError("marks at other nodes")
         flows = [number for node in self.nodes for flow in node.inflow.values() for number in vars(flow).values()]
         effects = [self.target_value, self.coverage, *(node.effect for node in self.nodes)]
         if not all(map(math.isfinite, [*effects, *flows, *(edge.weight for edge in self.edges)])):
             raise ValueError("numbers that are not finite")
+
+
+def from_sources(names: Iterable[str], edges: Iterable[Ends]) -> list[str]:
+    """Names so that no edge goes back. Raises `ValueError` for edges that go in a circle."""
+    before: dict[str, set[str]] = {name: set() for name in names}
+    for edge in edges:
+        before[edge.target].add(edge.source)
+    try:
+        return list(TopologicalSorter(before).static_order())
+    except CycleError:
+        raise ValueError("edges that go in a circle") from None
 
 
 def _name(node: Node) -> str:

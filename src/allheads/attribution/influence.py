@@ -141,7 +141,9 @@ def _influence(shares: Tensor) -> Tensor:
     """The sum over all ways to the first node: without circles, none is longer than the number of nodes."""
     reached = shares[0]
     total = reached.clone()
-    while reached.any():
+    for _ in range(len(shares)):
+        if not reached.any():
+            break
         reached = reached @ shares
         total += reached
     return total

@@ -25,6 +25,7 @@ from allheads.attribution.freezing import differentiable
 from allheads.attribution.question import Question
 from allheads.result import SHOWN, Result
 from allheads.twin.autoencoder import SparseAutoencoder, require_fitting
+from allheads.twin.labels import Label
 
 if TYPE_CHECKING:
     import pandas
@@ -75,13 +76,14 @@ class LatentAttribution(Result):
         """A row for each latent that is open, largest first: label, latent, position, token, activation, effect."""
         import pandas
 
-        tokens = self.attribution.tokens
+        label = Label(self.autoencoder.stem, "F", 0)
+        tokens = self.attribution.question.tokens_at(label, len(self.latents))
         order = self.latents.abs().flatten().argsort(descending=True)[: 1000 if k is None else k]
         rows = []
         for position, latent in (divmod(number, self.autoencoder.count) for number in order.tolist()):
             if activation := float(self.activations[position, latent]):
-                label, effect = f"{self.autoencoder.stem}.F{latent}", float(self.latents[position, latent])
-                rows.append((label, latent, position, tokens[position], activation, effect))
+                name, effect = f"{self.autoencoder.stem}.F{latent}", float(self.latents[position, latent])
+                rows.append((name, latent, position, tokens[position], activation, effect))
         return pandas.DataFrame(rows, columns=["label", "latent", "position", "token", "activation", "effect"])
 
     def preview(self) -> pandas.DataFrame:
@@ -95,8 +97,8 @@ class LatentAttribution(Result):
 
 def through(question: Question, autoencoder: SparseAutoencoder) -> LatentAttribution:
     """See `Attribution.through`."""
-    require_fitting(question.twin, [autoencoder])
-    split = replace(question, autoencoders=(autoencoder,))
+    split = replace(question, autoencoders=(*question.autoencoders, autoencoder))
+    require_fitting(split.twin, split.autoencoders)
     latents, error = (site.name for site in autoencoder.sites)
     found = answer(split)
     with differentiable(split):

@@ -6,7 +6,8 @@ the stack for it, and one product serves all parts that are asked about together
 the same direction at every source, times a number; then it has one r for all positions.
 
 Nothing is taken for granted: `StreamProducts.of` compares with gradients on this very prompt, and is None where norms
-stand behind sublayers, streams are scaled, or weights are not where they are looked for. Then gradients are taken.
+stand behind sublayers, streams are scaled, weights are not where they are looked for, or numbers have 16 bits. Then
+gradients are taken.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class StreamProducts:
     @classmethod
     def of(cls, cut: ForwardCache) -> StreamProducts | None:
         """The products of a network that is cut at every part; None where they are not its edges."""
-        if len(cut.stacks) > 1 or not cut.whole:
+        # In 16 bits roundings are as large as what could be wrong.
+        if len(cut.stacks) > 1 or not cut.whole or torch.finfo(cut.activations[cut.end].dtype).bits < 32:
             return None
         weights = {site.name: _weights(cut, site) for site in cut.sites}
         before = {site.name: _before(cut, site) for site in cut.sites}

@@ -22,7 +22,7 @@ from allheads.cli.console import (
     results,
     step,
 )
-from allheads.disk import checked_path, named_path
+from allheads.disk import checked_name, checked_path, named_path
 from allheads.errors import AllHeadsError, printable
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ def graph(
         str, typer.Option(help="allheads, or neuronpedia, which its pages and circuit-tracer's show.")
     ] = "allheads",
     budget: Annotated[int, typer.Option(min=1, help="Heads and neurons that are kept at most.")] = 100,
+    name: Annotated[
+        str | None, typer.Option(help="What neuronpedia's file is called, without .json; else by the prompt.")
+    ] = None,
     prune: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Keep the nodes that have this share of the influence.")
     ] = 1.0,
@@ -55,6 +58,7 @@ def graph(
     check_text(prompt)
     check_rule(rule)
     _check_output(output, format)
+    name = checked_name(name or _named(prompt, target, versus))
     check_model(model, device, dtype)
     check_targets(model, prompt, [target] if versus is None else [target, versus], position)
     twin = load_twin(model, device, dtype)
@@ -63,12 +67,16 @@ def graph(
         found = ah.attribute(twin, prompt, tokens, rule=rule, position=position).graph(budget=budget)
         found = found if prune == 1.0 else found.pruned(prune)
     with step(f"Writing {output}"):
-        name = "-".join(re.findall(r"\w+", "-".join((prompt[-40:], target, versus or "")))).lower()
         written = found.save(output) if format == "allheads" else ah.formats.write_graph(found, output, name)
     if as_json:
         typer.echo(json.dumps(found.facts() | {"output": str(written), "bytes": written.stat().st_size}))
     else:
         _print(found, written)
+
+
+def _named(prompt: str, target: str, versus: str | None) -> str:
+    """The words of a prompt and its targets, as the name of a file."""
+    return "-".join(re.findall(r"\w+", f"{prompt[-40:]} {target} {versus or ''}")).lower() or "graph"
 
 
 def _check_output(output: Path, format: str) -> None:

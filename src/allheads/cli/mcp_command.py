@@ -101,7 +101,11 @@ def _within(tool: Callable[..., dict[str, Any]], seconds: float, alone: threadin
         if not alone.acquire(blocking=False):
             raise ToolError(_BUSY)
 
+        begun = threading.Lock()  # by its thread, or by who takes the question back before that has begun
+
         def work() -> dict[str, Any]:
+            if not begun.acquire(blocking=False):
+                return {}
             try:
                 return tool(**arguments)
             finally:
@@ -112,6 +116,9 @@ def _within(tool: Callable[..., dict[str, Any]], seconds: float, alone: threadin
                 return await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
         except AllHeadsError as error:
             raise ToolError(printable(str(error)).replace("\n", " ")[:LETTERS]) from error
+        finally:
+            if begun.acquire(blocking=False):
+                alone.release()
         raise ToolError(f"No answer within {seconds:g} s: ask for a shorter text, or for fewer parts.")
 
     return answer

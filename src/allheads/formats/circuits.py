@@ -25,6 +25,8 @@ from allheads.untrusted import fitted, read_json
 #: Bytes that are read at most: every edge of a model with a thousand heads.
 _LARGEST = 2**27
 _HIDDEN = "hidden_neurons"
+#: Layers, heads and dimensions of a model that is read at most.
+_SIZES = 100_000
 _NODE = re.compile(r"input|logits|m(?P<mlp>\d+)|a(?P<layer>\d+)\.h(?P<head>\d+)")
 
 
@@ -93,6 +95,8 @@ directory. Check the path.
             raise ValueError(f"no {min(missing)!r}")
         cfg = fitted(content["cfg"], dict[str, Any])
         shape = fitted({name: cfg.get(name) for name in CircuitShape.__annotations__}, CircuitShape)
+        if not all(0 < size <= _SIZES for size in (shape.n_layers, shape.n_heads, shape.d_model)):
+            raise ValueError(f"sizes that no model has: {shape}")
         # In older files a node is a truth value, and "neurons" stand beside.
         nodes = fitted(content["nodes"], dict[str, bool | dict[str, Any]])
         edges = fitted(content["edges"], dict[str, dict[str, Any]])
@@ -124,7 +128,7 @@ def _parts(name: str, entries: dict[str, Any], shape: CircuitShape) -> list[Part
         raise ValueError(f"{name} with {sum(written)} of {len(written)} output dimensions")
     label = f"L{layer}.N" if match["mlp"] is not None else f"L{layer}.A{match['head']}"
     hidden = fitted(entries.get(_HIDDEN) or {}, dict[str, FiniteFloat])
-    if not all(index.isdecimal() for index in hidden) or (hidden and match["mlp"] is None):
+    if not all(index.isdecimal() and index == str(int(index)) for index in hidden) or (hidden and match["mlp"] is None):
         raise ValueError(f"{_HIDDEN} of {name} that are none")
     score = entries.get("score")
     value = None if score is None else fitted(score, float)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from allheads.attribution.attribution_graph import AttributionGraph
 from allheads.attribution.neuronpedia.writing import as_neuronpedia
-from allheads.disk import checked_path, named_path, write_whole
+from allheads.disk import checked_name, checked_path, named_path, write_whole
 from allheads.errors import AllHeadsError
 from allheads.untrusted import read_json
 
@@ -30,9 +29,9 @@ def write_graph(graph: AttributionGraph, folder: str | Path, name: str) -> Path:
     >>> write_graph(ah.graph(twin, "Mary and John", " Mary", budget=5), "graphs", "mary").name
     'mary.json'
     """
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name) or f"{name}.json" == _LIST:
-        raise AllHeadsError("a name of letters, digits, - and _", repr(name), "Such as 'mary-or-john'.")
     target = named_path(folder)
+    if f"{checked_name(name)}.json" == _LIST:
+        raise AllHeadsError("a name of letters, digits, - and _", repr(name), "That is the list of all.")
     known = _listed(target)
     content = as_neuronpedia(graph, name)
     entry = {key: content["metadata"][key] for key in _LISTED}

@@ -85,12 +85,16 @@ def _check(config: _Config, tensors: Mapping[str, Tensor]) -> None:
     for name, shape in shapes.items():
         if name not in tensors:
             raise ValueError(f"no tensor {name}")
-        if tuple(tensors[name].shape) != shape or not tensors[name].is_floating_point():
+        if tuple(tensors[name].shape) != shape or tensors[name].dtype not in _DTYPES:
             raise ValueError(f"{name} {tuple(tensors[name].shape)} instead of {shape}")
         if not tensors[name].isfinite().all():
             raise ValueError(f"{name} with numbers that are not finite")
-    if kind == "topk" and not 0 < (config.k or config.activation_fn_kwargs.get("k", 0)) <= config.d_sae:
-        raise ValueError(f"k from 1 to {config.d_sae}")
+    if kind == "topk" and not 0 < _k(config) <= config.d_sae:
+        raise ValueError(f"k {_k(config)}, which is not from 1 to {config.d_sae}")
+
+
+def _k(config: _Config) -> int:
+    return fitted(config.k or config.activation_fn_kwargs.get("k", 0), int)
 
 
 def _common(config: _Config, tensors: Mapping[str, Tensor], scale: Tensor, bias: str) -> dict[str, Any]:
@@ -113,10 +117,10 @@ def _topk(config: _Config, tensors: Mapping[str, Tensor]) -> SparseAutoencoder:
     """Where latents are rescaled, they are chosen, and told, in units of what they write."""
     weights = _common(config, tensors, torch.ones(1), "b_enc")
     if config.rescale_acts_by_decoder_norm:
-        size = weights["W_dec"].norm(dim=1)
+        size = weights["W_dec"].norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
         weights |= {"W_enc": weights["W_enc"] * size, "b_enc": weights["b_enc"] * size}
         weights["W_dec"] = weights["W_dec"] / size[:, None]
-    return SparseAutoencoder(config.point, "topk", **weights, k=config.k or config.activation_fn_kwargs["k"])
+    return SparseAutoencoder(config.point, "topk", **weights, k=_k(config))
 
 
 def _gated(config: _Config, tensors: Mapping[str, Tensor]) -> SparseAutoencoder:
@@ -132,6 +136,7 @@ _READERS: dict[str, Callable[[_Config, Mapping[str, Tensor]], SparseAutoencoder]
     "topk": _topk,
     "gated": _gated,
 }
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _VECTORS = {
     "standard": ("b_enc",),
     "jumprelu": ("b_enc", "threshold"),

@@ -56,6 +56,8 @@ class Label:
     @classmethod
     def of(cls, label: str | Label) -> Label:
         """A label as it is, or read from text; raises `AllHeadsError` as `parse` does."""
+        if not isinstance(label, (str, Label)):
+            raise AllHeadsError("a label such as L3.A5, L3.N812 or L3.N812.0", repr(label), "Layers count from 0.")
         return cls.parse(label) if isinstance(label, str) else label
 
     @property

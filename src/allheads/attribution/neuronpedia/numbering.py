@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 from allheads.attribution.places import Place, in_order, places_of
 from allheads.twin.autoencoder import SparseAutoencoder
+from allheads.twin.capture import captured
 from allheads.twin.labels import Label
 from allheads.twin.sites import sites
 from allheads.twin.twin import TwinBridge
 
 if TYPE_CHECKING:
     from allheads.attribution.attribution_graph import AttributionGraph
+    from allheads.attribution.question import Question
 
 
 def cantor(layer: int, index: int) -> int:
@@ -83,10 +85,11 @@ class Columns:
 
     @classmethod
     def of(cls, graph: AttributionGraph) -> Columns:
-        """The columns of a graph: every stream is as long as what it begins with."""
+        """The columns of a graph, every stream as long as it is on the prompt."""
         places = places_of(graph)
         known = {places[node.name]: node.token for node in graph.nodes if node.kind == "E"}
-        known = {place: known.get(place, "") for place in in_order([*known, *places.values()])}
+        others = [] if graph.question is None else _places(graph.question)
+        known = {place: known.get(place, "") for place in in_order([*known, *places.values(), *others])}
         first: dict[str, int] = {}
         for column, (stream, position) in enumerate(known):
             first.setdefault(stream, column - position)
@@ -96,3 +99,11 @@ class Columns:
         """Where a place stands."""
         stream, position = place
         return self.first[stream] + position
+
+
+def _places(question: Question) -> list[Place]:
+    """All places of the streams that run on a prompt."""
+    first = {site.location.tower: site for site in reversed(sites(question.twin))}
+    seen = captured(question.twin, question.inputs, [site.point for site in first.values()])
+    lengths = {tower: seen[site.point].shape[1] for tower, site in first.items() if site.point in seen}
+    return [(tower, position) for tower, length in lengths.items() for position in range(length)]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from dataclasses import replace
-from graphlib import CycleError, TopologicalSorter
 from typing import Any, cast
 
-from allheads.attribution.graph_content import Edge, GraphContent, Inflow, Node
+from allheads.attribution.graph_content import Edge, GraphContent, Inflow, Node, from_sources
 from allheads.attribution.neuronpedia.file_schema import FileLink, FileNode, GraphFile
 
 
@@ -36,7 +35,11 @@ def from_others(file: GraphFile) -> GraphContent:
         total, inside = effects[name], sum(edge.weight for edge in kept)
         shown, missing, edges = shown + sum(abs(edge.weight) for edge in kept), missing + size, edges + kept
         inflow = {"V": Inflow(total, inside, total - inside, size)} if links else {}
-        made.setdefault(names[name], _node(file, nodes[name], names[name], total, cast(Any, inflow)))
+        # Constants are several nodes there, one for each layer.
+        before = made[names[name]].effect if names[name] in made else 0.0
+        made[names[name]] = _node(file, nodes[name], names[name], before + total, cast(Any, inflow))
+    last = 1 + max((node.layer for node in made.values()), default=0)
+    made["target"] = replace(made["target"], layer=last)
     quoted = re.search(r'"(.*)"', target.clerp)
     rule = str(file.metadata.generation_settings.get("rule", "another tool's direct effects"))
     marks = file.qParams.marks.renamed(names)
@@ -79,13 +82,7 @@ def _effects(
     nodes: dict[str, FileNode], into: dict[str, list[FileLink]], target: FileNode
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Effects on the target over all ways, by node, and what each link into a node is multiplied with."""
-    order: TopologicalSorter[str] = TopologicalSorter(
-        {name: [link.source for link in into.get(name, [])] for name in nodes}
-    )
-    try:
-        backward = list(order.static_order())[::-1]
-    except CycleError:
-        raise ValueError("links that go in a circle") from None
+    backward = from_sources(nodes, (link for links in into.values() for link in links))[::-1]
     effects = dict.fromkeys(nodes, 0.0)
     factors: dict[str, float] = {}
     for name in backward:

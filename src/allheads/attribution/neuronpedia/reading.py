@@ -62,6 +62,8 @@ def _ours(file: GraphFile, ours: _Ours) -> GraphContent:
         elif each.kind == "C":
             names[each.node_id] = "constants"
     nodes += [] if ours.constants is None else [ours.constants]
+    if missing := {end for link in file.links for end in (link.source, link.target)} - names.keys():
+        raise ValueError(f"a node {min(missing)!r} without what allheads has written of it")
     edges = [Edge(names[link.source], names[link.target], link.weight) for link in file.links]
     for at, edge in ours.edges:
         edges.insert(at, fitted(edge, Edge))
