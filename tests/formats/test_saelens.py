@@ -172,7 +172,7 @@ BROKEN = {
     "another kind": ({"architecture": "temporal"}, "an architecture out of"),
     "another activation": ({"activation_fn": "tanh-relu"}, "the activation relu"),
     "another size": ({"d_sae": 41}, "instead of"),
-    "k of nothing": ({"architecture": "topk", "k": 0}, "k from 1"),
+    "k of nothing": ({"architecture": "topk", "k": 0}, "which is not from 1"),
 }
 
 

@@ -236,7 +236,7 @@ class ForwardCache:
                 value = value[None]
             shape = value.shape
             value = self._points[name].seen(value) if name in self._points else value
-            if len(value) != 1 and (name in self._points or name in EMBEDDINGS):
+            if len(value) != 1 and name in self._points:
                 raise self._unread(f"that lays one prompt in {len(value)} rows at {name}")
             if self._begins(name, value) or (self.cut and name in self._points):
                 self.uncut[name] = value
