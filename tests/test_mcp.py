@@ -20,7 +20,7 @@ import allheads as ah
 from allheads.cli import mcp_command
 from allheads.cli.main import app
 from allheads.cli.mcp_answers import BUDGET, LETTERS, PARTS, ROWS, Answers
-from allheads.cli.mcp_command import TOOLS, make_server
+from allheads.cli.mcp_command import TOOLS, _within, make_server
 from allheads.models.sources import find_source
 
 PROMPT = "When Mary and John went"
@@ -228,3 +228,20 @@ def test_another_model_takes_the_place_of_the_first(folder, twin):
     answers = Answers("smollm2-135m", folder.with_name("sweep.safetensors"), None, None)
     assert answers.load(str(folder))["n_neurons"] == 96
     assert answers.seen("L0.A1")["label"] == "L0.A1"
+
+
+def test_a_question_that_is_taken_back_lets_others_ask():
+    """Cancelled before its thread has begun, it does not keep the server busy for ever."""
+
+    def tool():
+        return {"answer": 1}
+
+    ask = _within(tool, 10.0, threading.Lock())
+
+    async def twice():
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await ask()
+        return await ask()
+
+    assert anyio.run(twice) == {"answer": 1}

@@ -234,3 +234,43 @@ def test_what_cannot_be_graphed(twins, tmp_path):
         edited.confirm()
     with torch.inference_mode(), pytest.raises(ah.AllHeadsError, match="inference_mode"):
         ah.graph(twin, ids, 7)
+
+
+@pytest.mark.parametrize("target", [lambda logits: logits[0] * torch.nan, lambda logits: logits[0] * torch.inf])
+def test_targets_that_are_not_finite_are_refused(twins, target):
+    twin, ids = twins("LlamaForCausalLM")
+    with pytest.raises(ah.AllHeadsError, match="a target with a finite value"):
+        ah.graph(twin, ids, target)
+
+
+def test_what_mixes_positions_and_is_not_frozen_is_read_part_by_part():
+    """Under rules that do not freeze patterns, gradients of a convolution come from other positions as well."""
+    sample = zoo.build("Lfm2ForCausalLM", dtype=torch.float64)
+    twin, ids = ah.convert(sample.bridge), sample.inputs["input"][:1, :6]
+    with edges(Question.of(twin, ids, 7, "live", -1)) as flows:
+        site = flows.cut.neurons[-1]
+        together = {entry: sides for _, entry, sides in flows.into({site: [(0, at) for at in range(ids.shape[1])]})}
+        for entry, sides in together.items():
+            ((_, _, alone),) = flows.into({site: [entry]})
+            for expected, found in zip(alone, sides, strict=True):
+                for name, part in expected.parts.items():
+                    assert torch.equal(found.parts[name], part)
+        moved = [flow for sides in together.values() for flow in sides if flow.at == slice(None)]
+        assert moved  # and so they are seen
+
+
+def test_what_a_graph_cannot_see_is_refused(monkeypatch, twins):
+    """An edge that is lost on the way is noticed: edges have to sum to what they flow into."""
+    twin, ids = twins("LlamaForCausalLM")
+    whole = growing.GraphBuilder.read
+
+    def losing(self, node, sides):
+        for flow in sides:
+            part = next((part for part in flow.parts.values() if part.numel()), None)
+            if node is not None and part is not None:
+                part *= 0.5
+        whole(self, node, sides)
+
+    monkeypatch.setattr(growing.GraphBuilder, "read", losing)
+    with pytest.raises(ah.AllHeadsError, match="edges that sum to what they flow into"):
+        ah.graph(twin, ids, 7, budget=5)

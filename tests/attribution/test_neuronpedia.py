@@ -15,6 +15,7 @@ import allheads as ah
 from allheads.attribution.attribution_graph import AttributionGraph
 from allheads.attribution.marks import Marks
 from allheads.attribution.neuronpedia.numbering import cantor
+from allheads.attribution.neuronpedia.writing import as_neuronpedia
 from allheads_labs import zoo
 
 TEXT, WHOLE, NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number"}
@@ -302,3 +303,55 @@ def test_a_graph_from_a_file_is_not_written_for_others(made, tmp_path):
         with pytest.raises(ah.AllHeadsError, match="'neuronpedia' in a file"):
             read.save(tmp_path / path, format=kind)
     assert [path.name for path in tmp_path.iterdir()] == ["own.json"]
+
+
+def _linked_back(graph):
+    edge = next(edge for edge in graph.edges if edge.source not in ("constants",))
+    return replace(edge, source=edge.target, target=edge.source)
+
+
+@pytest.mark.parametrize("form", ["allheads", "neuronpedia"])
+def test_circles_and_edges_that_stand_twice_are_refused(made, tmp_path, form):
+    graph = made("LlamaForCausalLM", 7, "half", 2)
+    for edge, reason in ((_linked_back(graph), "circle"), (graph.edges[0], "two edges")):
+        path = replace(graph, edges=[*graph.edges, edge]).save(tmp_path / "graph.json", format=form)
+        with pytest.raises(ah.AllHeadsError, match=reason):
+            AttributionGraph.load(path)
+
+
+def test_a_node_without_what_we_wrote_of_it_is_refused(written, tmp_path):
+    file = written("LlamaForCausalLM", 7, "half", 2)
+    del next(node for node in file["nodes"] if node["feature_type"] == "cross layer transcoder")["allheads"]
+    path = tmp_path / "stripped.json"
+    path.write_text(json.dumps(file))
+    with pytest.raises(ah.AllHeadsError, match="without what allheads has written"):
+        AttributionGraph.load(path)
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "GPT2LMHeadModel"])
+def test_our_file_as_another_tools(made, written, tmp_path, name):
+    """Without our own keys it is a graph of somebody's, whose effects are those of its edges."""
+    file = written(name, PAIR, "half", 6)
+    del file["metadata"]["generation_settings"]["allheads"]
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps(file))
+    read = AttributionGraph.load(path)
+    assert {node.kind for node in read.nodes} == {node.kind for node in made(name, PAIR, "half", 6).nodes}
+    scale = max(abs(node.effect) for node in read.nodes)
+    for node in read.nodes[1:]:
+        assert sum(edge.weight for edge in read.out_of(node.name)) == pytest.approx(node.effect, abs=1e-9 * scale)
+    assert read.nodes[0].layer > max(node.layer for node in read.parts)
+
+
+def test_streams_without_tokens_have_columns_of_their_own():
+    sample = zoo.build("LlavaForConditionalGeneration", dtype=torch.float64)
+    twin = ah.convert(sample.bridge)
+    graph = ah.graph(twin, sample.inputs, 7, budget=40)
+    file = as_neuronpedia(graph, "llava")
+    places = {}
+    for node in file["nodes"]:
+        if "allheads" in node and node["feature_type"] != "logit":
+            label = node["allheads"]["label"]
+            stream = label if node["layer"] == "E" else label.partition("L")[0]
+            places.setdefault(node["ctx_idx"], set()).add(stream.partition(".")[0])
+    assert all(len({name for name in streams if name in ("P", "V", "")}) <= 1 for streams in places.values())

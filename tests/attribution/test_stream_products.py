@@ -88,3 +88,12 @@ def test_an_autoencoder_stands_in_the_way():
     split = SparseAutoencoder("blocks.1.hook_resid_pre", "standard", **weights, **biases)
     with edges(replace(question, autoencoders=(split,))) as flows:
         assert flows.products is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_16_bits_gradients_are_taken(dtype):
+    """Roundings there are as large as what would be wrong, so that nothing could be seen to hold."""
+    sample = zoo.build("LlamaForCausalLM", dtype=dtype)
+    question = Question.of(ah.convert(sample.bridge), sample.inputs["input"][:1, :6], 7, "half", -1)
+    with edges(question) as flows:
+        assert flows.products is None

@@ -192,3 +192,15 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "sae_weights.safetensors").write_bytes(b"no")
     with pytest.raises(ah.AllHeadsError, match="a folder of SAELens"):
         ah.formats.read_autoencoder(tmp_path)
+
+
+def test_of_an_encoder(tmp_path):
+    """Positions are those of the stack that it stands in, and what is taken away are heads and neurons."""
+    sample = zoo.build("T5ForConditionalGeneration", dtype=torch.float64)
+    twin = ah.convert(sample.bridge)
+    inputs = {"input": sample.inputs["input"][:1, :6], "decoder_input": sample.inputs["decoder_input"][:1, :3]}
+    saved(tmp_path, d=twin.cfg.d_model, point="encoder_blocks.1.hook_resid_pre")
+    found = ah.attribute(twin, inputs, 7).through(ah.formats.read_autoencoder(tmp_path))
+    table = found.to_dataframe()
+    assert set(table["position"]) == set(range(6)) and "EL1.F" in repr(found)
+    assert "3 parts" in str(found.attribution.confirm(3))
