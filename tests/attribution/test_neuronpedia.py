@@ -88,6 +88,7 @@ SCHEMA = {
     },
 }
 PAIR = (7, 9)
+IOI = "When Mary and John went to the store, John gave a drink to"
 
 
 def first_squared(logits):
@@ -144,7 +145,28 @@ def written(made, tmp_path_factory):
 
 @pytest.mark.parametrize("case", CASES, ids=_named)
 def test_the_schema_and_what_trips_pages(written, case):
-    file = written(*case)
+    _check(written(*case))
+
+
+def test_the_real_model(smollm_twin):
+    """Fourteen tokens, two, and one."""
+    for prompt, target in ((IOI, (" Mary", " John")), ("Hello world", " Mary"), ("Hello", " Mary")):
+        graph = ah.graph(smollm_twin, prompt, target, budget=40)
+        file = as_neuronpedia(graph, "smollm2")
+        _check(file)
+        assert "".join(file["metadata"]["prompt_tokens"]) == prompt
+    assert any("qk_tracing_results" in node for node in file["nodes"]) or not any(n.kind == "A" for n in graph.parts)
+
+
+def test_parts_in_the_first_layer_only(tiny):
+    """Pages look for a layer above 0."""
+    twin = ah.convert(tiny("llama", num_hidden_layers=1))
+    graph = ah.graph(twin, torch.tensor([1, 2, 3]), 7, budget=10)
+    assert {node.layer for node in graph.parts} == {0}
+    _check(as_neuronpedia(graph, "one-layer"))
+
+
+def _check(file):
     jsonschema.Draft7Validator(SCHEMA).validate(file)
     nodes, tokens = file["nodes"], file["metadata"]["prompt_tokens"]
     by_id = {node["node_id"]: node for node in nodes}

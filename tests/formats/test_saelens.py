@@ -10,10 +10,17 @@ from safetensors.torch import save_file
 
 import allheads as ah
 from allheads.attribution.attribution_graph import AttributionGraph
+from allheads.attribution.forward_cache import ForwardCache
+from allheads.attribution.freezing import differentiable
 from allheads.twin.capture import captured
 from allheads_labs import zoo
 
 D, LATENTS = 16, 40
+TEXTS = (
+    "When Mary and John went to the store, John gave a drink to Mary.",
+    "The capital of France is Paris, and that of Italy is Rome.",
+    "def add(a, b): return a + b",
+)
 ARCHITECTURES = ("standard", "jumprelu", "topk", "gated")
 
 
@@ -204,3 +211,50 @@ def test_of_an_encoder(tmp_path):
     table = found.to_dataframe()
     assert set(table["position"]) == set(range(6)) and "EL1.F" in repr(found)
     assert "3 parts" in str(found.attribution.confirm(3))
+
+
+@pytest.fixture(scope="module")
+def trained(smollm_twin, tmp_path_factory):
+    """A small autoencoder of SmolLM2's stream, trained for a moment, in SAELens' files."""
+    folder, point = tmp_path_factory.mktemp("trained"), "blocks.12.hook_resid_pre"
+    x = torch.cat([captured(smollm_twin, text, [point])[point][0] for text in TEXTS])
+    torch.manual_seed(0)
+    d = x.shape[1]
+    start = torch.randn(d, 4 * LATENTS) / d**0.5
+    weights = {"W_enc": start, "W_dec": start.T.contiguous(), "b_enc": torch.zeros(4 * LATENTS), "b_dec": x.mean(0)}
+    for weight in weights.values():
+        weight.requires_grad_()
+    optimizer = torch.optim.Adam(weights.values(), 2e-3)
+    for _ in range(60):
+        latents = ((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]).relu()
+        loss = (latents @ weights["W_dec"] + weights["b_dec"] - x).square().mean() + 1e-3 * latents.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    save_file({name: weight.detach() for name, weight in weights.items()}, folder / "sae_weights.safetensors")
+    config = {"d_in": d, "d_sae": 4 * LATENTS, "architecture": "standard", "metadata": {"hook_name": point}}
+    (folder / "cfg.json").write_text(json.dumps(config))
+    return ah.formats.read_autoencoder(folder)
+
+
+def test_the_real_model(smollm_twin, trained):
+    """Reconstruction and error are the stream, and their contributions, with what comes after, the target."""
+    prompt = "When Mary and John went to the store, John gave a drink to"
+    found = ah.attribute(smollm_twin, prompt, (" Mary", " John")).through(trained)
+    question = found.attribution.question
+    with differentiable(question):
+        cache = ForwardCache(smollm_twin, autoencoders=question.autoencoders)
+        with cache.recording():
+            question.run()
+    x, latents, error = (
+        cache.activations[trained.hook_point + part].detach()[0] for part in ("", ".latents", ".error")
+    )
+    assert (trained.decode(latents) + error[:, 0] - x).norm() <= 1e-5 * x.norm()
+    assert 0.2 < found.explained <= 1.0 and error.norm() > 1e-3 * x.norm()
+    after = sum(value for value, layer in found.attribution.constants.values() if layer >= 12)
+    assert found.total + after == pytest.approx(found.attribution.target_value, abs=1e-4)
+    graph = found.graph(budget=40)
+    assert {"F", "R", "A"} <= {node.kind for node in graph.nodes}
+    for node in graph.parts:
+        flow = node.inflow["V"]
+        assert flow.kept + flow.left_out == pytest.approx(node.effect, abs=1e-4)
