@@ -29,7 +29,8 @@ def hooks():
     """The modules that make pages."""
     sys.path.insert(0, str(DOCS / "hooks"))
     yield {
-        name: importlib.import_module(name) for name in ("refusals", "reference", "commands", "doctests", "notebooks")
+        name: importlib.import_module(name)
+        for name in ("refusals", "reference", "commands", "doctests", "notebook_pages")
     }
     sys.path.remove(str(DOCS / "hooks"))
 
@@ -143,7 +144,7 @@ def test_a_notebooks_page_shows_what_the_executed_copy_does(hooks, tmp_path):
     said = (("stdout", "to stdout,\n"), ("stderr", "to stderr"), ("stdout", "in two lines"))
     second.outputs = [nbformat.v4.new_output("stream", name=name, text=text) for name, text in said]
     nbformat.write(copy, tmp_path / path.name)
-    made = hooks["notebooks"].files(tmp_path)
+    made = hooks["notebook_pages"].files(tmp_path)
     page, beside = made["notebooks/01_the_twin.md"], "notebooks/01_the_twin_files/"
     assert page.startswith("# 1. The twin\n") and "](02_look_at_heads.md)" in page
     (view,) = [name for name in made if name.startswith(beside) and name.endswith(".html")]
@@ -156,7 +157,7 @@ def test_a_notebooks_page_shows_what_the_executed_copy_does(hooks, tmp_path):
     second.source += "\nprint()"
     nbformat.write(copy, tmp_path / path.name)
     for stale in (tmp_path, tmp_path / "none"):
-        made = hooks["notebooks"].files(stale)
+        made = hooks["notebook_pages"].files(stale)
         assert (
             "to stdout" not in made["notebooks/01_the_twin.md"]
             and "without outputs" in made["notebooks/01_the_twin.md"]

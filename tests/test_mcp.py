@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,12 @@ ASKED = [
 ]
 
 
+def _run(question: Any) -> Any:
+    """In a thread of its own: where a browser is driven, the main one has a loop that runs."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(anyio.run, question).result()
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A random Llama with SmolLM2's tokenizer, and a sweep of it."""
@@ -65,7 +72,7 @@ def answers(folder):
             tools = (await client.list_tools()).tools
             return tools, [await client.call_tool(name, given) for name, given in ASKED]
 
-    return anyio.run(ask)
+    return _run(ask)
 
 
 def _environment():
@@ -147,7 +154,7 @@ async def _ask(server, name, **given):
 )
 def test_what_is_asked_is_bounded(folder, name, given, sentence):
     server = make_server(Answers(str(folder), None, None, None), 60.0)
-    said = _refusal(anyio.run(lambda: _ask(server, name, **given)))
+    said = _refusal(_run(lambda: _ask(server, name, **given)))
     assert sentence in said and len(said) <= 500
 
 
@@ -172,7 +179,7 @@ def test_what_goes_wrong_inside_stays_inside(monkeypatch, capfd):
         raise KeyError("a secret of the machine")
 
     monkeypatch.setattr(Answers, "model", wrong)
-    said = _refusal(anyio.run(lambda: _ask(make_server(answers, 60.0), "model")))
+    said = _refusal(_run(lambda: _ask(make_server(answers, 60.0), "model")))
     assert said == "Error executing tool model"
 
 
@@ -187,7 +194,7 @@ def test_a_question_that_takes_too_long_is_told_so():
             await anyio.sleep(0.2)
             return late, meanwhile, await client.call_tool("model", {})
 
-    late, meanwhile, after = anyio.run(ask)
+    late, meanwhile, after = _run(ask)
     assert _refusal(late) == "No answer within 0.1 s: ask for a shorter text, or for fewer parts."
     assert _refusal(meanwhile) == "The last question is still being answered: ask again in a moment."
     assert _content(after) == {"model": "slow"}
@@ -244,4 +251,4 @@ def test_a_question_that_is_taken_back_lets_others_ask():
             await ask()
         return await ask()
 
-    assert anyio.run(twice) == {"answer": 1}
+    assert _run(twice) == {"answer": 1}

@@ -15,7 +15,7 @@ from mkdocs.structure.files import File
 
 sys.path.insert(0, str(Path(__file__).parent))
 import commands
-import notebooks
+import notebook_pages
 import points
 import reference
 import refusals
@@ -38,7 +38,7 @@ def generated() -> dict[str, str]:
 
 def on_files(files: Any, config: Any) -> Any:
     """Called by mkdocs: adds the pages, what those of notebooks show, and notebooks to be fetched."""
-    for path, content in (generated() | notebooks.files()).items():
+    for path, content in (generated() | notebook_pages.files()).items():
         files.append(File.generated(config, path, content=content))
     for notebook in sorted(ROOT.glob("notebooks/*.ipynb")):
         files.append(File.generated(config, f"notebooks/{notebook.name}", abs_src_path=str(notebook)))

@@ -26,7 +26,7 @@ def test_killed_at_every_event(writers, name, tmp_path):
     assert found.count >= 5 * len(writers[name].states)
 
 
-@pytest.mark.parametrize(("name", "moved_aside"), [("twin", 9), ("cached", 12)])
+@pytest.mark.parametrize(("name", "moved_aside"), [("twin", 10), ("cached", 12)])
 def test_readers_are_killed_while_they_put_back_what_was_left(writers, name, moved_aside, tmp_path):
     found = kills.Kills(writers[name], tmp_path)
     found.readers("old", moved_aside)

@@ -235,6 +235,9 @@ def edges(question: Question) -> Iterator[Edges]:
         whole = ForwardCache(twin, metric.hook_points, autoencoders=question.autoencoders)
         with whole.recording():
             value = metric.of(question.run(), whole.activations)
+        if not torch.isfinite(value):
+            got = f"{metric.name} of {float(value.detach())}"
+            raise AllHeadsError("a target with a finite value", got, "Take another.")
         begins = tuple(whole.embeddings)
         named, written = constants(frozen), [site.point for site in whole.sites]
         tensors = {name: whole.activations[name] for name in (*begins, *whole.starts, *written)}
@@ -253,8 +256,6 @@ def edges(question: Question) -> Iterator[Edges]:
         cut = whole.cut_anew(points)
         with cut.recording():
             value = metric.of(question.run(), cut.activations)
-        if not torch.isfinite(value):
-            raise AllHeadsError("a target with a finite value", f"{metric.name} of {float(value)}", "Take another.")
         embeddings = _by_begin({name: effects[name][0].sum(-1) for name in begins})
         beside = unnamed(whole, gradients, named) if rule.complete else {}
         if beside:
