@@ -217,3 +217,17 @@ def test_an_interrupted_write_leaves_nothing(stop, tiny, root, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("ALLHEADS_CACHE", str(root))
     assert (unpacked(tiny) / "manifest.json").exists()
+
+
+def test_the_file_is_parsed_once(tiny, root, monkeypatch):
+    """transformers by itself parses it for the configuration, the weights and the tokenizer, one after the other."""
+    parsed = []
+
+    class Counting(gguf.GGUFReader):
+        def __init__(self, path, *args, **options):
+            parsed.append(path)
+            super().__init__(path, *args, **options)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counting)
+    unpacked(tiny)
+    assert len(parsed) == 1 and gguf.GGUFReader is Counting

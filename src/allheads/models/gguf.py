@@ -1,6 +1,6 @@
 """GGUF files, dequantised once into a folder that loads ten times faster.
 
-Reading a GGUF file takes transformers 10 to 30 seconds for SmolLM2. The first use therefore leaves a copy in
+Reading a GGUF file takes transformers 10 seconds and more for SmolLM2. The first use therefore leaves a copy in
 the cache: the same float32 numbers as safetensors, the configuration and the tokenizer.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import gguf
 import torch
 import transformers.modeling_gguf_pytorch_utils as hf_gguf
 from tqdm.auto import tqdm
@@ -53,7 +54,8 @@ def _unpack(path: Path, folder: Path) -> None:
     source = {"gguf_file": path.name, "local_files_only": True}
     where = str(path.parent)
     title = f"Unpacking {path.name}, only once"
-    with no_progress_bars(), offline(), _bars_on_terminals_only(), tqdm(total=4, disable=None) as bar:
+    bar = tqdm(total=4, disable=None)
+    with no_progress_bars(), offline(), _bars_on_terminals_only(), _parsed_once(), bar:
         with explained(
             f"a complete GGUF file of a supported architecture in {path.name}",
             "It may be truncated or damaged: fetch it again, or use the model's safetensors folder.",
@@ -90,3 +92,19 @@ def _bars_on_terminals_only() -> Iterator[None]:
         yield
     finally:
         hf_gguf.tqdm = original
+
+
+@contextmanager
+def _parsed_once() -> Iterator[None]:
+    """transformers parses a file once for each of configuration, weights and tokenizer, and names for every module.
+
+    That takes most of its time: the weights themselves take two seconds of it.
+    """
+    originals = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    try:
+        for name, original in originals.items():
+            setattr(gguf, name, functools.cache(original))
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(gguf, name, original)
