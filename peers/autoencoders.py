@@ -9,11 +9,9 @@ base class from there, which is lent to them under its former name.
 from __future__ import annotations
 
 import logging
-import subprocess
 import sys
 import tempfile
 import warnings
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +19,9 @@ import torch
 import transformer_lens
 
 import allheads as ah
-from allheads.disk import cache_root, replaced_folder
+
+# Of this folder.
+from packages import installed  # isort: skip
 
 PACKAGE = "sae-lens==6.54.12"
 D_MODEL, LATENTS = 16, 64
@@ -66,16 +66,9 @@ def _difference(saes: ModuleType, name: str, settings: dict[str, Any]) -> tuple[
 
 def _theirs() -> ModuleType:
     """The room of SAELens that has its autoencoders."""
-    target = cache_root() / "peers" / PACKAGE
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with replaced_folder(target) as scratch:
-            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(scratch)]
-            subprocess.run([*pip, PACKAGE], check=True)
+    target = installed(PACKAGE, PACKAGE)
     package, lent = ModuleType("sae_lens"), ModuleType("transformer_lens.HookedTransformer")
-    vars(package).update(
-        __path__=[str(Path(target) / "sae_lens")], __version__="", logger=logging.getLogger("sae_lens")
-    )
+    vars(package).update(__path__=[str(target / "sae_lens")], __version__="", logger=logging.getLogger("sae_lens"))
     vars(lent).update(HookedRootModule=transformer_lens.HookedRootModule, HookedTransformer=object)
     sys.modules |= {module.__name__: module for module in (package, lent)}
     from sae_lens import saes

@@ -24,6 +24,9 @@ import allheads as ah
 from allheads.attribution.attribution_graph import AttributionGraph
 from allheads.disk import cache_root, replaced_folder
 
+# Of this folder.
+from packages import installed  # isort: skip
+
 PACKAGE = "circuit-tracer==0.5.0"
 SCRIPTS = {
     "d3.js": ("d3@7.9.0", "package/dist/d3.js"),
@@ -44,7 +47,7 @@ PORT = 8044
 
 def main() -> int:
     """1 if anything differs."""
-    tool = _installed()
+    tool = installed(PACKAGE, PACKAGE)
     sys.path.append(str(tool))
     twin = ah.convert(ah.load("smollm2-135m"))
     graph = ah.graph(twin, TEXT, (" Mary", " John"), budget=200)
@@ -198,16 +201,6 @@ def _scripts() -> dict[str, str]:
         found[jetpack].replace("factory(global.d3 = {}, global.d3", "factory(global.d3, global.d3") + LACKING
     )
     return found
-
-
-def _installed() -> Path:
-    target = cache_root() / "peers" / PACKAGE
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with replaced_folder(target) as scratch:
-            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(scratch)]
-            subprocess.run([*pip, PACKAGE], check=True)
-    return target
 
 
 if __name__ == "__main__":

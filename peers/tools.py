@@ -10,7 +10,6 @@ source without one of its MLPs have to differ visibly.
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -23,10 +22,11 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer
 
 import allheads as ah
-from allheads.disk import cache_root, digest, replaced_folder
+from allheads.disk import digest
 
 # Of this folder.
 import hub  # isort: skip
+from packages import installed  # isort: skip
 
 HERE = Path(__file__).parent
 TEXT = "The Eiffel Tower is in"
@@ -140,13 +140,7 @@ def _tokenizer() -> AutoTokenizer:
 def _install() -> Path:
     """The tools and what they need, in a folder beside the environment, which stays as it is."""
     wanted = HERE / "requirements.txt"
-    target = cache_root() / "peers" / f"tools-{digest(wanted)[:16]}"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with replaced_folder(target) as scratch:
-            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(scratch)]
-            subprocess.run([*pip, "-r", str(wanted)], check=True)
-    return target
+    return installed(f"tools-{digest(wanted)[:16]}", "-r", str(wanted))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from allheads.attribution.confirm import Confirmation, confirm
 from allheads.attribution.graph_content import PARTS, Edge, GraphContent, Node
 from allheads.attribution.influence import Influence, influence, pruned
-from allheads.attribution.marks import Marks
 from allheads.attribution.neuronpedia.reading import from_neuronpedia
 from allheads.attribution.neuronpedia.writing import as_neuronpedia
 from allheads.attribution.question import Question
@@ -29,22 +28,13 @@ _VERSION, _LARGEST = 2, 10**8
 
 
 @dataclass(frozen=True, repr=False)
-class AttributionGraph(Result):
+class AttributionGraph(GraphContent, Result):
     """Nodes with the target first, in the order in which they were found, and the edges between them.
 
-    For each node and side, edges kept and left out sum to the whole: through values, to the node's effect.
-    ``coverage`` is the share of absolute edge weight into kept nodes that is kept. ``marks`` are what a reader has
-    pinned, grouped and noted. ``question`` is what was asked; a graph that was read from a file has none.
+    ``question`` is what was asked; a graph that was read from a file has none. The rest is what is in its file, see
+    `GraphContent`.
     """
 
-    rule: str
-    target: str
-    tokens: list[str]
-    target_value: float
-    nodes: list[Node]
-    edges: list[Edge]
-    coverage: float
-    marks: Marks = field(default_factory=Marks)
     question: Question | None = field(default=None, compare=False, repr=False)
 
     def confirm(self, k: int = 100) -> Confirmation:

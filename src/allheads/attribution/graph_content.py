@@ -73,9 +73,14 @@ class Edge:
     side: Side = "V"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GraphContent:
-    """What of a graph is in its file."""
+    """What of a graph is in its file.
+
+    For each node and side, edges kept and left out sum to the whole: through values, to the node's effect.
+    ``coverage`` is the share of absolute edge weight into kept nodes that is kept. ``marks`` are what a reader has
+    pinned, grouped and noted.
+    """
 
     rule: str
     target: str

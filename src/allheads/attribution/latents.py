@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 class LatentAttribution(Result):
     """What latents, the error and the bias of an autoencoder contribute; all numbers in units of the target.
 
-    ``attribution`` has these parts among all others, as ``L3.F77`` and ``L3.R0``.
+    ``attribution`` has these parts among all others, as ``L3.F77`` and ``L3.R0``. Direct parts then sum to the target
+    with ``biases``, which are no part.
     """
 
     attribution: Attribution

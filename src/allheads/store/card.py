@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from allheads.errors import printable
@@ -68,4 +69,4 @@ def _figures(twin: TwinBridge, record: Record) -> dict[str, str]:
 
 def _plain(name: str) -> str:
     """A name that is no markup."""
-    return printable(name).replace("`", "'").replace("\n", " ")
+    return re.sub(r"[`<>\[\]|]", "'", printable(name)).replace("\n", " ")

@@ -88,7 +88,7 @@ def twin_of_hub(name: str) -> Path | None:
 def _push(folder: Path, name: str, private: bool) -> str:
     from huggingface_hub import HfApi
 
-    files = [FILE, CARD, *read_record(folder).files]
+    files = [FILE, CARD, *map(escape, read_record(folder).files)]
     api = HfApi()
     with _in_our_words(name):
         api.create_repo(name, private=private, exist_ok=True)

@@ -181,6 +181,6 @@ def _probability(question: Question) -> float:
     if not entries:
         return 1.0
     logits = question.run()[0, question.metric.position].double()
-    return float(
-        (logits[list(entries)] if len(entries) == 2 else logits).softmax(-1)[0 if len(entries) == 2 else entries[0]]
-    )
+    if len(entries) == 2:
+        return float(logits[list(entries)].softmax(0)[0])
+    return float(logits.softmax(0)[entries[0]])
